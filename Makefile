@@ -1,0 +1,50 @@
+# make demo and make test do all their own set-up, in .venv; the second time there is none to do.
+#   make test PYTHON=python3.12           another interpreter (for a new venv)
+#   make test TORCH='torch==2.11.0'       another torch; one that is already in the venv is left alone
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# Nothing here needs a download once it is installed, and no test may depend on one.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test lint venv clean
+.NOTPARALLEL:
+
+demo: $(VENV)/.for-use
+	$(BIN)/lvspec demo
+
+# The models of the tests are so small that a second thread slows them down.
+test: export OMP_NUM_THREADS ?= 1
+test: lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.for-tests
+	$(BIN)/ruff check .
+
+venv: $(VENV)/.for-tests
+
+# torch first and by its exact version: left to the range in setup.py, pip would pick the newest.
+# setuptools too, because Python 3.12 makes venvs without it and installs below are not isolated.
+$(VENV)/.torch:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install 'setuptools>=70.1'
+	$(BIN)/python -m pip show --quiet torch 2>/dev/null || $(BIN)/python -m pip install '$(TORCH)' \
+	  || { echo "$(TORCH) cannot be installed here; choose another: make TORCH='torch>=2.10'"; exit 1; }
+	touch $@
+
+$(VENV)/.for-use: $(VENV)/.torch setup.py pyproject.toml
+	$(BIN)/python -m pip install --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.for-tests: $(VENV)/.torch setup.py pyproject.toml
+	$(BIN)/python -m pip install --no-build-isolation --editable '.[test]'
+	touch $(VENV)/.for-use $@
+
+# Leaves the venv; `rm -r .venv` starts over.
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks demo-out
+	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
