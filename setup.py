@@ -7,8 +7,6 @@ TRITON_MACHINES = (
     'platform_system == "Linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
 )
 
-TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3", "ruff>=0.9"]
-
 setup(
     name="lvspec",
     version="0.1.0",
@@ -35,7 +33,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": TEST,
+        "test": ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3", "ruff>=0.9"],
         "flash-attn": ["flash-attn"],
     },
     entry_points={"console_scripts": ["lvspec = lvspec.cli:main"]},
