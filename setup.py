@@ -1,4 +1,4 @@
-"""Packaging of lvspec. The version, the requirements and the map of the folders stand here and nowhere else."""
+"""Packaging: the version, the requirements and the map of the folders stand here only."""
 
 from setuptools import find_packages, setup
 
@@ -10,7 +10,7 @@ TRITON_MACHINES = (
 setup(
     name="lvspec",
     version="0.1.0",
-    description="Loosely speculative decoding of Video-LLMs: the same captions, sooner, without training",
+    description="Loosely speculative decoding of Video-LLMs: faster captions without training",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
