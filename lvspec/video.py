@@ -203,7 +203,7 @@ def write_video(
         FileNotFoundError: the folder does not exist.
     """
     target = Path(path)
-    _check_frames(frames)
+    check_frames(frames)
     if not (fps > 0 and math.isfinite(fps)):
         raise ValueError(f"fps must be positive and finite, got {fps}")
     if pixel_format not in ("yuv444p", "yuv420p"):
@@ -255,10 +255,11 @@ def _open_video(path: str) -> Iterator[tuple[av.container.InputContainer, av.Vid
         # Playlists and the like may name other places: a local file is all that is ever opened.
         container = av.open(path, options={"protocol_whitelist": "file"})
     except (av.FFmpegError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"not a video, or not one that FFmpeg can read: {path} ({error})"
-        ) from error
+        raise ValueError(f"not a video, or not one that FFmpeg can read: {path}") from error
     with container:
+        # FFmpeg draws plain text files as pictures of a terminal.
+        if container.format.name == "tty":
+            raise ValueError(f"not a video but a text file: {path}")
         # A cover picture inside an audio file is a video stream to FFmpeg, but no video.
         attached = av.stream.Disposition.attached_pic
         streams = [
@@ -374,7 +375,7 @@ def _check_sampling(num_frames: int | None, fps: float | None, max_frames: int) 
         raise ValueError(f"fps must be positive and finite, got {fps}")
 
 
-def _check_frames(frames: Tensor) -> None:
+def check_frames(frames: Tensor) -> None:
     if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
         got = str(frames.dtype) if isinstance(frames, Tensor) else type(frames).__name__
         raise TypeError(f"frames must be a uint8 tensor, got {got}")
