@@ -238,7 +238,7 @@ def load_video_processor(
 
 
 def preprocess_video(frames: Tensor, config: VideoProcessorConfig) -> tuple[Tensor, Tensor]:
-    """Resizes, normalises and cuts frames into patches, equal to HuggingFace's Qwen2VLVideoProcessor.
+    """Resizes, normalises and cuts frames into patches, as HuggingFace's Qwen2-VL processor does.
 
     Args:
         frames: uint8 `[T, H, W, 3]`, RGB, any device.
@@ -307,8 +307,8 @@ def _resize(images: Tensor, config: VideoProcessorConfig) -> Tensor:
     )
     if size == (height, width):
         return images
-    # As torchvision does, so that roundings agree: CPUs work on bytes (with bilinear weights, if they
-    # have AVX), other devices go through float32.
+    # As torchvision does, so that roundings agree: CPUs work on bytes (for bilinear weights, those
+    # with AVX), other devices go through float32.
     in_bytes = images.device.type == "cpu" and (
         config.resample == "bicubic"
         or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

@@ -261,12 +261,11 @@ def _open_video(path: str) -> Iterator[tuple[av.container.InputContainer, av.Vid
         if container.format.name == "tty":
             raise ValueError(f"not a video but a text file: {path}")
         # A cover picture inside an audio file is a video stream to FFmpeg, but no video.
-        attached = av.stream.Disposition.attached_pic
-        streams = [
-            stream for stream in container.streams.video if not stream.disposition & attached
-        ]
+        picture = av.stream.Disposition.attached_pic
+        streams = [stream for stream in container.streams if not stream.disposition & picture]
+        kinds = ", ".join(sorted({stream.type for stream in streams})) or "nothing"
+        streams = [stream for stream in streams if stream.type == "video"]
         if not streams:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
             raise ValueError(f"no video stream in the file, which holds {kinds}: {path}")
         stream = streams[0]
         if stream.codec_context is None:
