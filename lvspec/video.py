@@ -85,14 +85,14 @@ def sample_indices(
     """
     _check_sampling(num_frames, fps, max_frames)
     if num_frames is not None:
-        if num_frames > total_frames:
+        wanted = round(num_frames / temporal_patch_size) * temporal_patch_size
+        if wanted > total_frames >= num_frames:
+            wanted -= temporal_patch_size
+        if wanted > total_frames:
             raise ValueError(
                 f"num_frames={num_frames} is more than the {total_frames} frame(s) in the video: "
                 "lower num_frames, or leave it out to take all frames"
             )
-        wanted = round(num_frames / temporal_patch_size) * temporal_patch_size
-        if wanted > total_frames:
-            wanted -= temporal_patch_size
     elif fps is not None:
         most = min(max_frames, total_frames)
         wanted = min(max(total_frames / source_fps * fps, min_frames), most)
