@@ -1,6 +1,10 @@
 """Packaging: the version, the requirements and the map of the folders stand here only."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+README = Path(__file__).with_name("README.md")
 
 # The triton wheels exist for these machines only; lvspec.ops says so where triton is absent.
 TRITON_MACHINES = (
@@ -11,6 +15,8 @@ setup(
     name="lvspec",
     version="0.1.0",
     description="Loosely speculative decoding of Video-LLMs: faster captions without training",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
