@@ -30,7 +30,7 @@ HAS_TORCHVISION = find_spec("torchvision") is not None
 STAND_IN = {
     "torchvision-0.28.0.dist-info/METADATA": "Name: torchvision\nVersion: 0.28.0\n",
     "torchvision/__init__.py": "__version__ = '0.28.0'\n",
-    "torchvision/io.py": "",
+    "torchvision/io.py": "ImageReadMode = decode_image = None\n",
     "torchvision/transforms/__init__.py": """
         from enum import Enum
         class InterpolationMode(Enum):
