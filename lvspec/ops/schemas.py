@@ -1,0 +1,176 @@
+"""Schemas, shape functions and reference implementations of `torch.ops.lvspec.*`.
+
+Everything is registered for CompositeExplicitAutograd, which every device falls back to: a backend
+registered for CPU or CUDA takes precedence there and the schemas stay as they are. Arguments are
+flat (tensors and numbers), which is what a Triton or C++ implementation takes; `lvspec.ops` makes
+them from plans and policies and checks them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lvspec import reference
+from lvspec.policy import Rule
+from lvspec.reference.accept import accept_by_rule
+
+# Kept for the life of the process: the registrations go when it is collected.
+library = torch.library.Library("lvspec", "DEF")
+
+SCHEMAS = {
+    "verify_attention": (
+        "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor ancestors, "
+        "Tensor visual, float scale, Tensor? block_table, Tensor? plan_start, Tensor? plan_end, "
+        "Tensor? plan_kind, bool scores) -> "
+        "(Tensor out, Tensor lse, Tensor visual_mass, Tensor visual_peak)"
+    ),
+    "logit_stats": (
+        "(Tensor logits, int top_k) -> "
+        "(Tensor top_ids, Tensor top_logits, Tensor lse, Tensor entropy)"
+    ),
+    "accept": (
+        "(Tensor logits, Tensor tokens, Tensor parents, Tensor num_slots, Tensor top_ids, "
+        "Tensor top_logits, Tensor lse, Tensor entropy, Tensor? relevance, Tensor? regret_used, "
+        "Tensor strict_ids, Tensor eos_ids, float anchor_threshold, float max_regret, int top_k, "
+        "float min_log_prob, float typical_log_eps, float typical_log_delta, float min_entropy, "
+        "int entropy_top, int shift_window, int window, int max_run, float regret_budget) -> "
+        "(Tensor path, Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret)"
+    ),
+    "commit_kv": (
+        "(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor kv_len, Tensor path, "
+        "Tensor num_accepted) -> ()"
+    ),
+    "visual_importance": (
+        "(Tensor q, Tensor k_cache, Tensor kv_len, Tensor visual, Tensor lse, float scale) -> "
+        "Tensor importance"
+    ),
+    "expand_tree": (
+        "(Tensor logits, Tensor log_probs, Tensor slots, int width, int top_k) -> "
+        "(Tensor tokens, Tensor parents, Tensor log_probs)"
+    ),
+}
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float type of sums and statistics: float32, or float64 for float64 input."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _verify_attention(
+    q, k_cache, v_cache, kv_len, ancestors, visual, scale, block_table, start, end, kind, scores
+):
+    plan = None if start is None else reference.SplitPlan(start, end, kind)
+    out, lse, mass, peak = reference.verify_attention(
+        q,
+        k_cache,
+        v_cache,
+        kv_len,
+        ancestors,
+        visual,
+        scale=scale,
+        block_table=block_table,
+        plan=plan,
+        scores=scores,
+    )
+    return (out, lse, mass, peak) if scores else (out, lse, lse.new_empty(0), lse.new_empty(0))
+
+
+def _verify_attention_fake(
+    q, k_cache, v_cache, kv_len, ancestors, visual, scale, block_table, start, end, kind, scores
+):
+    shape, dtype = q.shape[:3], statistics_dtype(q.dtype)
+    score_shape = shape if scores else (0,)
+    return (
+        q.new_empty(q.shape),
+        q.new_empty(shape, dtype=dtype),
+        q.new_empty(score_shape, dtype=dtype),
+        q.new_empty(score_shape, dtype=dtype),
+    )
+
+
+def _logit_stats(logits, top_k):
+    return tuple(reference.logit_stats(logits, top_k=top_k))
+
+
+def _logit_stats_fake(logits, top_k):
+    rows, dtype = logits.shape[:2], statistics_dtype(logits.dtype)
+    return (
+        logits.new_empty((*rows, top_k), dtype=torch.int32),
+        logits.new_empty((*rows, top_k), dtype=dtype),
+        logits.new_empty(rows, dtype=dtype),
+        logits.new_empty(rows, dtype=dtype),
+    )
+
+
+def _accept(
+    logits, tokens, parents, num_slots, top_ids, top_logits, lse, entropy, relevance, regret_used,
+    strict_ids, eos_ids, *numbers,
+):  # fmt: skip
+    return tuple(
+        accept_by_rule(
+            logits,
+            tokens,
+            parents,
+            num_slots,
+            reference.LogitStats(top_ids, top_logits, lse, entropy),
+            relevance,
+            Rule(*numbers),
+            strict_ids=strict_ids.tolist(),
+            eos_ids=eos_ids.tolist(),
+            regret_used=regret_used,
+        )
+    )
+
+
+def _accept_fake(logits, tokens, parents, num_slots, top_ids, top_logits, lse, *others):
+    batch_size = tokens.shape[0]
+    return (
+        tokens.new_empty(tokens.shape, dtype=torch.int32),
+        tokens.new_empty(batch_size, dtype=torch.int32),
+        tokens.new_empty(batch_size, dtype=torch.int64),
+        tokens.new_empty(tokens.shape, dtype=torch.uint8),
+        lse.new_empty(batch_size),
+    )
+
+
+def _commit_kv_fake(k_cache, v_cache, kv_len, path, num_accepted):
+    return None
+
+
+def _visual_importance(q, k_cache, kv_len, visual, lse, scale):
+    return reference.visual_importance(q, k_cache, kv_len, visual, lse, scale=scale)
+
+
+def _visual_importance_fake(q, k_cache, kv_len, visual, lse, scale):
+    return q.new_empty(visual.shape, dtype=statistics_dtype(q.dtype))
+
+
+def _expand_tree(logits, log_probs, slots, width, top_k):
+    return tuple(reference.expand_tree(logits, log_probs, slots, width=width, top_k=top_k))
+
+
+def _expand_tree_fake(logits, log_probs, slots, width, top_k):
+    shape = (logits.shape[0], width)
+    return (
+        slots.new_empty(shape, dtype=torch.int64),
+        slots.new_empty(shape),
+        log_probs.new_empty(shape),
+    )
+
+
+def _register() -> None:
+    implementations = {
+        "verify_attention": (_verify_attention, _verify_attention_fake),
+        "logit_stats": (_logit_stats, _logit_stats_fake),
+        "accept": (_accept, _accept_fake),
+        "commit_kv": (reference.commit_kv, _commit_kv_fake),
+        "visual_importance": (_visual_importance, _visual_importance_fake),
+        "expand_tree": (_expand_tree, _expand_tree_fake),
+    }
+    for name, (implementation, fake) in implementations.items():
+        library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"lvspec::{name}", fake, lib=library)
+
+
+_register()

@@ -1,0 +1,370 @@
+"""AcceptancePolicy: what a verify pass may accept beyond the target's own choice.
+
+A draft token that equals the target's choice is always accepted. Every other draft token is a
+*mismatch*; the fields below say which mismatches are tolerated. The rule itself is
+`lvspec.reference.accept`. Probabilities and regrets are those of the target, in nats where they are
+logarithms. This module imports nothing of lvspec and creates no tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+DEFAULT_ANCHOR_THRESHOLD = 0.05
+"""Visual relevance from which on a row is an anchor, by the default scorer (mean `visual_peak`)."""
+
+MAX_TOP_K = 16
+"""The longest list of best tokens that `logit_stats` keeps per row."""
+
+MAX_MISMATCHES = 63
+"""Draft slots of a verify pass at most, hence mismatches on a path at most."""
+
+
+class Rule(NamedTuple):
+    """A policy as plain numbers, the form in which every backend receives it.
+
+    Each number is a float32 value (rounded to nearest), so a comparison has the same outcome in
+    Python and on a device. Limits that are off hold a number that no comparison can fail.
+    """
+
+    anchor_threshold: float
+    max_regret: float  # +inf: no limit
+    top_k: int  # 0: no limit
+    min_log_prob: float  # ln(min_prob); -inf: no limit
+    typical_log_eps: float  # ln(typical_eps); -inf: no limit
+    typical_log_delta: float  # ln(typical_delta); -inf: no limit
+    min_entropy: float  # -inf: no gate
+    entropy_top: int
+    shift_window: int
+    window: int
+    max_run: int  # MAX_MISMATCHES: no limit
+    regret_budget: float  # +inf: no limit
+
+
+@dataclasses.dataclass(frozen=True)
+class AcceptancePolicy:
+    """Which draft tokens may be accepted.
+
+    Immutable; `dataclasses.replace` makes a changed copy, checked again. Without arguments nothing
+    but exact matches is accepted. A mismatch is *loose* if its row is no anchor, no guarded token
+    is involved and every limit that is set holds; independently of anchors and limits it is a
+    *shift* if the right token stands at most `shift_window` positions away.
+
+    Args:
+        anchor_threshold: A row whose visual relevance is at least this is an anchor, and nothing is
+            loose there. -inf: every row is an anchor. +inf: no row is (no visual gate, relevance is
+            not needed).
+        max_regret: Largest regret in nats (target's best logit minus the token's), or None.
+        top_k: The token must be among the target's `top_k` best, 1 to 16, or None.
+        min_prob: Smallest target probability in (0, 1], or None.
+        typical_eps: Medusa's typical acceptance `p >= min(eps, delta * exp(-entropy))`; in (0, 1],
+            or None.
+        typical_delta: The other number of that test, > 0; set both or neither.
+        min_entropy: Entropy gate in nats: `-sum p ln p` over the row's `entropy_top` best tokens,
+            with probabilities of the full softmax, must reach it. None: no gate.
+        entropy_top: How many tokens the entropy gate looks at, 1 to 16.
+        shift_window: How many positions a right token may be off. 0: no shifts.
+        window: This many exact tokens must follow a mismatch on the path. 0: none need follow.
+        max_run: At most this many mismatches in a row, >= 1, or None.
+        regret_budget: At most this much summed regret in nats for the whole sequence, or None.
+        strict_ids: Tokens of which neither the draft's nor the target's side of a mismatch may be
+            one.
+        eos_ids: End-of-sequence tokens. Guarded like `strict_ids`; besides, nothing follows one
+            that is accepted.
+        name: Name of the preset it came from, or "custom".
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: A value is out of range, or fields contradict each other.
+    """
+
+    anchor_threshold: float = -math.inf
+    max_regret: float | None = None
+    top_k: int | None = None
+    min_prob: float | None = None
+    typical_eps: float | None = None
+    typical_delta: float | None = None
+    min_entropy: float | None = None
+    entropy_top: int = 3
+    shift_window: int = 0
+    window: int = 0
+    max_run: int | None = None
+    regret_budget: float | None = None
+    strict_ids: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...] = ()
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__  # the dataclass is frozen
+        put(self, "anchor_threshold", _real("anchor_threshold", self.anchor_threshold))
+        for field in _OPTIONAL_NUMBERS:
+            value = getattr(self, field)
+            if value is not None:
+                put(self, field, _finite(field, value))
+        for field, least, most in _INTEGER_RANGES:
+            value = getattr(self, field)
+            if value is not None:
+                put(self, field, _integer(field, value, least, most))
+            elif field not in ("top_k", "max_run"):
+                raise TypeError(f"{field}: expected an integer, got None")
+        put(self, "strict_ids", _ids("strict_ids", self.strict_ids))
+        put(self, "eos_ids", _ids("eos_ids", self.eos_ids))
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"name: expected a non-empty string, got {self.name!r}")
+        self._check_ranges()
+        self._check_contradictions()
+        put(self, "_rule", self._make_rule())
+
+    def _check_ranges(self) -> None:
+        for field in ("max_regret", "regret_budget", "min_entropy"):
+            value = getattr(self, field)
+            if value is not None and value < 0:
+                raise ValueError(f"{field}: expected a number of nats >= 0 or None, got {value}")
+        for field in ("min_prob", "typical_eps"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{field}: expected a probability in (0, 1] or None, got {value}")
+        if self.typical_delta is not None and self.typical_delta <= 0:
+            raise ValueError(
+                f"typical_delta: expected a number > 0 or None, got {self.typical_delta}"
+            )
+
+    def _check_contradictions(self) -> None:
+        if (self.typical_eps is None) != (self.typical_delta is None):
+            raise ValueError(
+                "typical_eps, typical_delta: expected both or neither, "
+                f"got typical_eps={self.typical_eps}, typical_delta={self.typical_delta}"
+            )
+        reachable = largest_top_entropy(self.entropy_top)
+        if self.min_entropy is not None and self.min_entropy > reachable:
+            raise ValueError(
+                f"min_entropy: expected at most {reachable:.4f}, which is all that the "
+                f"entropy_top={self.entropy_top} best tokens can reach, got {self.min_entropy}"
+            )
+        if self.name == "strict":
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if field.name not in ("strict_ids", "eos_ids", "name") and value != field.default:
+                    raise ValueError(
+                        f"{field.name}: expected {field.default} in the strict preset, which "
+                        f"accepts exact matches only, got {value}; give the policy another name"
+                    )
+
+    def _make_rule(self) -> Rule:
+        return Rule(
+            anchor_threshold=as_float32(self.anchor_threshold),
+            max_regret=_or_off(self.max_regret, math.inf),
+            top_k=self.top_k or 0,
+            min_log_prob=_log_or_off(self.min_prob),
+            typical_log_eps=_log_or_off(self.typical_eps),
+            typical_log_delta=_log_or_off(self.typical_delta),
+            min_entropy=_or_off(self.min_entropy, -math.inf),
+            entropy_top=self.entropy_top,
+            shift_window=self.shift_window,
+            window=self.window,
+            max_run=MAX_MISMATCHES if self.max_run is None else min(self.max_run, MAX_MISMATCHES),
+            regret_budget=_or_off(self.regret_budget, math.inf),
+        )
+
+    @property
+    def rule(self) -> Rule:
+        """The numbers a backend takes."""
+        return self._rule  # type: ignore[attr-defined]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no mismatch can ever be accepted: the output is the target's greedy decoding."""
+        return self.anchor_threshold == -math.inf and self.shift_window == 0
+
+    @property
+    def needs_relevance(self) -> bool:
+        """Whether the visual relevance of a row can change anything."""
+        return math.isfinite(self.anchor_threshold)
+
+    @property
+    def needed_top_k(self) -> int:
+        """The smallest `top_k` of `logit_stats` with which this policy can be applied."""
+        return max(1, self.top_k or 1, 1 if self.min_entropy is None else self.entropy_top)
+
+    @classmethod
+    def strict(cls, **overrides: Any) -> AcceptancePolicy:
+        """Exact matches only: lossless greedy decoding. `strict_ids` and `eos_ids` may be given."""
+        return cls(**{"name": "strict", **overrides})
+
+    @classmethod
+    def lvspec(cls, **overrides: Any) -> AcceptancePolicy:
+        """Anchors strictly, fillers from the target's five best, right tokens up to two places off.
+
+        Idea: LVSpec, "See the Forest for the Trees" (ACL 2026, arXiv 2604.05650). The rule and its
+        numbers are ours.
+        """
+        fields = {
+            "anchor_threshold": DEFAULT_ANCHOR_THRESHOLD,
+            "top_k": 5,
+            "shift_window": 2,
+            "name": "lvspec",
+        }
+        return cls(**{**fields, **overrides})
+
+    @classmethod
+    def fly(cls, **overrides: Any) -> AcceptancePolicy:
+        """FLy: a mismatch passes where the target is undecided and five exact tokens follow.
+
+        FLy counts its window with the mismatch (6), we count the tokens that follow (5).
+        """
+        fields = {
+            "anchor_threshold": math.inf,
+            "min_entropy": 0.3,
+            "entropy_top": 3,
+            "window": 5,
+            "name": "fly",
+        }
+        return cls(**{**fields, **overrides})
+
+    @classmethod
+    def typical(cls, **overrides: Any) -> AcceptancePolicy:
+        """Medusa's typical acceptance: `p >= min(0.3, 0.09 * exp(-entropy))`."""
+        fields = {
+            "anchor_threshold": math.inf,
+            "typical_eps": 0.3,
+            "typical_delta": 0.09,
+            "name": "typical",
+        }
+        return cls(**{**fields, **overrides})
+
+    @classmethod
+    def relaxed(cls, **overrides: Any) -> AcceptancePolicy:
+        """Among the target's ten best and at most 0.6 nats below the best.
+
+        The shape of TensorRT-LLM's relaxed acceptance (top-N within delta); its delta is a
+        difference of probabilities, ours one of log-probabilities.
+        """
+        fields = {"anchor_threshold": math.inf, "top_k": 10, "max_regret": 0.6, "name": "relaxed"}
+        return cls(**{**fields, **overrides})
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> AcceptancePolicy:
+        """The preset called `name`, with `overrides` of its fields.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"name: expected one of {', '.join(PRESETS)}, got {name!r}")
+        return getattr(cls, name)(**overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as values that JSON can hold: infinities as "inf" and "-inf", ids as lists."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: _to_json(value) for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AcceptancePolicy:
+        """The inverse of `to_dict`; fields that are left out take their defaults.
+
+        Raises:
+            ValueError: A key is not a field.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(names))
+        if unknown:
+            raise ValueError(
+                f"values: expected keys among {', '.join(names)}, got {', '.join(unknown)}"
+            )
+        return cls(
+            **{
+                name: float(value) if value in ("inf", "-inf") else value
+                for name, value in values.items()
+            }
+        )
+
+
+PRESETS = ("strict", "lvspec", "fly", "typical", "relaxed")
+"""Names of the presets, as `AcceptancePolicy.preset` takes them."""
+
+_OPTIONAL_NUMBERS = (
+    "max_regret",
+    "min_prob",
+    "typical_eps",
+    "typical_delta",
+    "min_entropy",
+    "regret_budget",
+)
+
+_INTEGER_RANGES = (
+    ("top_k", 1, MAX_TOP_K),
+    ("entropy_top", 1, MAX_TOP_K),
+    ("shift_window", 0, MAX_MISMATCHES),
+    ("window", 0, MAX_MISMATCHES),
+    ("max_run", 1, None),
+)
+
+
+def as_float32(value: float) -> float:
+    """`value` rounded to the nearest float32; beyond its range, infinity."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def largest_top_entropy(count: int) -> float:
+    """The largest `-sum p ln p`, in nats, over `count` of the entries of a distribution.
+
+    One entry contributes most at p = 1/e, so up to two entries can all stand there; from three on
+    they share the whole mass evenly.
+    """
+    return count / math.e if count < math.e else math.log(count)
+
+
+def _real(field: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{field}: expected a number, got {value!r}")
+    if math.isnan(value):
+        raise ValueError(f"{field}: expected a number, got nan")
+    return float(value)
+
+
+def _finite(field: str, value: Any) -> float:
+    number = _real(field, value)
+    if math.isinf(number):
+        raise ValueError(f"{field}: expected a finite number, or None for no limit, got {number}")
+    return number
+
+
+def _integer(field: str, value: Any, least: int, most: int | None) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{field}: expected an integer, got {value!r}")
+    if number < least or (most is not None and number > most):
+        span = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{field}: expected an integer {span}, got {number}")
+    return number
+
+
+def _or_off(value: float | None, off: float) -> float:
+    return off if value is None else as_float32(value)
+
+
+def _log_or_off(value: float | None) -> float:
+    return -math.inf if value is None else as_float32(math.log(value))
+
+
+def _ids(field: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{field}: expected token ids, got {value!r}")
+    return tuple(sorted({_integer(field, token, 0, None) for token in value}))
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,30 @@
+"""Every operation of lvspec in plain PyTorch: the specification that all backends are compared
+with.
+
+Written for reading. Float64 input gives float64 results, so the same code is the oracle for
+rounding errors. On a CUDA tensor everything here works, but `accept`, `commit_kv` and `logit_stats`
+read values back to the host: they are neither fast nor capturable there.
+"""
+
+from lvspec.reference.accept import Acceptance, accept
+from lvspec.reference.commit_kv import commit_kv
+from lvspec.reference.expand_tree import TreeLevel, expand_tree
+from lvspec.reference.logit_stats import LogitStats, logit_stats
+from lvspec.reference.split_plan import SplitPlan, plan_splits
+from lvspec.reference.verify_attention import VerifyAttention, verify_attention
+from lvspec.reference.visual_importance import visual_importance
+
+__all__ = [
+    "Acceptance",
+    "LogitStats",
+    "SplitPlan",
+    "TreeLevel",
+    "VerifyAttention",
+    "accept",
+    "commit_kv",
+    "expand_tree",
+    "logit_stats",
+    "plan_splits",
+    "verify_attention",
+    "visual_importance",
+]
