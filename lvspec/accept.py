@@ -1,0 +1,39 @@
+"""Phase 3, accept: logits, relevance and policy give the accepted slots and the bonus token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lvspec import ops
+from lvspec.policy import AcceptancePolicy
+from lvspec.verify import DraftShape, Verification
+
+
+def accept(
+    verification: Verification,
+    tokens: Tensor,
+    shape: DraftShape,
+    policy: AcceptancePolicy,
+    regret_used: Tensor,
+) -> tuple[ops.Acceptance, ops.LogitStats]:
+    """Apply the policy to a verified draft.
+
+    Args:
+        verification: The target's word on every slot.
+        tokens: int64 `[B, S]`, slot 0 the root.
+        shape: The draft's shape.
+        policy: What may be accepted, `eos_ids` included.
+        regret_used: float32 `[B]`, nats spent so far.
+    """
+    stats = ops.logit_stats(verification.logits, top_k=policy.needed_top_k)
+    acceptance = ops.accept(
+        verification.logits,
+        tokens,
+        shape.parents,
+        shape.num_slots,
+        stats,
+        verification.relevance,
+        policy,
+        regret_used=regret_used,
+    )
+    return acceptance, stats

@@ -1,0 +1,105 @@
+"""SlotCache: preallocated keys and values of B sequences, as a transformers Cache.
+
+Rows are written in place and never moved by the cache itself. `kv_len` says how many are committed;
+rows behind it are scratch, so taking back a draft is a smaller `kv_len` and nothing else.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Cache, PretrainedConfig
+
+
+class SlotCache(Cache):
+    """Keys, values, positions and the video mask of `batch_size` sequences.
+
+    Attributes:
+        k, v: `[L, B, Hkv, N, D]`, the model's dtype. Zero at first: a row that no pass wrote must
+            not bring NaN into a masked product.
+        kv_len: int32 `[B]`, committed positions.
+        visual: uint8 `[B, N]`, 1 where the position holds a video token.
+        positions: int64 `[3, B, N]`, the rotary position (time, height, width) of every cache
+            position, those behind the prompt included.
+    """
+
+    def __init__(
+        self,
+        text_config: PretrainedConfig,
+        *,
+        batch_size: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__(layers=[])
+        heads = text_config.num_attention_heads
+        head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+        kv_heads = text_config.num_key_value_heads
+        shape = (text_config.num_hidden_layers, batch_size, kv_heads, capacity, head_dim)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.kv_len = torch.zeros(batch_size, dtype=torch.int32, device=device)
+        self.visual = torch.zeros(batch_size, capacity, dtype=torch.uint8, device=device)
+        self.positions = torch.zeros(3, batch_size, capacity, dtype=torch.int64, device=device)
+        self._written: Tensor | None = None
+
+    @property
+    def capacity(self) -> int:
+        return self.k.shape[3]
+
+    def begin_step(self, num_slots: int) -> None:
+        """The next forward writes `num_slots` rows per sequence, from `kv_len` on."""
+        offsets = torch.arange(num_slots, device=self.kv_len.device)
+        rows = (self.kv_len[:, None] + offsets)[:, None, :, None]
+        _, batch_size, kv_heads, _, head_dim = self.k.shape
+        self._written = rows.expand(batch_size, kv_heads, num_slots, head_dim)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write a step's rows of one layer; all of the layer's cache is returned (no copy)."""
+        keys, values = self.k[layer_idx], self.v[layer_idx]
+        keys.scatter_(2, self._written, key_states)
+        values.scatter_(2, self._written, value_states)
+        return keys, values
+
+    def prefill_view(self, sequence: int) -> PrefillView:
+        """A cache for HF's own prefill forward of one sequence, which fills slot `sequence`."""
+        return PrefillView(self, sequence)
+
+    def finish_prefill(self, sequence: int, positions: Tensor, visual: Tensor) -> None:
+        """Record a prefilled prompt.
+
+        Args:
+            sequence: The slot.
+            positions: int64 `[3, T]`, rotary positions of the prompt.
+            visual: bool `[T]`.
+
+        Positions behind the prompt go on one by one from its last, in all three rows, as they do in
+        HF's greedy decoding.
+        """
+        length = positions.shape[1]
+        following = torch.arange(1, self.capacity - length + 1, device=positions.device)
+        self.positions[:, sequence, :length] = positions
+        self.positions[:, sequence, length:] = positions[:, -1:] + following
+        self.visual[sequence].zero_()
+        self.visual[sequence, :length] = visual.to(torch.uint8)
+        self.kv_len[sequence] = length
+
+
+class PrefillView(Cache):
+    """What HF's forward sees while it prefills one slot: an empty cache that keeps what it gets."""
+
+    def __init__(self, cache: SlotCache, sequence: int) -> None:
+        super().__init__(layers=[])
+        self._cache = cache
+        self._sequence = sequence
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        length = key_states.shape[2]
+        self._cache.k[layer_idx, self._sequence, :, :length] = key_states[0]
+        self._cache.v[layer_idx, self._sequence, :, :length] = value_states[0]
+        return key_states, value_states

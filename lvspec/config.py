@@ -1,0 +1,57 @@
+"""DecodeConfig: how to draft and run. What may be accepted is the policy's matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lvspec.tree import MAX_SLOTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lvspec.models import StepOutput
+
+    Scorer = Callable[[StepOutput], Tensor]
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How a generation is run.
+
+    Args:
+        gamma: Draft tokens per verify pass, 1 to 63.
+        max_new_tokens: Tokens to generate at most, the end-of-sequence token included, >= 1.
+        cache_capacity: Positions of the KV cache. None: what prompt, `max_new_tokens` and one draft
+            need. A prompt that does not fit raises ValueError.
+        eos_ids: End-of-sequence ids. None: those of the target's generation config.
+        scorer: Visual relevance of a row: a name in `lvspec.relevance.SCORERS`, or a function of the
+            target's `StepOutput` that returns float32 `[B, S]`.
+        trace: Whether to keep what happened to every drafted token (`Generation.trace`).
+
+    Raises:
+        TypeError: A count is not an integer.
+        ValueError: A value is out of range.
+    """
+
+    gamma: int = 12
+    max_new_tokens: int = 256
+    cache_capacity: int | None = None
+    eos_ids: tuple[int, ...] | None = None
+    scorer: str | Scorer = "attention_peak"
+    trace: bool = False
+
+    def __post_init__(self) -> None:
+        _check_count("gamma", self.gamma, most=MAX_SLOTS - 1)
+        _check_count("max_new_tokens", self.max_new_tokens)
+        if self.cache_capacity is not None:
+            _check_count("cache_capacity", self.cache_capacity)
+
+
+def _check_count(name: str, value: int, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < 1 or (most is not None and value > most):
+        wanted = f"from 1 to {most}" if most is not None else ">= 1"
+        raise ValueError(f"{name}: expected an integer {wanted}, got {value}")

@@ -1,0 +1,242 @@
+"""The families of Video-LLMs, and the few operations that the loop needs of a model.
+
+The only file with family names. HF models are used as they are: a prefill is the model's own
+forward, a step is the text model's own forward with explicit positions and a `SlotCache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lvspec.attention import AttentionStep
+from lvspec.cache import SlotCache
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one `model_type` differs from the others.
+
+    Attributes:
+        name: For messages.
+        visual_inputs: Names of the inputs that hold pixels.
+        position_inputs: Names of the inputs that HF's position computation takes.
+    """
+
+    name: str
+    visual_inputs: tuple[str, ...]
+    position_inputs: tuple[str, ...]
+
+    def text_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        return model.model.language_model
+
+    def visual_ids(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """Ids of the placeholders that image and video features replace."""
+        return (model.config.image_token_id, model.config.video_token_id)
+
+    def prompt_positions(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
+        """Rotary positions of the prompt, int64 `[3, 1, T]`, those of HF's own `generate`."""
+        ids = inputs["input_ids"]
+        if inputs.get("image_grid_thw") is None and inputs.get("video_grid_thw") is None:
+            return torch.arange(ids.shape[1], device=ids.device).expand(3, 1, -1)
+        chosen = {name: inputs[name] for name in self.position_inputs if name in inputs}
+        positions, _ = model.model.get_rope_index(ids, **chosen)
+        return positions
+
+
+FAMILIES: dict[str, Family] = {
+    "qwen2_5_vl": Family(
+        name="Qwen2.5-VL",
+        visual_inputs=("pixel_values", "pixel_values_videos"),
+        position_inputs=(
+            "mm_token_type_ids",
+            "image_grid_thw",
+            "video_grid_thw",
+            "second_per_grid_ts",
+        ),
+    ),
+}
+
+
+@dataclass
+class StepOutput:
+    """What one pass over the slots returns.
+
+    Attributes:
+        logits: `[B, S, V]`, the model's dtype.
+        masses, peaks: float32 `[B, Hq, S]` of every layer in order; empty without scores.
+    """
+
+    logits: Tensor
+    masses: list[Tensor]
+    peaks: list[Tensor]
+
+
+class Model:
+    """An HF model of a supported family with the operations of the loop.
+
+    Args:
+        model: The HF model.
+        role: "target" or "draft", for messages.
+
+    Raises:
+        TypeError: `model` is not an HF model.
+        ValueError: The family is not supported, or uses sliding-window attention.
+    """
+
+    def __init__(self, model: PreTrainedModel, role: str) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(f"{role}: expected a transformers model, got {type(model).__name__}")
+        kind = model.config.model_type
+        if kind not in FAMILIES:
+            supported = ", ".join(f"{family.name} ({key})" for key, family in FAMILIES.items())
+            raise ValueError(f"{role}: expected a model of {supported}, got model_type {kind!r}")
+        self.hf, self.role, self.family = model, role, FAMILIES[kind]
+        self.text = self.family.text_model(model)
+        layer_types = set(getattr(self.text.config, "layer_types", None) or ())
+        if layer_types - {"full_attention"}:
+            raise ValueError(
+                f"{role}: expected full attention in every layer, got {sorted(layer_types)}"
+            )
+        self.visual_ids = self.family.visual_ids(model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.hf.device
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text.config.vocab_size
+
+    def new_cache(self, *, batch_size: int, capacity: int) -> SlotCache:
+        return SlotCache(
+            self.text.config,
+            batch_size=batch_size,
+            capacity=capacity,
+            dtype=self.text.dtype,
+            device=self.device,
+        )
+
+    def prefill(self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int) -> Tensor:
+        """HF's own forward over the prompt of one sequence, into its slot of the cache.
+
+        Returns:
+            logits of the last prompt token, `[1, V]`.
+        """
+        ids = inputs["input_ids"]
+        positions = self.family.prompt_positions(self.hf, inputs)
+        output = self.hf(
+            **{name: value for name, value in inputs.items() if name != "attention_mask"},
+            position_ids=positions,
+            past_key_values=cache.prefill_view(sequence),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        visual = torch.zeros_like(ids[0], dtype=torch.bool)
+        for token in self.visual_ids:
+            visual |= ids[0] == token
+        cache.finish_prefill(sequence, positions[:, 0], visual)
+        return output.logits[:, -1]
+
+    def step(
+        self,
+        tokens: Tensor,
+        depths: Tensor,
+        ancestors: Tensor,
+        cache: SlotCache,
+        *,
+        scores: bool = False,
+    ) -> StepOutput:
+        """One forward over all slots; their rows stand behind `cache.kv_len`, which is not moved.
+
+        Args:
+            tokens: int64 `[B, S]`.
+            depths: integers `[S]` or `[B, S]`: position of a slot behind `kv_len`.
+            ancestors: int64 `[B, S]`, see `lvspec.ops.verify_attention`.
+            cache: This model's cache.
+            scores: Whether attention leaves masses and peaks.
+        """
+        batch_size, num_slots = tokens.shape
+        index = (cache.kv_len[:, None] + depths).long()
+        positions = cache.positions.gather(2, index.expand(3, batch_size, num_slots))
+        cache.begin_step(num_slots)
+        step = AttentionStep(cache.kv_len, ancestors, cache.visual, scores)
+        hidden = self.text(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask={"full_attention": None},
+            past_key_values=cache,
+            use_cache=True,
+            lvspec_step=step,
+        ).last_hidden_state
+        return StepOutput(self.hf.lm_head(hidden), step.masses, step.peaks)
+
+
+def check_pair(target: Model, draft: Model) -> None:
+    """Refuse a draft that cannot stand beside the target.
+
+    Raises:
+        ValueError: The devices or the ids of the visual placeholders differ.
+    """
+    if target.device != draft.device:
+        raise ValueError(f"draft: expected a model on {target.device}, got {draft.device}")
+    if target.visual_ids != draft.visual_ids:
+        raise ValueError(
+            f"draft: expected the target's image and video token ids {target.visual_ids}, got "
+            f"{draft.visual_ids}"
+        )
+
+
+def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of one sequence, ready for `Model.prefill`, without padding.
+
+    Raises:
+        TypeError: `inputs` is no mapping.
+        ValueError: `input_ids` are missing or not of one sequence, a tensor is on another device
+            than the model, or placeholders and pixels do not go together.
+    """
+    name = f"{model.role} inputs"
+    if not hasattr(inputs, "keys"):
+        raise TypeError(f"{name}: expected a mapping of tensors, got {type(inputs).__name__}")
+    found = {key: inputs[key] for key in inputs.keys() if inputs[key] is not None}
+    ids = found.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 2:
+        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"{name}: expected input_ids of shape (1, T) with T >= 2, got {got}")
+    for key, value in found.items():
+        if isinstance(value, Tensor) and value.device != model.device and key != "second_per_grid_ts":
+            raise ValueError(
+                f"{name}: expected {key} on the {model.role}'s device {model.device}, got "
+                f"{value.device}"
+            )
+    mask = found.pop("attention_mask", None)
+    if mask is not None and not bool(mask.all()):
+        kept = mask[0].bool()
+        for key in ("input_ids", "mm_token_type_ids"):
+            if key in found:
+                found[key] = found[key][:, kept]
+        ids = found["input_ids"]
+    has_pixels = any(key in found for key in model.family.visual_inputs)
+    visual = torch.isin(ids, torch.tensor(model.visual_ids, device=ids.device))
+    if has_pixels and not bool(visual.any()):
+        raise ValueError(
+            f"{name}: expected a video placeholder in the prompt (one of the token ids "
+            f"{model.visual_ids}) because there are pixels, got none"
+        )
+    if not has_pixels and bool(visual.any()):
+        raise ValueError(
+            f"{name}: expected {' or '.join(model.family.visual_inputs)} because the prompt has "
+            "video placeholders, got neither"
+        )
+    if has_pixels and "mm_token_type_ids" not in found:
+        # Without them HF falls back to one-dimensional positions and says nothing.
+        kinds = torch.zeros_like(ids)
+        kinds[ids == model.hf.config.image_token_id] = 1
+        kinds[ids == model.hf.config.video_token_id] = 2
+        found["mm_token_type_ids"] = kinds
+    return found

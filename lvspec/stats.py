@@ -1,0 +1,123 @@
+"""Statistics of a run. They stay on the device, and cost a synchronisation only when read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+PHASES = ("prefill", "draft", "verify", "accept", "commit")
+
+
+class PhaseTimer:
+    """Time per phase: wall clock on the CPU, CUDA events on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self._spans: dict[str, list[tuple]] = {phase: [] for phase in PHASES}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._spans[name].append((start, self._now()))
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._on_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds in each phase so far."""
+        if self._on_cuda:
+            torch.cuda.synchronize()
+            return {
+                name: sum(start.elapsed_time(end) for start, end in spans) / 1e3
+                for name, spans in self._spans.items()
+            }
+        return {name: sum(end - start for start, end in spans) for name, spans in self._spans.items()}
+
+
+class DecodeStats:
+    """Counters of one generation.
+
+    Args:
+        device: Where the run takes place.
+        gamma: Draft tokens per iteration, 0 for autoregression.
+    """
+
+    def __init__(self, device: torch.device, gamma: int) -> None:
+        self.gamma = gamma
+        self.timer = PhaseTimer(device)
+        self._accepted: list[Tensor] = []
+        self._kinds: Tensor | None = None
+        self._regret: Tensor | None = None
+
+    def record(self, num_accepted: Tensor) -> None:
+        """Keep one iteration's `num_accepted`, int32 `[1]`; nothing is read."""
+        self._accepted.append(num_accepted)
+
+    def close(self, kinds: Tensor, regret: Tensor) -> None:
+        """Keep the kinds of all output tokens, uint8 `[T]`, and the regret spent, `[1]`."""
+        self._kinds, self._regret = kinds, regret
+
+    @property
+    def num_iterations(self) -> int:
+        return len(self._accepted)
+
+    @property
+    def num_accepted(self) -> list[int]:
+        """Accepted draft tokens of every iteration."""
+        return torch.cat(self._accepted).tolist() if self._accepted else []
+
+    @property
+    def tau(self) -> float:
+        """Mean tokens per verify pass, the bonus token included; NaN without a pass."""
+        accepted = self.num_accepted
+        return sum(accepted) / len(accepted) + 1 if accepted else float("nan")
+
+    @property
+    def acceptance_by_position(self) -> list[float]:
+        """Share of iterations that accepted the 1st, 2nd, ... drafted token."""
+        accepted = self.num_accepted
+        if not accepted:
+            return []
+        return [sum(a > j for a in accepted) / len(accepted) for j in range(self.gamma)]
+
+    @property
+    def regret(self) -> float:
+        """Nats lost by all accepted mismatches together."""
+        return 0.0 if self._regret is None else float(self._regret)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many output tokens were exact, loose, shift, bonus; how many drafts were rejected."""
+        names = ("exact", "loose", "shift", "bonus")
+        kinds = [] if self._kinds is None else self._kinds.tolist()
+        counts = {name: kinds.count(code) for code, name in enumerate(names)}
+        counts["rejected"] = self.gamma * self.num_iterations - sum(self.num_accepted)
+        return counts
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds per phase."""
+        return self.timer.seconds()
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything as plain values."""
+        return {
+            "iterations": self.num_iterations,
+            "gamma": self.gamma,
+            "tau": self.tau if self._accepted else None,
+            "acceptance_by_position": self.acceptance_by_position,
+            "counts": self.counts,
+            "regret": self.regret,
+            "seconds": self.seconds,
+        }
