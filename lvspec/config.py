@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from lvspec.tree import MAX_SLOTS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lvspec.models import StepOutput
-
-    Scorer = Callable[[StepOutput], Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,8 +20,8 @@ class DecodeConfig:
         cache_capacity: Positions of the KV cache. None: what prompt, `max_new_tokens` and one draft
             need. A prompt that does not fit raises ValueError.
         eos_ids: End-of-sequence ids. None: those of the target's generation config.
-        scorer: Visual relevance of a row: a name in `lvspec.relevance.SCORERS`, or a function of the
-            target's `StepOutput` that returns float32 `[B, S]`.
+        scorer: Visual relevance of a row: a name in `lvspec.relevance.SCORERS`, or a function of
+            the target's `StepOutput` that returns float32 `[B, S]`.
         trace: Whether to keep what happened to every drafted token (`Generation.trace`).
 
     Raises:
@@ -39,7 +33,7 @@ class DecodeConfig:
     max_new_tokens: int = 256
     cache_capacity: int | None = None
     eos_ids: tuple[int, ...] | None = None
-    scorer: str | Scorer = "attention_peak"
+    scorer: str | Callable[..., Tensor] = "attention_peak"
     trace: bool = False
 
     def __post_init__(self) -> None:

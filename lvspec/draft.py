@@ -28,8 +28,11 @@ class ModelDrafter:
         # Ids that only one of the two vocabularies has are padding: never proposed, never read.
         self._shared_vocab = min(model.vocab_size, target_vocab)
         device = model.device
-        self._pair = (torch.arange(2, device=device), chain_ancestors(2, batch_size=1, device=device))
-        self._one = (torch.zeros(1, device=device), chain_ancestors(1, batch_size=1, device=device))
+        # Depths and ancestors of the two committed tokens, and of one drafted token.
+        self._pair, self._one = (
+            (torch.arange(slots, device=device), chain_ancestors(slots, batch_size=1, device=device))
+            for slots in (2, 1)
+        )
         self.cache: SlotCache | None = None
 
     def active(self) -> AbstractContextManager[None]:

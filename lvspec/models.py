@@ -63,6 +63,18 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def check_family(model_type: str, role: str) -> Family:
+    """The family of a `model_type`.
+
+    Raises:
+        ValueError: It is not supported; lists those that are.
+    """
+    if model_type not in FAMILIES:
+        supported = ", ".join(f"{family.name} ({key})" for key, family in FAMILIES.items())
+        raise ValueError(f"{role}: expected a model of {supported}, got model_type {model_type!r}")
+    return FAMILIES[model_type]
+
+
 @dataclass
 class StepOutput:
     """What one pass over the slots returns.
@@ -92,11 +104,8 @@ class Model:
     def __init__(self, model: PreTrainedModel, role: str) -> None:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"{role}: expected a transformers model, got {type(model).__name__}")
-        kind = model.config.model_type
-        if kind not in FAMILIES:
-            supported = ", ".join(f"{family.name} ({key})" for key, family in FAMILIES.items())
-            raise ValueError(f"{role}: expected a model of {supported}, got model_type {kind!r}")
-        self.hf, self.role, self.family = model, role, FAMILIES[kind]
+        self.hf, self.role = model, role
+        self.family = check_family(model.config.model_type, role)
         self.text = self.family.text_model(model)
         layer_types = set(getattr(self.text.config, "layer_types", None) or ())
         if layer_types - {"full_attention"}:
@@ -209,7 +218,7 @@ def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
         got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"{name}: expected input_ids of shape (1, T) with T >= 2, got {got}")
     for key, value in found.items():
-        if isinstance(value, Tensor) and value.device != model.device and key != "second_per_grid_ts":
+        if isinstance(value, Tensor) and value.device != model.device:
             raise ValueError(
                 f"{name}: expected {key} on the {model.role}'s device {model.device}, got "
                 f"{value.device}"

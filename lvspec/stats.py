@@ -42,7 +42,8 @@ class PhaseTimer:
                 name: sum(start.elapsed_time(end) for start, end in spans) / 1e3
                 for name, spans in self._spans.items()
             }
-        return {name: sum(end - start for start, end in spans) for name, spans in self._spans.items()}
+        spans = self._spans.items()
+        return {name: sum(end - start for start, end in pairs) for name, pairs in spans}
 
 
 class DecodeStats:

@@ -41,7 +41,12 @@ class Trace:
         self._steps: list[tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]] = []
 
     def record(
-        self, tokens: Tensor, wanted: Tensor, relevance: Tensor | None, accepted: Tensor, kind: Tensor
+        self,
+        tokens: Tensor,
+        wanted: Tensor,
+        relevance: Tensor | None,
+        accepted: Tensor,
+        kind: Tensor,
     ) -> None:
         """Keep one iteration's tensors: `[1, S]` each, `accepted` `[1]`."""
         self._steps.append((tokens, wanted, relevance, accepted, kind))

@@ -24,7 +24,7 @@ LEVELS = [
     {"policy", "config", "tree", "stats", "trace", "video", "preprocess"},
     {"reference"},
     {"ops"},
-    {"cache", "attention", "relevance", "models"},
+    {"cache", "attention", "relevance", "models", "processing", "loading"},
     {"draft", "verify", "accept", "commit", "graph"},
     {"generate"},
     {"calibrate", "report", "shapes"},

@@ -1,1 +1,1 @@
-"""The embedded pair: synthetic clips of moving shapes, and a target and a draft that caption them."""
+"""The embedded pair: clips of moving shapes, and a target and a draft that caption them."""

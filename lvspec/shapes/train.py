@@ -252,7 +252,7 @@ class Trainer:
         return True
 
     def export(self) -> Path:
-        """Write weights (float16 safetensors), configuration and tokenizer for `from_pretrained`."""
+        """Write float16 safetensors, configuration and tokenizer for `from_pretrained`."""
         folder = self.out / "export"
         exported = Qwen2_5_VLForConditionalGeneration(self.model.config)
         exported.load_state_dict(self.model.state_dict())
@@ -270,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the export")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument(
-        "--compile", action="store_true", help="compile the layers: a third faster, needs a compiler"
+        "--compile", action="store_true", help="compile the layers: faster, needs a compiler"
     )
     parser.add_argument("--caption-steps", type=int, help="instead of the recipe's")
     parser.add_argument("--vision-steps", type=int, help="instead of the recipe's")

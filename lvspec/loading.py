@@ -1,0 +1,82 @@
+"""Checkpoints to a pair that can decode together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lvspec.models import check_family
+from lvspec.processing import Processor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target, a draft, and what turns a video and a prompt into the inputs of both."""
+
+    target: PreTrainedModel
+    draft: PreTrainedModel
+    processor: Processor
+    draft_processor: Processor
+
+
+def load_pair(
+    target: str | os.PathLike,
+    draft: str | os.PathLike,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+) -> Pair:
+    """Load two checkpoints of a supported family, from folders or the hub's cache.
+
+    Weights are read from safetensors only, and remote code is never run.
+
+    Args:
+        target: The big model.
+        draft: The small one, with the same tokenizer.
+        dtype: "auto" is the checkpoint's own.
+        device: Where both go.
+
+    Raises:
+        OSError: There is no checkpoint, or none with safetensors.
+        ValueError: An unsupported family, or the tokenizers differ.
+    """
+    models = []
+    for role, path in (("target", target), ("draft", draft)):
+        check_family(AutoConfig.from_pretrained(path, trust_remote_code=False).model_type, role)
+    processor, draft_processor = Processor.from_pretrained(target), Processor.from_pretrained(draft)
+    check_same_tokenizer(processor.tokenizer, draft_processor.tokenizer)
+    for path in (target, draft):
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+        models.append(model.to(device).eval())
+    return Pair(models[0], models[1], processor, draft_processor)
+
+
+def check_same_tokenizer(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> None:
+    """Refuse tokenizers that give an id different meanings.
+
+    How far the models pad their vocabularies beyond the tokenizer does not matter.
+
+    Raises:
+        ValueError: Names the first id that differs.
+    """
+    target_tokens, draft_tokens = (
+        [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+        for tokenizer in (target, draft)
+    )
+    for index, (wanted, got) in enumerate(zip_longest(target_tokens, draft_tokens)):
+        if wanted != got:
+            raise ValueError(
+                f"draft: expected the target's tokenizer, but token id {index} is {wanted!r} for "
+                f"the target and {got!r} for the draft"
+            )

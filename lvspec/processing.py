@@ -1,0 +1,106 @@
+"""A video file and a prompt to the inputs of a model.
+
+HF's processors of the Qwen family need torchvision; this needs a tokenizer with a chat template and
+a video processor's configuration, and gives the same inputs.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from lvspec.preprocess import VideoProcessor, load_video_processor
+from lvspec.video import Video, read_video
+
+DEFAULT_FPS = 2.0  # frames per second that Qwen2.5-VL samples unless told otherwise
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Tokenizer and video processor of one checkpoint.
+
+    Attributes:
+        tokenizer: With a chat template that knows video content.
+        video_processor: See `lvspec.preprocess`.
+        video_token_id: The placeholder that one video token replaces.
+        merge_size: Patches along the side of the square that becomes one video token.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    video_processor: VideoProcessor
+    video_token_id: int
+    merge_size: int
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike) -> Processor:
+        """From a folder with a saved checkpoint, or a name in the hub's cache. No remote code.
+
+        Raises:
+            OSError: There is no checkpoint.
+        """
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return cls(
+            AutoTokenizer.from_pretrained(path, trust_remote_code=False),
+            load_video_processor(path),
+            config.video_token_id,
+            config.vision_config.spatial_merge_size,
+        )
+
+    def __call__(
+        self,
+        video: str | os.PathLike | Video,
+        prompt: str,
+        *,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        device: torch.device | str | None = None,
+    ) -> dict[str, Tensor]:
+        """Inputs for `lvspec.generate` and for HF's `generate`.
+
+        Args:
+            video: A file, or frames that were read before.
+            prompt: What the user says. If it has the video placeholder in it, it is taken as the
+                whole prompt, chat markup included; otherwise the chat template is put around it.
+            num_frames: Frames to sample from a file, at least 2. Excludes `fps`.
+            fps: Frames per second to sample from a file; `DEFAULT_FPS` if neither is given.
+            device: Where the tensors go.
+
+        Returns:
+            input_ids, attention_mask, mm_token_type_ids int64 `[1, T]`; pixel_values_videos,
+            video_grid_thw and second_per_grid_ts as `VideoProcessor.process` returns them.
+
+        Raises:
+            FileNotFoundError, ValueError: From `read_video`; or the prompt has no placeholder for
+                the video, or more than one.
+        """
+        if not isinstance(video, Video):
+            fps = DEFAULT_FPS if fps is None and num_frames is None else fps
+            video = read_video(video, num_frames=num_frames, fps=fps)
+        features = self.video_processor.process(video)
+        placeholder = self.tokenizer.convert_ids_to_tokens(self.video_token_id)
+        text = prompt if placeholder in prompt else self._with_template(prompt)
+        if text.count(placeholder) != 1:
+            raise ValueError(
+                f"prompt: expected the video placeholder {placeholder} once in the chat prompt, "
+                f"got {text.count(placeholder)} in {text!r}"
+            )
+        count = int(features.video_grid_thw.prod()) // self.merge_size**2
+        text = text.replace(placeholder, placeholder * count)
+        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": 2 * (ids == self.video_token_id).long(),
+            **features._asdict(),
+        }
+        return {name: value.to(device) for name, value in inputs.items()}
+
+    def _with_template(self, prompt: str) -> str:
+        content = [{"type": "video"}, {"type": "text", "text": prompt}]
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
