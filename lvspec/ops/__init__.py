@@ -78,6 +78,8 @@ def verify_attention(
     capacity = k_cache.shape[2]
     if dtype not in _FLOATS:
         _fail("q", f"dtype {_names(_FLOATS)}", dtype)
+    if batch_size < 1:
+        _fail("q", "at least one sequence", batch_size)
     if not 1 <= num_slots <= MAX_SLOTS:
         _fail("q", f"1 to {MAX_SLOTS} slots S", num_slots)
     if block_table is None:

@@ -1,9 +1,8 @@
-"""Every operation of lvspec in plain PyTorch: the specification that all backends are compared
-with.
+"""Every operation of lvspec in plain PyTorch: the specification of all other backends.
 
 Written for reading. Float64 input gives float64 results, so the same code is the oracle for
-rounding errors. On a CUDA tensor everything here works, but `accept`, `commit_kv` and `logit_stats`
-read values back to the host: they are neither fast nor capturable there.
+rounding errors. On CUDA tensors everything here works too, but the lengths, paths and tokens are
+read back to the host: it is neither fast nor capturable there.
 """
 
 from lvspec.reference.accept import Acceptance, accept

@@ -77,5 +77,5 @@ def _ranked(values: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tenso
     return ids.int(), ranked
 
 
-_SORTED_VOCABULARY = 1024
+_SORTED_VOCABULARY = 256
 """Up to this size a stable sort of the whole row is as quick as `topk` with its repairs."""

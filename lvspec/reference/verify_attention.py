@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from lvspec.reference.split_plan import VIDEO, SplitPlan
+from lvspec.reference.split_plan import PADDING, TEXT, VIDEO, SplitPlan
 
 
 class VerifyAttention(NamedTuple):
@@ -68,45 +68,37 @@ def verify_attention(
     batch_size, num_q_heads, num_slots, head_dim = q.shape
     if block_table is not None:
         k_cache, v_cache = _gather_pages(k_cache, block_table), _gather_pages(v_cache, block_table)
-    if batch_size and not kv_len.is_cuda:
-        # The host can read this for nothing, and what no row can see is left out.
-        in_use = int(kv_len.max()) + num_slots
-        k_cache, v_cache = k_cache[:, :, :in_use], v_cache[:, :, :in_use]
-    num_kv_heads, length = k_cache.shape[1:3]
+    num_kv_heads, capacity = k_cache.shape[1:3]
     group = num_q_heads // num_kv_heads
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-
-    # The slot at each position and its bit, [B, N]. A position is hidden from a row if the row has
-    # not its bit. Committed positions and those behind the tree have none (0): the comparison with
-    # 1 rather than 0 lets every row see the former, and the latter stay hidden.
-    slot = torch.arange(length, device=q.device) - kv_len[:, None]
-    committed, unused = slot < 0, slot >= num_slots
-    bit = torch.ones_like(slot) << slot.clamp(0, num_slots - 1)
-    bit.masked_fill_(committed | unused, 0)
-    hidden = (ancestors[:, :, None] & bit[:, None]) == committed[:, None]  # [B, S, N]
 
     # The query heads of a KV head are rows of one matrix product: K and V are not repeated.
     rows = q.reshape(batch_size, num_kv_heads, group * num_slots, head_dim).to(dtype)
     rows = rows * (head_dim**-0.5 if scale is None else scale)
-    logits = torch.matmul(rows, k_cache.to(dtype).transpose(-1, -2))
-    by_head = logits.view(batch_size, num_kv_heads, group, num_slots, length)
-    by_head.masked_fill_(hidden[:, None, None], -math.inf)
-    values = v_cache.to(dtype)
-    if batch_size > 1 or kv_len.is_cuda:
-        # A weight of 0 does not silence a NaN. (One sequence on the CPU has nothing behind it.)
-        values = values.masked_fill(unused[:, None, :, None], 0)
+    slots = torch.arange(num_slots, device=q.device)
+    hidden = ((ancestors[:, :, None] >> slots) & 1) == 0  # [B, row, slot]
 
-    is_video = visual[:, None, None, :length] != 0
-    if plan is None:
-        out, lse, mass, peak = _softmax(logits, values, is_video, scores)
-    else:
-        out, lse, mass, peak = _softmax_by_pieces(logits, values, kv_len, plan)
-    shape = (batch_size, num_q_heads, num_slots)
+    parts = []
+    for sequence, length in enumerate(kv_len.tolist()):
+        end = min(length + num_slots, capacity)
+        keys = k_cache[sequence, :, :end].to(dtype)
+        values = v_cache[sequence, :, :end].to(dtype)
+        logits = torch.bmm(rows[sequence], keys.transpose(1, 2))  # [Hkv, group * S, end]
+        on_tree = logits.view(num_kv_heads, group, num_slots, end)[..., length:]
+        on_tree.masked_fill_(hidden[sequence, :, : end - length], -math.inf)
+        if plan is None:
+            parts.append(_softmax(logits, values, visual[sequence, :end], scores))
+        else:
+            pieces = _pieces_in_use(plan, sequence, length, end)
+            parts.append(_softmax_by_pieces(logits, values, pieces))
+
+    out, lse, mass, peak = zip(*parts)
+    shape = q.shape[:3]
     return VerifyAttention(
-        out.reshape(*shape, head_dim).to(q.dtype),
-        lse.reshape(shape),
-        mass.reshape(shape) if scores and mass is not None else None,
-        peak.reshape(shape) if scores and peak is not None else None,
+        _joined(out, q.shape).to(q.dtype),
+        _joined(lse, shape),
+        _joined(mass, shape) if scores else None,
+        _joined(peak, shape) if scores else None,
     )
 
 
@@ -114,71 +106,74 @@ _Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | N
 
 
 def _softmax(
-    logits: torch.Tensor, values: torch.Tensor, is_video: torch.Tensor, scores: bool
+    logits: torch.Tensor, values: torch.Tensor, visual: torch.Tensor, scores: bool
 ) -> _Parts:
-    """Output, lse, mass and peak of `logits` `[B, Hkv, rows, N]`, which it overwrites."""
-    tiny = torch.finfo(logits.dtype)
+    """Output, lse, mass and peak of `logits` `[Hkv, rows, positions]`, which it overwrites."""
+    limits = torch.finfo(logits.dtype)
     # Finite, so that a row without any position gives exp(-inf) = 0 rather than exp(-inf + inf).
-    peak_logit = logits.amax(-1, keepdim=True).clamp_(min=tiny.min)
-    weights = logits.sub_(peak_logit).exp_()
+    maximum = logits.amax(-1, keepdim=True).clamp_(min=limits.min)
+    weights = logits.sub_(maximum).exp_()
     total = weights.sum(-1, keepdim=True)
-    lse = peak_logit + total.log()
-    weights.div_(total.clamp_(min=tiny.tiny))
-    out = torch.matmul(weights, values)
+    lse = maximum + total.log()
+    weights.div_(total.clamp_(min=limits.tiny))
+    out = torch.bmm(weights, values)
     if not scores:
         return out, lse, None, None
-    on_video = weights.mul_(is_video)
+    on_video = weights.mul_((visual != 0).to(weights.dtype))
     return out, lse, on_video.sum(-1), on_video.amax(-1)
 
 
 def _softmax_by_pieces(
-    logits: torch.Tensor, values: torch.Tensor, kv_len: torch.Tensor, plan: SplitPlan
+    logits: torch.Tensor, values: torch.Tensor, pieces: list[tuple[int, int, int]]
 ) -> _Parts:
     """The same from the maximum and sum of every piece, merged as a split-KV kernel merges them."""
-    batch_size, length = logits.shape[0], logits.shape[-1]
-    position = torch.arange(length, device=logits.device)
-    committed = kv_len[:, None]
-    pieces = [
-        (start[:, None], torch.minimum(end[:, None], committed), kind[:, None])
-        for start, end, kind in zip(plan.start.unbind(1), plan.end.unbind(1), plan.kind.unbind(1))
-    ]
-    pieces.append(
-        (committed, torch.full_like(committed, length), torch.zeros_like(committed))
-    )  # the tree
-
-    maxima, sums, outputs, kinds = [], [], [], []
-    for start, end, kind in pieces:
-        inside = ((position >= start) & (position < end) & (kind >= 0)).view(
-            batch_size, 1, 1, length
-        )
-        piece = logits.masked_fill(~inside, -math.inf)
+    lowest = torch.finfo(logits.dtype).min
+    maxima, totals, outputs = [], [], []
+    for start, end, _ in pieces:
+        piece = logits[..., start:end]
         maximum = piece.amax(-1, keepdim=True)
-        weights = (piece - maximum.clamp(min=torch.finfo(piece.dtype).min)).exp()
+        weights = (piece - maximum.clamp(min=lowest)).exp()
         maxima.append(maximum)
-        sums.append(weights.sum(-1, keepdim=True))
-        outputs.append(torch.matmul(weights, values))
-        kinds.append((kind == VIDEO).view(batch_size, 1, 1, 1))
+        totals.append(weights.sum(-1, keepdim=True))
+        outputs.append(torch.bmm(weights, values[:, start:end]))
 
-    highest = torch.stack(maxima).amax(0).clamp(min=torch.finfo(logits.dtype).min)
-    lse = (
-        highest
-        + sum(total * (maximum - highest).exp() for maximum, total in zip(maxima, sums)).log()
-    )
-    finite_lse = lse.masked_fill(
-        lse == -math.inf, 0
-    )  # an empty row: every share below is exp(-inf) = 0
-    shares = [(maximum - finite_lse).exp() for maximum in maxima]
-    out = sum(output * share for output, share in zip(outputs, shares))
-    on_video = [share * is_video for share, is_video in zip(shares, kinds)]
-    mass = sum(total * share for total, share in zip(sums, on_video))
-    return out, lse, mass, torch.stack(on_video).amax(0)
+    highest = torch.stack(maxima).amax(0).clamp_(min=lowest)
+    total = torch.zeros_like(highest)
+    for piece_maximum, piece_total in zip(maxima, totals):
+        total += piece_total * (piece_maximum - highest).exp()
+    lse = highest + total.log()
+
+    subtracted = lse.masked_fill(lse == -math.inf, 0)  # a row without any position has weights 0
+    out = torch.zeros_like(outputs[0])
+    mass, peak = torch.zeros_like(lse), torch.zeros_like(lse)
+    for (_, _, kind), maximum, total, output in zip(pieces, maxima, totals, outputs):
+        share = (maximum - subtracted).exp()
+        out += output * share
+        if kind == VIDEO:
+            mass += total * share
+            peak = torch.maximum(peak, share)
+    return out, lse, mass, peak
+
+
+def _pieces_in_use(
+    plan: SplitPlan, sequence: int, kv_len: int, end: int
+) -> list[tuple[int, int, int]]:
+    """Start, end and kind of a sequence's pieces that hold a position, the tree being the last."""
+    table = zip(*(column[sequence].tolist() for column in plan))
+    pieces = [(start, min(stop, kv_len), kind) for start, stop, kind in table if kind != PADDING]
+    pieces.append((kv_len, end, TEXT))
+    return [piece for piece in pieces if piece[0] < piece[1]]
+
+
+def _joined(parts: tuple[torch.Tensor, ...], shape: torch.Size) -> torch.Tensor:
+    """One part a sequence, as one tensor; a single part is not copied."""
+    return (parts[0] if len(parts) == 1 else torch.stack(parts)).view(shape)
 
 
 def _gather_pages(pages: torch.Tensor, block_table: torch.Tensor) -> torch.Tensor:
     """Pages `[pages, Hkv, page_size, D]` as a cache `[B, Hkv, max_pages * page_size, D]`."""
     batch_size, max_pages = block_table.shape
     num_kv_heads, page_size, head_dim = pages.shape[1:]
-    chosen = pages[
-        block_table.long().clamp(0, pages.shape[0] - 1)
-    ]  # [B, max_pages, Hkv, page_size, D]
-    return chosen.transpose(1, 2).reshape(batch_size, num_kv_heads, max_pages * page_size, head_dim)
+    chosen = pages[block_table.long().clamp(0, pages.shape[0] - 1)]
+    chosen = chosen.transpose(1, 2)  # [B, Hkv, max_pages, page_size, D]
+    return chosen.reshape(batch_size, num_kv_heads, max_pages * page_size, head_dim)
