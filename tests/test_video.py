@@ -61,7 +61,7 @@ def encode_audio(path, *, cover=None):
             picture = container.add_stream("png")
             picture.height, picture.width, _ = cover.shape
             picture.pix_fmt = "rgb24"
-            picture.disposition = int(av.stream.Disposition.attached_pic)
+            picture.disposition = av.stream.Disposition.attached_pic.value
         silence = np.zeros((1, 1024), dtype=np.float32)
         for index in range(4):
             frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
