@@ -56,7 +56,12 @@ class SlotCache(Cache):
         self._written = rows.expand(batch_size, kv_heads, num_slots, head_dim)
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
     ) -> tuple[Tensor, Tensor]:
         """Write a step's rows of one layer; all of the layer's cache is returned (no copy)."""
         keys, values = self.k[layer_idx], self.v[layer_idx]
@@ -97,7 +102,12 @@ class PrefillView(Cache):
         self._sequence = sequence
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
     ) -> tuple[Tensor, Tensor]:
         length = key_states.shape[2]
         self._cache.k[layer_idx, self._sequence, :, :length] = key_states[0]

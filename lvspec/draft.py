@@ -30,7 +30,10 @@ class ModelDrafter:
         device = model.device
         # Depths and ancestors of the two committed tokens, and of one drafted token.
         self._pair, self._one = (
-            (torch.arange(slots, device=device), chain_ancestors(slots, batch_size=1, device=device))
+            (
+                torch.arange(slots, device=device),
+                chain_ancestors(slots, batch_size=1, device=device),
+            )
             for slots in (2, 1)
         )
         self.cache: SlotCache | None = None

@@ -249,7 +249,12 @@ class _Run:
         if state is None:
             empty = self.prompt[:, :0]
             return Generation(
-                self.prompt, empty, empty.to(torch.uint8), empty.float(), self.stats, self.trace,
+                self.prompt,
+                empty,
+                empty.to(torch.uint8),
+                empty.float(),
+                self.stats,
+                self.trace,
                 self.tokenizer,
             )
         count = int(state.num_out)

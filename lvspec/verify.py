@@ -57,7 +57,5 @@ def verify(
     target: Model, cache: SlotCache, tokens: Tensor, shape: DraftShape, scorer: Scorer | None
 ) -> Verification:
     """Run the target over `tokens` `[B, S]`, slot 0 the root; `scorer` None skips the scores."""
-    output = target.step(
-        tokens, shape.depths, shape.ancestors, cache, scores=scorer is not None
-    )
+    output = target.step(tokens, shape.depths, shape.ancestors, cache, scores=scorer is not None)
     return Verification(output.logits, None if scorer is None else scorer(output))

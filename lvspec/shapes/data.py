@@ -118,9 +118,7 @@ class BatchMaker:
             labels.append([IGNORE] * (len(prompt) - 1) + ids)
             importance = [self.anchor_weight if a else 1.0 for a in caption.anchors] + [1.0]
             weights.append([0.0] * (len(prompt) - 1) + importance)
-        return Batch(
-            drawn, pixels, _pad(rows, self.end), _pad(labels, IGNORE), _pad(weights, 0.0)
-        )
+        return Batch(drawn, pixels, _pad(rows, self.end), _pad(labels, IGNORE), _pad(weights, 0.0))
 
 
 def _pad(rows: list[list], value: float) -> Tensor:

@@ -138,9 +138,7 @@ class Trainer:
         ).last_hidden_state
         wanted = batch.labels != IGNORE
         logits = self.model.lm_head(hidden[wanted])
-        losses = functional.cross_entropy(
-            logits.float(), batch.labels[wanted], reduction="none"
-        )
+        losses = functional.cross_entropy(logits.float(), batch.labels[wanted], reduction="none")
         weights = batch.weights[wanted]
         return (losses * weights).sum() / weights.sum()
 
