@@ -33,7 +33,7 @@ setup(
         "tokenizers",
         "safetensors",
         "numpy",
-        "av>=14",
+        "av>=14.1",
         "pillow",
         "rich",
         "tqdm",
