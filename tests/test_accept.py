@@ -1,0 +1,441 @@
+"""accept against a second implementation: of all paths keep the right ones, take the longest.
+
+The second one is written from the text of the rule and works differently throughout: from the raw
+logits of one sequence rather than statistics of a batch, with probabilities rather than their
+logarithms, and by declaring which path is right rather than by walking and cutting.
+"""
+
+import math
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from lvspec import ops, reference, tree
+from lvspec.policy import AcceptancePolicy
+
+CASES_PER_BATCH = 40
+BATCHES = 700  # 28,000 cases
+
+
+class Row:
+    """What the rule wants to know of one row of logits."""
+
+    def __init__(self, logits):
+        cleaned = [-math.inf if math.isnan(x) else x for x in logits]
+        self.logits = cleaned
+        self.ranking = sorted(range(len(cleaned)), key=lambda token: (-cleaned[token], token))
+        self.best = self.ranking[0]
+        highest = cleaned[self.best]
+        self.regular = math.isfinite(highest) and not any(math.isnan(x) for x in logits)
+        self.has_nan = any(math.isnan(x) for x in logits)
+        self.tied = cleaned.count(highest) > 1
+        if self.regular:
+            weights = [math.exp(x - highest) for x in cleaned]
+            self.p = [weight / math.fsum(weights) for weight in weights]
+            self.entropy = self.entropy_of(range(len(cleaned)))
+
+    def entropy_of(self, tokens):
+        return -math.fsum(self.p[i] * math.log(self.p[i]) for i in tokens if self.p[i] > 0)
+
+
+class Case:
+    """One sequence, a policy, and the declarations of section 4 as predicates."""
+
+    def __init__(self, logits, tokens, parents, num_slots, relevance, policy, regret_used):
+        self.rows = [Row(row) for row in logits]
+        self.token = tokens
+        self.parent = parents
+        self.relevance = relevance
+        self.policy = policy
+        self.regret_used = regret_used
+        self.paths = [(0,)]
+        for slot in range(1, num_slots):
+            (above,) = (path for path in self.paths if path[-1] == parents[slot])
+            self.paths.append((*above, slot))
+
+    def row(self, t):
+        return self.rows[self.parent[t]]
+
+    def wanted(self, t):
+        return self.row(t).best
+
+    def exact(self, t):
+        return self.token[t] == self.wanted(t)
+
+    def regret(self, t):
+        logits, token = self.row(t).logits, self.token[t]
+        if not 0 <= token < len(logits):
+            return math.inf
+        return logits[self.wanted(t)] - logits[token]
+
+    def guarded(self, t):
+        guarded = {*self.policy.strict_ids, *self.policy.eos_ids}
+        return bool(guarded & {self.token[t], self.wanted(t)})
+
+    def acceptable_at_all(self, t):
+        return self.row(t).regular and math.isfinite(self.regret(t)) and not self.guarded(t)
+
+    def anchor(self, t):
+        threshold, relevance = self.policy.anchor_threshold, self.relevance[self.parent[t]]
+        return threshold != math.inf and (math.isnan(relevance) or relevance >= threshold)
+
+    def plausible(self, t):
+        policy, row, token = self.policy, self.row(t), self.token[t]
+        limits = []
+        if policy.max_regret is not None:
+            limits.append(self.regret(t) <= policy.max_regret)
+        if policy.top_k is not None:
+            limits.append(row.ranking.index(token) < policy.top_k)
+        if policy.min_prob is not None:
+            limits.append(row.p[token] >= policy.min_prob)
+        if policy.typical_eps is not None:
+            bound = policy.typical_delta * math.exp(-row.entropy)
+            limits.append(row.p[token] >= min(policy.typical_eps, bound))
+        if policy.min_entropy is not None:
+            limits.append(row.entropy_of(row.ranking[: policy.entropy_top]) >= policy.min_entropy)
+        return all(limits)
+
+    def loose(self, t):
+        return (
+            not self.exact(t)
+            and self.acceptable_at_all(t)
+            and not self.anchor(t)
+            and self.plausible(t)
+        )
+
+    def early(self, path, i):
+        """Whether the node at index i of the path brings what was wanted a little above it."""
+        above = [t for j, t in enumerate(path) if 1 <= j and 1 <= i - j <= self.policy.shift_window]
+        lost = {self.wanted(t) for t in above if not self.exact(t)}
+        return self.acceptable_at_all(path[i]) and self.token[path[i]] in lost
+
+    def late(self, path, i):
+        """Whether what the node at index i of the path displaced comes a little below it."""
+        below = [t for j, t in enumerate(path) if 1 <= j - i <= self.policy.shift_window]
+        return self.acceptable_at_all(path[i]) and self.wanted(path[i]) in map(
+            self.token.__getitem__, below
+        )
+
+    def late_somewhere(self, t):
+        through = [path for path in self.paths if t in path]
+        return any(self.late(path, path.index(t)) for path in through)
+
+    def preference(self, path, t):
+        """Key by which the walk, having come by `path`, prefers child t; None if it never does."""
+        if self.exact(t):
+            return (0, 0.0, t)
+        longer = (*path, t)
+        if self.loose(t) or self.early(longer, len(path)) or self.late_somewhere(t):
+            return (1, self.regret(t), t)
+        return None
+
+    def walked(self, path):
+        """Whether the walk comes along this path."""
+        for i in range(1, len(path)):
+            above = path[:i]
+            siblings = [other[-1] for other in self.paths if other[:-1] == above]
+            preferences = [self.preference(above, t) for t in siblings]
+            preferences = [preference for preference in preferences if preference is not None]
+            if self.token[above[-1]] in self.policy.eos_ids or not preferences:
+                return False
+            if min(preferences)[2] != path[i]:
+                return False
+        return True
+
+    def objections(self, path, i):
+        """Why the mismatch at index i of the path does not stand; empty if it does."""
+        policy = self.policy
+        found = []
+        if not (self.loose(path[i]) or self.early(path, i) or self.late(path, i)):
+            found.append("resync")
+        following = path[i + 1 : i + 1 + policy.window]
+        if len(following) < policy.window or not all(map(self.exact, following)):
+            found.append("window")
+        if policy.max_run is not None:
+            before = path[max(1, i - policy.max_run) : i]
+            if len(before) == policy.max_run and not any(map(self.exact, before)):
+                found.append("run")
+        if policy.regret_budget is not None:
+            spent = [self.regret(t) for t in path[1 : i + 1] if not self.exact(t)]
+            if self.regret_used + math.fsum(spent) > policy.regret_budget:
+                found.append("budget")
+        return found
+
+    def valid(self, path):
+        return not any(self.objections(path, i) for i in self.mismatches(path))
+
+    def mismatches(self, path):
+        return [i for i in range(1, len(path)) if not self.exact(path[i])]
+
+    def answer(self):
+        return max((p for p in self.paths if self.walked(p) and self.valid(p)), key=len)
+
+    def kind(self, t):
+        return 0 if t == 0 or self.exact(t) else 1 if self.loose(t) else 2
+
+    def count(self, seen, path):
+        """Note in `seen` what this case exercised."""
+        walk = max((p for p in self.paths if self.walked(p)), key=len)
+        first_cut = next((i for i in self.mismatches(walk) if self.objections(walk, i)), len(walk))
+        seen.update(set(self.objections(walk, first_cut)) if first_cut < len(walk) else ())
+        seen["cut again"] += len(path) < first_cut
+        for i in range(1, len(path)):
+            t = path[i]
+            seen[("exact", "loose", "shift")[self.kind(t)]] += 1
+            if self.kind(t) == 2:
+                early, late = self.early(path, i), self.late(path, i)
+                seen["early only"] += early and not late
+                seen["late only"] += late and not early
+            seen["loose and shift"] += self.kind(t) == 1 and self.early(path, i)
+            seen["end of sequence"] += self.token[t] in self.policy.eos_ids
+            seen["tied best"] += self.row(t).tied
+            seen["exact in a row with NaN"] += self.row(t).has_nan
+            rivals = [s for s in range(1, len(self.paths)) if self.parent[s] == self.parent[t]]
+            if self.exact(t):
+                seen["exact twice"] += sum(map(self.exact, rivals)) > 1
+            else:
+                equal = [s for s in rivals if self.regret(s) == self.regret(t)]
+                seen["equal regret"] += len(equal) > 1
+                seen["more than one tolerable"] += (
+                    sum(self.preference(path[:i], s) is not None for s in rivals) > 1
+                )
+        for t in (p[-1] for p in self.paths if len(p) > 1 and p[:-1] == path):
+            seen["refused, row with NaN"] += self.row(t).has_nan
+            seen["refused, infinite row"] += not self.row(t).regular and not self.row(t).has_nan
+            seen["refused, guarded"] += self.guarded(t) and not self.exact(t)
+            seen["refused, no such token"] += not 0 <= self.token[t] < len(self.rows[0].logits)
+            seen["refused, anchor"] += self.anchor(t) and not self.exact(t)
+
+
+def random_policy(rng, vocabulary):
+    """Any fields, most of them off; numbers that logits in steps of 1/2 hit exactly, or never."""
+
+    def maybe(value, chance):
+        return value if rng.random() < chance else None
+
+    entropy_top = rng.randint(1, 3)
+    eps = maybe(rng.uniform(0.05, 0.5), 0.15)
+    return AcceptancePolicy(
+        anchor_threshold=rng.choice([-math.inf, 0.5, 1.0, 1.5, math.inf, math.inf, math.inf]),
+        max_regret=maybe(rng.choice([0.0, 0.5, 1.0, 2.0]), 0.2),
+        top_k=maybe(rng.randint(1, 3), 0.2),
+        min_prob=maybe(rng.uniform(0.02, 0.3), 0.15),
+        typical_eps=eps,
+        typical_delta=None if eps is None else rng.uniform(0.05, 1.0),
+        min_entropy=maybe(rng.uniform(0.0, 0.3 * entropy_top), 0.15),
+        entropy_top=entropy_top,
+        shift_window=rng.choice([0, 0, 1, 2, 3, 4]),
+        window=rng.choice([0, 0, 0, 1, 2]),
+        max_run=maybe(rng.randint(1, 3), 0.4),
+        regret_budget=maybe(rng.choice([0.0, 0.5, 1.0, 2.0, 3.5]), 0.25),
+        strict_ids=rng.sample(range(vocabulary), rng.choice([0, 0, 0, 1])),
+        eos_ids=rng.sample(range(vocabulary + 2), rng.choice([0, 0, 0, 1, 2])),
+    )
+
+
+def random_row(rng, vocabulary):
+    row = [rng.randint(-3, 3) / 2 for _ in range(vocabulary)]
+    odd = rng.random()
+    if odd < 0.04:
+        row[rng.randrange(vocabulary)] = math.nan
+    elif odd < 0.05:
+        row = [math.nan] * vocabulary
+    elif odd < 0.07:
+        row[rng.randrange(vocabulary)] = math.inf
+    elif odd < 0.08:
+        row = [-math.inf] * vocabulary
+    elif odd < 0.14:
+        row[rng.randrange(vocabulary)] = -math.inf
+    return row
+
+
+def random_sequence(rng, num_slots, vocabulary):
+    """Logits, tokens, parents, slots in use, relevance and regret used, as lists and numbers."""
+    logits = [random_row(rng, vocabulary) for _ in range(num_slots)]
+    chain = rng.random() < 0.4
+    bushy = rng.random() < 0.5
+    parents, tokens = [-1], [rng.randrange(vocabulary)]
+    for t in range(1, num_slots):
+        parents.append(t - 1 if chain else rng.randrange(0 if bushy else max(0, t - 3), t))
+        kin = [parents[-1], parents[parents[-1]], rng.randrange(num_slots)]
+        (source,) = rng.choices([*kin, None], weights=[7, 5, 3, 6])
+        if source is None or source < 0:
+            anything = rng.random() < 0.15
+            tokens.append(rng.randint(-1, vocabulary) if anything else rng.randrange(vocabulary))
+        else:
+            tokens.append(Row(logits[source]).best)
+    in_use = num_slots if rng.random() < 0.7 else rng.randint(1, num_slots)
+    relevance = [rng.choice([0.0, 0.25, 0.5, 0.75, 1.0, math.nan]) for _ in range(num_slots)]
+    return logits, tokens, parents, in_use, relevance, rng.choice([0.0, 0.0, 0.5, 1.5])
+
+
+def as_tensors(sequences, dtype):
+    logits, tokens, parents, in_use, relevance, used = zip(*sequences)
+    return (
+        torch.tensor(logits, dtype=dtype),
+        torch.tensor(tokens),
+        torch.tensor(parents, dtype=torch.int32),
+        torch.tensor(in_use, dtype=torch.int32),
+        torch.tensor(relevance, dtype=torch.float32),
+        torch.tensor(used, dtype=torch.float32),
+    )
+
+
+def compare(sequences, policy, dtype, seen=None, operation=ops.accept):
+    logits, tokens, parents, in_use, relevance, used = as_tensors(sequences, dtype)
+    stats = reference.logit_stats(logits, top_k=min(3, logits.shape[-1]))
+    got = operation(logits, tokens, parents, in_use, stats, relevance, policy, regret_used=used)
+    assert got.regret.dtype == stats.lse.dtype
+    num_slots = tokens.shape[1]
+    rows = zip(sequences, *(field.tolist() for field in got))
+    for sequence, path, num_accepted, bonus_id, kind, regret in rows:
+        case = Case(*sequence[:5], policy, sequence[5])
+        expected = case.answer()
+        padding = num_slots - len(expected)
+        context = (sequence, policy)
+        assert path == list(expected) + [-1] * padding, context
+        assert num_accepted == len(expected) - 1, context
+        assert bonus_id == case.rows[expected[-1]].best, context
+        assert kind == [case.kind(t) for t in expected] + [255] * padding, context
+        assert regret == math.fsum(case.regret(expected[i]) for i in case.mismatches(expected))
+        if seen is not None:
+            case.count(seen, expected)
+
+
+def test_equals_brute_force():
+    rng = random.Random(1)
+    seen = Counter()
+    for batch in range(BATCHES):
+        vocabulary, num_slots = rng.randint(3, 6), rng.randint(1, 11)
+        policy = random_policy(rng, vocabulary)
+        sequences = [random_sequence(rng, num_slots, vocabulary) for _ in range(CASES_PER_BATCH)]
+        dtype = (torch.float32, torch.float64, torch.bfloat16)[batch % 3]
+        compare(sequences, policy, dtype, seen)
+    rare = {what: seen[what] for what in EXERCISED if seen[what] < 40}
+    assert not rare, f"the cases hardly exercise {rare}; all: {dict(seen)}"
+
+
+EXERCISED = (
+    "exact", "loose", "shift", "early only", "late only", "loose and shift",
+    "resync", "window", "run", "budget", "cut again",
+    "tied best", "equal regret", "exact twice", "more than one tolerable", "end of sequence",
+    "exact in a row with NaN", "refused, row with NaN", "refused, infinite row",
+    "refused, guarded", "refused, no such token", "refused, anchor",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["strict", "lvspec", "fly", "typical", "relaxed"])
+def test_presets_equal_brute_force(name):
+    rng = random.Random(2)
+    policy = AcceptancePolicy.preset(name, eos_ids=(2,))
+    sequences = [random_sequence(rng, 12, 16) for _ in range(100)]
+    logits = torch.tensor([sequence[0] for sequence in sequences])
+    stats = reference.logit_stats(logits, top_k=16)
+    logits, tokens, parents, in_use, relevance, used = as_tensors(sequences, torch.float32)
+    got = ops.accept(logits, tokens, parents, in_use, stats, relevance, policy, regret_used=used)
+    for sequence, path in zip(sequences, got.path.tolist()):
+        expected = list(Case(*sequence[:5], policy, sequence[5]).answer())
+        assert path == expected + [-1] * (12 - len(expected))
+
+
+def test_more_sequences_than_64_are_independent():
+    rng = random.Random(3)
+    policy = AcceptancePolicy(anchor_threshold=0.5, top_k=3, shift_window=2, regret_budget=2.0)
+    sequences = [random_sequence(rng, 7, 5) for _ in range(131)]
+    compare(sequences, policy, torch.float32)
+    compare(sequences[::-1], policy, torch.float32)
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_64_slots(chain):
+    rng = random.Random(4)
+    policy = AcceptancePolicy(anchor_threshold=math.inf, shift_window=3, max_run=2)
+    logits = [[rng.randint(-3, 3) / 2 for _ in range(5)] for _ in range(64)]
+    tokens, parents = [0], [-1]
+    for t in range(1, 64):
+        parents.append(t - 1 if chain else max(0, t - 2))
+        row = Row(logits[parents[-1]])
+        tokens.append(row.best if rng.random() < 0.9 else rng.randrange(5))
+    sequence = (logits, tokens, parents, 64, [0.0] * 64, 0.0)
+    assert len(Case(*sequence[:5], policy, 0.0).answer()) > 16
+    compare([sequence] * 3, policy, torch.float64)
+
+
+def test_strict_is_the_greedy_prefix():
+    logits = torch.randn(67, 9, 11)
+    choices = logits.argmax(-1)
+    tokens = torch.cat([torch.zeros(67, 1, dtype=torch.int64), choices[:, :-1]], 1)
+    wrong = torch.rand(67, 9) < 0.2
+    tokens = torch.where(wrong, (tokens + 1) % 11, tokens)
+    stats = ops.logit_stats(logits, top_k=1)
+    slots = torch.full((67,), 9, dtype=torch.int32)
+    parents = tree.chain_parents(9, batch_size=67)
+    got = ops.accept(logits, tokens, parents, slots, stats, None, AcceptancePolicy.strict())
+    prefix = (~wrong[:, 1:]).int().cumprod(1).sum(1)
+    assert torch.equal(got.num_accepted, prefix.int())
+    assert torch.equal(got.bonus_id, choices.gather(1, prefix[:, None])[:, 0])
+    assert torch.equal(got.regret, torch.zeros(67))
+
+
+def test_what_stands_past_num_slots_has_no_effect():
+    rng = random.Random(5)
+    policy = AcceptancePolicy(anchor_threshold=math.inf, top_k=2, shift_window=2, window=1)
+    sequences = [random_sequence(rng, 8, 4) for _ in range(50)]
+    short = [(*s[:3], rng.randint(1, 6), *s[4:]) for s in sequences]
+    tensors = as_tensors(short, torch.float32)
+    logits, tokens, parents, in_use, relevance, used = tensors
+    padding = torch.arange(8) >= in_use[:, None]
+    stats = reference.logit_stats(logits, top_k=3)
+    first = ops.accept(logits, tokens, parents, in_use, stats, relevance, policy)
+    logits = logits.masked_fill(padding[..., None], math.nan)
+    stats = reference.logit_stats(logits, top_k=3)
+    tokens = tokens.masked_fill(padding, 2**40)
+    parents = parents.masked_fill(padding, 0x55)
+    relevance = relevance.masked_fill(padding, math.nan)
+    second = ops.accept(logits, tokens, parents, in_use, stats, relevance, policy)
+    assert all(map(torch.equal, first, second))
+
+
+def test_a_draft_with_a_larger_vocabulary():
+    """Tokens that only the draft has are refused, whatever the policy allows."""
+    anything = AcceptancePolicy(anchor_threshold=math.inf, shift_window=3)
+    logits = torch.zeros(1, 4, 5)
+    tokens = torch.tensor([[0, 7, 0, 0]])
+    stats = ops.logit_stats(logits)
+    slots = torch.tensor([4], dtype=torch.int32)
+    parents = tree.chain_parents(4, batch_size=1)
+    got = ops.accept(logits, tokens, parents, slots, stats, None, anything)
+    assert got.num_accepted.tolist() == [0] and got.bonus_id.tolist() == [0]
+
+
+def test_regret_carries_over():
+    """The sum over calls never exceeds the budget, and meets it where it can."""
+    policy = AcceptancePolicy(anchor_threshold=math.inf, regret_budget=2.0)
+    logits = torch.tensor([[[0.0, -0.5]] * 4])
+    tokens = torch.tensor([[0, 1, 1, 1]])
+    stats = ops.logit_stats(logits, top_k=1)
+    slots = torch.tensor([4], dtype=torch.int32)
+    parents = tree.chain_parents(4, batch_size=1)
+    used, accepted = torch.zeros(1), []
+    for _ in range(3):
+        got = ops.accept(logits, tokens, parents, slots, stats, None, policy, regret_used=used)
+        used += got.regret
+        accepted += got.num_accepted.tolist()
+    assert accepted == [3, 1, 0] and used.tolist() == [2.0]
+
+
+def test_policy_numbers_are_float32():
+    """A relevance that equals the threshold as float32 makes an anchor, whatever float64 says."""
+    logits = torch.zeros(1, 2, 3)
+    tokens = torch.tensor([[0, 1]])
+    stats = ops.logit_stats(logits, top_k=1)
+    slots = torch.tensor([2], dtype=torch.int32)
+    parents = tree.chain_parents(2, batch_size=1)
+    threshold = 0.7  # as float32 a little less
+    for relevance, accepted in ((0.7, 0), (0.6999, 1)):
+        row = torch.tensor([[relevance, 0.0]])
+        policy = AcceptancePolicy(anchor_threshold=threshold)
+        got = ops.accept(logits, tokens, parents, slots, stats, row, policy)
+        assert got.num_accepted.tolist() == [accepted]
