@@ -1,0 +1,130 @@
+"""What a result was made with, and result files that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import uuid
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def environment(device: Any = "cpu") -> dict[str, Any]:
+    """Versions and the machine, as plain values to stand beside measured figures.
+
+    Args:
+        device: Where the run takes place, a `torch.device` or its name.
+
+    Returns:
+        Versions of lvspec, python, torch, transformers and triton (None where it is absent), the
+        commit of a checkout (None for an installed wheel), the platform, the processor, the device
+        with its name, and torch's threads.
+    """
+    import torch
+
+    device = torch.device(device)
+    on_cuda = device.type == "cuda"
+    return {
+        "lvspec": _version("lvspec"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": _version("transformers"),
+        "triton": _version("triton"),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if on_cuda else _cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def check_json_path(path: str | os.PathLike) -> None:
+    """Refuse, before any work is done, a path that `write_json` could not write.
+
+    Raises:
+        OSError: Its folder does not exist or cannot be written, or it is a folder itself.
+    """
+    place = Path(os.path.realpath(path))
+    if place.is_dir():
+        raise IsADirectoryError(f"json: expected the name of a file, got the folder {path}")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(f"json: expected a name in an existing folder, got {path}")
+    if not os.access(place if _is_special(place) else place.parent, os.W_OK):
+        raise PermissionError(f"json: expected a folder that can be written, got that of {path}")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `value` as JSON; the file appears, or is replaced, only when it is complete.
+
+    JSON has no NaN and no infinity: these become null.
+
+    Args:
+        path: Where to write; its folder must exist.
+        value: Mappings, sequences, strings, numbers, booleans, None, paths.
+
+    Raises:
+        OSError: It cannot be written.
+        TypeError: A value has no form in JSON.
+    """
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    place = Path(os.path.realpath(path))
+    if _is_special(place):  # a pipe or a device: replacing it would remove it
+        place.write_text(text, encoding="utf-8")
+        return
+    partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, place)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_special(place: Path) -> bool:
+    return place.exists() and not place.is_file()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[1]
+    # Without this, an install inside somebody else's repository would report their commit.
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None

@@ -1,0 +1,164 @@
+"""Generations on a terminal: captions in the colours of their tokens, statistics, text as it comes.
+
+Colours are `rich`'s matter: where stdout is no terminal there are none.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.text import Text
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from lvspec.trace import KIND_NAMES, Generation
+
+KIND_STYLES = {"exact": "", "loose": "yellow", "shift": "magenta", "bonus": "cyan"}
+ANCHOR_STYLE = "bold underline"
+_MEANINGS = {
+    "exact": "target's choice",
+    "loose": "tolerated",
+    "shift": "right, elsewhere",
+    "bonus": "target's own",
+}
+
+
+class TokenText:
+    """Tokens to text, one at a time.
+
+    The text of a token depends on the one before it, and a character may take several tokens: text
+    comes with the token that completes it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._context, self._done = 0, 0
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty for special tokens and unfinished characters."""
+        self._ids.append(token)
+        text = self._decode(len(self._ids))
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        return self._take(text)
+
+    def flush(self) -> str:
+        """What is left where the tokens end in the middle of a character."""
+        return self._take(self._decode(len(self._ids)))
+
+    def _take(self, text: str) -> str:
+        known = self._decode(self._done)
+        self._context, self._done = self._done, len(self._ids)
+        return text[len(known) :]
+
+    def _decode(self, end: int) -> str:
+        return self._tokenizer.decode(self._ids[self._context : end], skip_special_tokens=True)
+
+
+def caption_text(generation: Generation, anchors: Sequence[bool] | None = None) -> Text:
+    """The caption, every token in the colour of its kind.
+
+    Args:
+        generation: With a tokenizer.
+        anchors: For each token of `generation.tokens` whether to mark it as an anchor; None marks
+            none.
+
+    Raises:
+        ValueError: `generation` has no tokenizer, or `anchors` has another length.
+    """
+    if generation.tokenizer is None:
+        raise ValueError("generation: expected one with a tokenizer, got tokenizer=None")
+    tokens, kinds = generation.tokens[0].tolist(), generation.kinds[0].tolist()
+    marks = [False] * len(tokens) if anchors is None else list(anchors)
+    if len(marks) != len(tokens):
+        raise ValueError(
+            f"anchors: expected one for each of {len(tokens)} tokens, got {len(marks)}"
+        )
+    pieces, text = TokenText(generation.tokenizer), Text()
+    for token, kind, marked in zip(tokens, kinds, marks):
+        _append(text, pieces.push(token), KIND_STYLES[KIND_NAMES[kind]], marked)
+    _append(text, pieces.flush(), "", False)
+    text.rstrip()
+    return text
+
+
+def _append(text: Text, piece: str, style: str, marked: bool) -> None:
+    word = piece.lstrip()
+    if text.plain:
+        # The space before a word is not part of it: an underlined one looks like a gap.
+        text.append(piece[: len(piece) - len(word)])
+    text.append(word, f"{style} {ANCHOR_STYLE}".strip() if marked else style)
+
+
+def legend(*, anchors: bool = True) -> Text:
+    """What the colours of `caption_text` mean.
+
+    Args:
+        anchors: Whether anchors are among what is explained.
+    """
+    entries = [(name, KIND_STYLES[name], _MEANINGS[name]) for name in KIND_NAMES]
+    if anchors:
+        entries.append(("anchor", ANCHOR_STYLE, "video decides"))
+    text = Text()
+    for name, style, meaning in entries:
+        if text.plain:
+            text.append("   ")
+        text.append(name, style).append(f" {meaning}", "dim")
+    return text
+
+
+def tokens_per_second(generation: Generation) -> float:
+    """New tokens over the time of all phases, prefill included."""
+    seconds = sum(generation.stats.seconds.values())
+    return generation.tokens.shape[1] / seconds if seconds else float("nan")
+
+
+def statistics_line(generation: Generation) -> str:
+    """Tokens, speed, tau, how many tokens of each kind, and regret, in one line."""
+    stats = generation.stats
+    parts = [
+        f"{generation.tokens.shape[1]} tokens",
+        f"{tokens_per_second(generation):.1f} tokens/s",
+    ]
+    if stats.num_iterations:
+        counts = ", ".join(f"{count} {name}" for name, count in stats.counts.items())
+        parts += [f"tau {stats.tau:.2f}", counts, f"regret {stats.regret:.2f} nats"]
+    return " | ".join(parts)
+
+
+class PrintStreamer(BaseStreamer):
+    """Prints the text of tokens as they are committed. One for each generation.
+
+    Args:
+        tokenizer: The target's.
+        file: Where to print; None is stdout.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, file: TextIO | None = None) -> None:
+        self._pieces = TokenText(tokenizer)
+        self._file = file or sys.stdout
+        self._prompt_seen = False
+        self.started = False
+
+    def put(self, value: Tensor) -> None:
+        if not self._prompt_seen:  # the first call brings the prompt
+            self._prompt_seen = True
+            return
+        self._print("".join(self._pieces.push(token) for token in value.flatten().tolist()))
+
+    def end(self) -> None:
+        """Print what is left, and end the line."""
+        self._print(self._pieces.flush())
+        if self.started:
+            print(file=self._file, flush=True)
+            self.started = False
+
+    def _print(self, text: str) -> None:
+        text = text if self.started else text.lstrip()
+        if text:
+            self.started = True
+            print(text, end="", file=self._file, flush=True)
