@@ -1,10 +1,12 @@
 """What every test gets: one thread, a seed, and memory that is not zero by luck."""
 
+import copy
+import math
 import random
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 from lvspec.preprocess import VideoProcessorConfig
 from lvspec.shapes.model_configs import draft_config, target_config
@@ -74,3 +76,126 @@ def random_pair_folders(tmp_path_factory):
         _save_random(target_config(), root / "target", seed=0),
         _save_random(draft_config(), root / "draft", seed=1),
     )
+
+
+@pytest.fixture(scope="session")
+def random_pair(random_pair_folders):
+    """(target, draft): those checkpoints as models, without an end-of-sequence id of their own."""
+    models = [Qwen2_5_VLForConditionalGeneration.from_pretrained(f) for f in random_pair_folders]
+    for model in models:
+        model.generation_config.eos_token_id = None
+    return tuple(models)
+
+
+@pytest.fixture(scope="session")
+def noisy_draft(random_pair):
+    """The target's weights and a little noise: it agrees with the target now and then."""
+    draft = copy.deepcopy(random_pair[0])
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.003)
+    return draft
+
+
+@pytest.fixture(scope="session")
+def make_prompt():
+    """Inputs of a random prompt: `make_prompt(3, ("video", 2, 6, 4), 5)`, see `_prompt`."""
+    return _prompt
+
+
+def _prompt(*parts, seed=0, seconds=1.0):
+    """Inputs as a processor returns them, with noise for pixels.
+
+    A part is a number of words, ("image", h, w) or ("video", t, h, w), in patches; `seconds` is the
+    time between two grids of a video.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    ids, found = [], {"image": [], "video": []}
+    for part in parts:
+        if isinstance(part, int):
+            ids += torch.randint(8, 186, (part,), generator=rng).tolist()
+            continue
+        name, *grid = part
+        grid = [1, *grid] if name == "image" else grid
+        found[name].append(grid)
+        ids += [3] + [{"image": 5, "video": 6}[name]] * (math.prod(grid) // 4) + [4]
+    ids = torch.tensor([ids])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == 5).long() + 2 * (ids == 6).long(),
+    }
+    for name, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if found[name]:
+            inputs[f"{name}_grid_thw"] = torch.tensor(found[name])
+            patches = sum(math.prod(grid) for grid in found[name])
+            inputs[pixels] = torch.randn(patches, 2 * 3 * 14 * 14, generator=rng)
+    if found["video"]:
+        inputs["second_per_grid_ts"] = torch.full((len(found["video"]),), seconds)
+    return inputs
+
+
+@pytest.fixture(scope="session")
+def hf_greedy():
+    """`hf_greedy(model, inputs, count, eos_ids)`: the new tokens of HF's own greedy decoding."""
+
+    def greedy(model, inputs, count, eos_ids=None):
+        sequences = model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=count,
+            eos_token_id=list(eos_ids) if eos_ids else None,
+            pad_token_id=0,
+        )
+        return sequences[0, inputs["input_ids"].shape[1] :].tolist()
+
+    return greedy
+
+
+@pytest.fixture(scope="session")
+def hf_rows():
+    """`hf_rows(model, inputs, tokens)`: what HF computes at the rows that predict `tokens`."""
+    return _hf_rows
+
+
+@torch.no_grad()
+def _hf_rows(model, inputs, tokens):
+    """(logits `[n + 1, V]`, peaks `[n + 1]`): row i predicts token i, the last what follows.
+
+    Prefill, then one forward over all tokens with eager attention, whose weights HF returns. Peaks
+    are the largest weight on a video position, averaged over layers and heads; NaN for row 0.
+    """
+    ids, text = inputs["input_ids"], model.model.language_model
+    if "video_grid_thw" in inputs or "image_grid_thw" in inputs:
+        positions, _ = model.model.get_rope_index(**_only_positions(inputs))
+    else:
+        positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
+    cache = DynamicCache()
+    before = text.config._attn_implementation
+    text.set_attn_implementation("eager")
+    try:
+        prompt = model(
+            **{name: value for name, value in inputs.items() if name != "attention_mask"},
+            position_ids=positions,
+            past_key_values=cache,
+        )
+        rest = model(
+            input_ids=torch.tensor([tokens]),
+            position_ids=positions[:, :, -1:] + 1 + torch.arange(len(tokens)),
+            past_key_values=cache,
+            output_attentions=True,
+        )
+    finally:
+        text.set_attn_implementation(before)
+    video = ((ids[0] == 5) | (ids[0] == 6)).nonzero().flatten()
+    peaks = torch.full((len(tokens) + 1,), torch.nan, dtype=prompt.logits.dtype)
+    if len(video):
+        weights = torch.stack(rest.attentions)  # [L, 1, H, n, T + n]
+        peaks[1:] = weights[..., video].amax(-1).mean(dim=(0, 1, 2))
+    return torch.cat([prompt.logits[0, -1:], rest.logits[0]]), peaks
+
+
+def _only_positions(inputs):
+    names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
+    return {key: inputs[key] for key in (*names, "second_per_grid_ts") if key in inputs}

@@ -1,0 +1,343 @@
+"""ops: registration, fakes, compilation, messages, and the choice of a backend."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from lvspec import ops, reference, tree
+from lvspec.ops import schemas
+from lvspec.policy import AcceptancePolicy
+
+B, HQ, HKV, S, N, D, V, L, K = 3, 6, 2, 5, 19, 7, 11, 2, 5
+POLICY = AcceptancePolicy.lvspec(strict_ids=(4,), eos_ids=(1, 2), regret_budget=3.0)
+
+
+def int32(*shape, high=5):
+    return torch.randint(0, high, shape, dtype=torch.int32)
+
+
+def arguments(name, dtype=torch.float32):
+    """Keyword arguments of an operation, all valid."""
+    visual = (torch.rand(B, N) < 0.4).byte()
+    cache = {name: torch.randn(B, HKV, N, D).to(dtype) for name in ("k_cache", "v_cache")}
+    kv_len = int32(B, high=N - S + 1)
+    logits = torch.randn(B, S, V).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    if name == "verify_attention":
+        ancestors = tree.chain_ancestors(S, batch_size=B)
+        q = torch.randn(B, HQ, S, D).to(dtype)
+        return {"q": q, **cache, "kv_len": kv_len, "ancestors": ancestors, "visual": visual}
+    if name == "logit_stats":
+        return {"logits": logits, "top_k": 3}
+    if name == "accept":
+        return {
+            "logits": logits,
+            "tokens": torch.randint(0, V, (B, S)),
+            "parents": tree.chain_parents(S, batch_size=B),
+            "num_slots": int32(B, high=S) + 1,
+            "stats": reference.logit_stats(logits, top_k=K),
+            "relevance": torch.rand(B, S) / 10,
+            "policy": POLICY,
+            "regret_used": torch.rand(B),
+        }
+    if name == "commit_kv":
+        path = torch.tensor([[0, 1, 3, -1, -1]] * B, dtype=torch.int32)
+        layers = {name: torch.stack([x] * L) for name, x in cache.items()}
+        return {**layers, "kv_len": kv_len, "path": path, "num_accepted": int32(B, high=3)}
+    if name == "visual_importance":
+        return {
+            "q": torch.randn(B, HQ, S, D).to(dtype),
+            "k_cache": cache["k_cache"],
+            "kv_len": kv_len,
+            "visual": visual,
+            "lse": torch.randn(B, HQ, S, dtype=wide),
+        }
+    assert name == "expand_tree"
+    slots = int32(B, S, high=64)
+    return {
+        "logits": logits,
+        "log_probs": torch.randn(B, S, dtype=wide),
+        "slots": slots,
+        "width": 4,
+    }
+
+
+NAMES = sorted(schemas.SCHEMAS)
+
+
+class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+    """What arguments the checked functions hand to the operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation.namespace == "lvspec":
+            self.calls.append((operation, args))
+        return operation(*args, **(kwargs or {}))
+
+
+def recorded(name, **changes):
+    with Recorder() as recorder:
+        getattr(ops, name)(**arguments(name) | changes)
+    (call,) = recorder.calls
+    return call
+
+
+def variants(name):
+    yield {}
+    if name == "verify_attention":
+        yield {"scores": False, "scale": 0.5}
+        visual = (torch.rand(B, N) < 0.4).byte()
+        yield {"plan": ops.plan_splits(visual, int32(B))}
+        pages = {cache: torch.randn(9, HKV, 4, D) for cache in ("k_cache", "v_cache")}
+        visual = torch.zeros(B, 12, dtype=torch.uint8)
+        yield {**pages, "block_table": int32(B, 3), "kv_len": int32(B), "visual": visual}
+    if name == "accept":
+        strict = AcceptancePolicy.strict()
+        yield {"policy": strict, "relevance": None, "regret_used": None}
+        for preset in ("fly", "typical"):
+            yield {"policy": AcceptancePolicy.preset(preset)}
+        yield arguments(name, torch.float64)
+    if name == "commit_kv":
+        yield {cache: torch.randn(B, HKV, N, D) for cache in ("k_cache", "v_cache")}
+    if name in ("logit_stats", "expand_tree", "visual_importance"):
+        yield arguments(name, torch.float64)
+        yield arguments(name, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name):
+    for changes in variants(name):
+        operation, args = recorded(name, **changes)
+        torch.library.opcheck(operation, args)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_reference(name):
+    for changes in variants(name):
+        given = arguments(name) | changes
+        ours, theirs = (
+            {key: x.clone() if isinstance(x, torch.Tensor) else x for key, x in given.items()}
+            for _ in range(2)
+        )
+        got = getattr(ops, name)(**ours)
+        expected = getattr(reference, name)(**theirs)
+        assert type(got) is type(expected)
+        if name == "commit_kv":
+            got, expected = ((x["k_cache"], x["v_cache"]) for x in (ours, theirs))
+        for x, y in zip(got, expected):
+            assert x is None if y is None else torch.equal(x, y)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fakes(name):
+    """Shapes, types and strides without values; nothing is read."""
+    for changes in variants(name):
+        operation, args = recorded(name, **changes)
+        expected = operation(*args)
+        with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+            fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in args]
+            got = operation(*fakes)
+        if expected is None:
+            assert got is None
+            continue
+        if isinstance(expected, torch.Tensor):
+            got, expected = [got], [expected]
+        for x, y in zip(got, expected, strict=True):
+            assert (x.shape, x.dtype, x.stride()) == (y.shape, y.dtype, y.stride())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiles_whole(name, backend):
+    torch.compiler.reset()
+    given = arguments(name)
+    ours, theirs = (
+        {key: x.clone() if isinstance(x, torch.Tensor) else x for key, x in given.items()}
+        for _ in range(2)
+    )
+    compiled = torch.compile(getattr(ops, name), fullgraph=True, backend=backend)
+    got = compiled(**ours)
+    expected = getattr(ops, name)(**theirs)
+    if name == "commit_kv":
+        got, expected = ((x["k_cache"], x["v_cache"]) for x in (ours, theirs))
+    assert all(map(torch.equal, got, expected))
+
+
+def test_id_tensors_are_made_once():
+    _, first = recorded("accept")
+    _, second = recorded("accept")
+    schema = torch.ops.lvspec.accept.default._schema
+    for position, argument in enumerate(schema.arguments):
+        if argument.name in ("strict_ids", "eos_ids"):
+            assert first[position] is second[position]
+
+
+def test_accept_hands_over_the_rule():
+    """The numbers of the schema are the fields of the rule, in order."""
+    schema = torch.ops.lvspec.accept.default._schema
+    numbers = [a.name for a in schema.arguments if "Tensor" not in str(a.type)]
+    assert numbers == list(POLICY.rule._fields)
+    _, args = recorded("accept")
+    assert tuple(args[-len(numbers) :]) == POLICY.rule
+
+
+def changed(name, key, change):
+    value = arguments(name)[key]
+    return {key: change(value)}
+
+
+# operation, argument, what is done to it, what the message says
+MISTAKES = [
+    (
+        "verify_attention",
+        "q",
+        lambda x: x[0],
+        r"q: expected shape \[B, Hq, S, D\], got \(6, 5",
+    ),
+    (
+        "verify_attention",
+        "q",
+        lambda x: x.int(),
+        "q: expected dtype float32 or .*, got torch.int",
+    ),
+    ("verify_attention", "q", lambda x: x[:, :5], "q: expected a multiple of Hkv = 2 heads, got 5"),
+    ("verify_attention", "q", lambda x: x[:, :, :0], "q: expected 1 to 64 slots S, got 0"),
+    ("verify_attention", "q", lambda x: x[:0], "q: expected at least one sequence, got 0"),
+    ("verify_attention", "k_cache", lambda x: x[0], "k_cache: expected 4 dimensions, got"),
+    ("verify_attention", "k_cache", lambda x: x.half(), "k_cache: expected dtype float32, got"),
+    (
+        "verify_attention",
+        "k_cache",
+        lambda x: x[..., :6],
+        r"k_cache: expected shape \(3, 2, 19, 7",
+    ),
+    ("verify_attention", "v_cache", lambda x: x[:, :1], r"v_cache: .*\(3, 2, 19, 7\), got \(3, 1,"),
+    (
+        "verify_attention",
+        "v_cache",
+        lambda x: x.to("meta"),
+        "v_cache: expected device cpu, got",
+    ),
+    (
+        "verify_attention",
+        "kv_len",
+        lambda x: x.long(),
+        "kv_len: expected dtype int32, got",
+    ),
+    ("verify_attention", "ancestors", lambda x: x.int(), "ancestors: expected dtype int64, got"),
+    ("verify_attention", "ancestors", lambda x: x[:, :4], r"ancestors: expected shape \(3, 5\)"),
+    (
+        "verify_attention",
+        "visual",
+        lambda x: x.bool(),
+        "visual: expected dtype uint8, got",
+    ),
+    ("verify_attention", "visual", lambda x: x[:, :8], r"visual: expected shape \(3, 19\)"),
+    ("logit_stats", "logits", lambda x: x[0], r"logits: expected shape \[B, S, V\], got \(5, 11\)"),
+    ("logit_stats", "logits", lambda x: x.long(), "logits: expected dtype"),
+    ("logit_stats", "logits", lambda x: x[..., :2], "top_k: expected 1 to 2 for a vocabulary of 2"),
+    ("logit_stats", "top_k", lambda x: 0, "top_k: expected 1 to 11 for a vocabulary of 11, got 0"),
+    ("accept", "logits", lambda x: x[0], "logits: expected shape"),
+    ("accept", "logits", lambda x: x.double(), "stats.top_logits: expected dtype float64, got"),
+    ("accept", "tokens", lambda x: x.int(), "tokens: expected dtype int64, got torch.int"),
+    ("accept", "parents", lambda x: x[0], r"parents: expected shape \(3, 5\), got \(5,\)"),
+    ("accept", "num_slots", lambda x: x.long(), "num_slots: expected dtype int32"),
+    ("accept", "stats", lambda x: x._replace(lse=x.lse[0]), r"stats.lse: expected shape \(3, 5\)"),
+    (
+        "accept",
+        "stats",
+        lambda x: x._replace(top_ids=x.top_ids[..., :2], top_logits=x.top_logits[..., :2]),
+        "stats: expected the 5 best tokens per row, which the policy needs, got 2",
+    ),
+    ("accept", "relevance", lambda x: x.half(), "relevance: expected dtype float32 or float64"),
+    ("accept", "relevance", lambda x: None, "relevance: expected a tensor, .*anchor_threshold"),
+    ("accept", "regret_used", lambda x: x[:2], r"regret_used: expected shape \(3,\), got \(2,\)"),
+    ("commit_kv", "k_cache", lambda x: x[0, 0], r"k_cache: expected shape \[L, B, Hkv, N, D\] or"),
+    ("commit_kv", "v_cache", lambda x: x[:1], r"v_cache: expected shape \(2, 3, 2, 19, 7\)"),
+    ("commit_kv", "path", lambda x: x.long(), "path: expected dtype int32"),
+    ("commit_kv", "path", lambda x: x[0], r"path: expected shape \[B, S\], got \(5,\)"),
+    ("commit_kv", "path", lambda x: x.repeat(1, 4), "k_cache: .* N of at least S = 20, got 19"),
+    ("commit_kv", "num_accepted", lambda x: x[:2], r"num_accepted: expected shape \(3,\)"),
+    (
+        "visual_importance",
+        "q",
+        lambda x: x[:, :3],
+        "q: .* a multiple of Hkv = 2 heads, got 3",
+    ),
+    ("visual_importance", "lse", lambda x: x.double(), "lse: expected dtype float32, got"),
+    ("visual_importance", "visual", lambda x: x[:1], r"visual: expected shape \(3, 19\)"),
+    ("expand_tree", "width", lambda x: 56, r"width: expected 1 to W \* top_k = 55 nodes, got 56"),
+    ("expand_tree", "log_probs", lambda x: x[..., None], r"log_probs: expected shape \(3, 5\)"),
+    ("expand_tree", "slots", lambda x: x.long(), "slots: expected dtype int32"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "change", "message"), MISTAKES)
+def test_messages(name, key, change, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(ops, name)(**arguments(name) | changed(name, key, change))
+
+
+def test_messages_of_plan_and_pages():
+    plan = ops.plan_splits(torch.zeros(B, N, dtype=torch.uint8), int32(B))
+    with pytest.raises(ValueError, match=r"plan.end: expected shape \(3, "):
+        recorded("verify_attention", plan=plan._replace(end=plan.end[:, :-1]))
+    with pytest.raises(ValueError, match=r"plan.start: expected shape \[B, P\]"):
+        recorded("verify_attention", plan=plan._replace(start=plan.start[0]))
+    with pytest.raises(ValueError, match=r"block_table: expected shape \[B, max_pages\]"):
+        recorded("verify_attention", block_table=int32(3))
+    with pytest.raises(ValueError, match="block_table: expected dtype int32"):
+        recorded("verify_attention", block_table=int32(3, 2).long())
+    with pytest.raises(ValueError, match=r"visual: expected shape \(3, 38\)"):
+        recorded("verify_attention", block_table=int32(3, 2))
+
+
+def test_capacity_below_the_slots():
+    small = {cache: torch.randn(B, HKV, 4, D) for cache in ("k_cache", "v_cache")}
+    with pytest.raises(ValueError, match="k_cache: expected a capacity N of at least S = 5, got 4"):
+        recorded("verify_attention", **small)
+
+
+def test_backends():
+    found = ops.backends()
+    assert set(found) == {"reference", "cpp", "triton"}
+    assert found["reference"]
+    for name, backend in found.items():
+        assert isinstance(backend.available, bool) and backend.reason, name
+
+
+def test_request_for_a_backend(monkeypatch):
+    for value, expected in (
+        ("reference", "reference"),
+        (" Reference", "reference"),
+        ("auto", None),
+    ):
+        monkeypatch.setenv("LVSPEC_BACKEND", value)
+        assert ops.requested_backend() == expected
+    monkeypatch.setenv("LVSPEC_BACKEND", "cuda")
+    with pytest.raises(ValueError, match="expected one of auto, reference, cpp, .*, got 'cuda'"):
+        ops.requested_backend()
+
+
+def test_request_that_cannot_be_met(monkeypatch):
+    unavailable = [name for name, backend in ops.backends().items() if not backend]
+    if not unavailable:
+        pytest.skip("every backend is available here")
+    monkeypatch.setenv("LVSPEC_BACKEND", unavailable[0])
+    with pytest.raises(RuntimeError, match=f"LVSPEC_BACKEND={unavailable[0]}, but that backend is"):
+        ops.requested_backend()
+
+
+def test_request_is_read_at_import(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import lvspec.ops")
+    env = {**os.environ, "LVSPEC_BACKEND": "abacus"}
+    result = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
+    assert result.returncode != 0 and "got 'abacus'" in result.stderr

@@ -1,0 +1,260 @@
+"""verify_attention against one softmax per row, written out."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from lvspec import ops, tree
+
+SIZES = [  # B, Hq, Hkv, S, N, D
+    (1, 1, 1, 1, 3, 1),
+    (2, 6, 2, 5, 37, 9),
+    (3, 5, 5, 13, 71, 16),
+    (1, 4, 1, 64, 97, 8),
+    (67, 2, 1, 3, 11, 5),
+]
+
+
+def random_parents(num_slots):
+    return [-1] + [random.randrange(max(0, t - 4), t) for t in range(1, num_slots)]
+
+
+def problem(batch_size, num_q_heads, num_kv_heads, num_slots, capacity, head_dim, dtype):
+    """Random arguments; kv_len ragged, with 0 and the most there is room for among them."""
+    q = torch.randn(batch_size, num_q_heads, num_slots, head_dim).to(dtype)
+    k_cache = torch.randn(batch_size, num_kv_heads, capacity, head_dim).to(dtype)
+    v_cache = torch.randn(batch_size, num_kv_heads, capacity, head_dim).to(dtype)
+    kv_len = torch.randint(0, capacity - num_slots + 1, (batch_size,), dtype=torch.int32)
+    kv_len[-1] = 0
+    kv_len[0] = capacity - num_slots
+    parents = torch.tensor([random_parents(num_slots) for _ in range(batch_size)])
+    visual = (torch.rand(batch_size, capacity) < 0.4).byte()
+    return q, k_cache, v_cache, kv_len, tree.ancestors_from_parents(parents), visual
+
+
+def eager(q, k_cache, v_cache, kv_len, ancestors, visual):
+    """Row by row, in the dtype of the arguments: out, lse, mass, peak."""
+    batch_size, num_q_heads, num_slots, head_dim = q.shape
+    group = num_q_heads // k_cache.shape[1]
+    out = torch.zeros_like(q)
+    lse, mass, peak = (q.new_zeros(q.shape[:3]) for _ in range(3))
+    for b in range(batch_size):
+        for t in range(num_slots):
+            length, bits = int(kv_len[b]), int(ancestors[b, t])
+            seen = list(range(length)) + [length + j for j in range(num_slots) if bits >> j & 1]
+            for h in range(num_q_heads):
+                keys, values = k_cache[b, h // group, seen], v_cache[b, h // group, seen]
+                logits = (keys @ q[b, h, t]) * head_dim**-0.5
+                weights = logits.softmax(0)
+                on_video = weights[visual[b, seen] != 0]
+                out[b, h, t] = weights @ values
+                lse[b, h, t] = logits.logsumexp(0)
+                mass[b, h, t] = on_video.sum()
+                peak[b, h, t] = on_video.max() if len(on_video) else 0
+    return out, lse, mass, peak
+
+
+def error(got, exact):
+    return (got.double() - exact).abs().max().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_equals_rows_written_out(sizes, dtype):
+    """At most twice the error that PyTorch itself makes in this dtype, against float64."""
+    q, k_cache, v_cache, *rest = problem(*sizes, dtype)
+    exact = eager(q.double(), k_cache.double(), v_cache.double(), *rest)
+    peer = eager(q, k_cache, v_cache, *rest)
+    got = ops.verify_attention(q, k_cache, v_cache, *rest)
+    assert got.out.dtype == dtype
+    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {field.dtype for field in got[1:]} == {statistics}
+    # Nothing is more exact than float64: there the floor is a few roundings rather than one.
+    rounding = torch.finfo(dtype).eps * (16 if dtype == torch.float64 else 1)
+    for name, ours, theirs, truth in zip(got._fields, got, peer, exact):
+        allowed = 2 * max(error(theirs, truth), rounding * truth.abs().max().item())
+        assert error(ours, truth) <= allowed, name
+
+
+@pytest.mark.parametrize("with_plan", [False, True])
+def test_memory_behind_the_tree_is_not_read(with_plan):
+    q, k_cache, v_cache, kv_len, ancestors, visual = problem(3, 4, 2, 5, 41, 7, torch.float32)
+    position = torch.arange(41)
+    behind = (position >= kv_len[:, None] + 5)[:, None, :, None]
+    visual = visual.masked_fill(position >= kv_len[:, None], 0)
+    plan = ops.plan_splits(visual, kv_len, max_piece=6, tail_piece=4) if with_plan else None
+    rest = (kv_len, ancestors, visual)
+    expected = ops.verify_attention(q, k_cache, v_cache, *rest, plan=plan)
+    k_cache, v_cache = (x.masked_fill(behind, math.nan) for x in (k_cache, v_cache))
+    got = ops.verify_attention(q, k_cache, v_cache, *rest, plan=plan)
+    assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.parametrize("with_plan", [False, True])
+def test_a_row_that_sees_nothing(with_plan):
+    q, k_cache, v_cache, _, ancestors, visual = problem(2, 4, 2, 3, 8, 7, torch.float32)
+    kv_len = torch.tensor([0, 2], dtype=torch.int32)
+    ancestors[:, 1] = 0
+    visual = torch.tensor([[0] * 8, [1, 0] + [0] * 6], dtype=torch.uint8)
+    plan = ops.plan_splits(visual, kv_len) if with_plan else None
+    got = ops.verify_attention(q, k_cache, v_cache, kv_len, ancestors, visual, plan=plan)
+    assert (got.out[0, :, 1] == 0).all() and (got.lse[0, :, 1] == -math.inf).all()
+    assert (got.visual_mass[0] == 0).all() and (got.visual_peak[0] == 0).all()
+    assert not any(field.isnan().any() for field in got)
+    # The other sequence has committed tokens, which a row without bits still sees.
+    assert (got.visual_mass[1, :, 1] > 0).all()
+
+
+def test_bit_63():
+    """In a chain of 64 the last slot sees all, and the one before it does not see the last."""
+    q, k_cache, v_cache, kv_len, _, visual = problem(1, 1, 1, 64, 70, 3, torch.float64)
+    ancestors = tree.chain_ancestors(64, batch_size=1)
+    assert ancestors[0, 63] == -1
+    rest = (kv_len, ancestors, visual)
+    first = ops.verify_attention(q, k_cache, v_cache, *rest).out
+    v_cache[:, :, int(kv_len[0]) + 63] += 1
+    second = ops.verify_attention(q, k_cache, v_cache, *rest).out
+    assert torch.equal(first[:, :, :63], second[:, :, :63])
+    assert not torch.equal(first[:, :, 63], second[:, :, 63])
+
+
+def test_siblings_do_not_see_each_other():
+    q, k_cache, v_cache, kv_len, _, visual = problem(1, 2, 1, 3, 9, 4, torch.float64)
+    ancestors = tree.ancestors_from_parents(torch.tensor([[-1, 0, 0]]))
+    whole = ops.verify_attention(q, k_cache, v_cache, kv_len, ancestors, visual)
+    # The chain root, slot 2: what slot 2 of the tree stands for.
+    kept = [0, 2]
+    moved = [*range(int(kv_len[0])), *(int(kv_len[0]) + slot for slot in kept)]
+    chain = ops.verify_attention(
+        q[:, :, kept],
+        k_cache[:, :, moved],
+        v_cache[:, :, moved],
+        kv_len,
+        tree.chain_ancestors(2, batch_size=1),
+        visual[:, moved],
+    )
+    torch.testing.assert_close(whole.out[:, :, kept], chain.out, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("max_piece", "tail_piece"), [(1, 1), (3, 2), (7, 16), (100, 100)], ids=str
+)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_plan_changes_nothing(sizes, max_piece, tail_piece):
+    """Pieces made at prefill; then the sequence has grown, by a different length each."""
+    q, k_cache, v_cache, kv_len, ancestors, visual = problem(*sizes, torch.float64)
+    prompt_len = (kv_len * torch.rand(len(kv_len))).int()
+    visual = visual.masked_fill(torch.arange(sizes[4]) >= prompt_len[:, None], 0)
+    plan = ops.plan_splits(visual, prompt_len, max_piece=max_piece, tail_piece=tail_piece)
+    rest = (kv_len, ancestors, visual)
+    expected = ops.verify_attention(q, k_cache, v_cache, *rest)
+    got = ops.verify_attention(q, k_cache, v_cache, *rest, plan=plan)
+    for ours, theirs in zip(got, expected):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
+
+
+def test_plan_pieces_are_of_one_kind():
+    visual = (torch.rand(5, 53) < 0.5).byte()
+    prompt_len = torch.tensor([0, 1, 20, 52, 53])
+    plan = ops.plan_splits(visual, prompt_len, max_piece=4, tail_piece=9)
+    for b in range(5):
+        position = 0
+        for start, end, kind in zip(*(column[b].tolist() for column in plan)):
+            if kind == -1:
+                assert (start, end) == (0, 0)
+                continue
+            assert start == position and start < end
+            position = end
+            if start < prompt_len[b]:
+                assert end <= prompt_len[b] and end - start <= 4
+                assert (visual[b, start:end] == kind).all()
+            else:
+                assert kind == 0 and (end - start == 9 or end == 53)
+        assert position == 53
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_pieces": 2}, "num_pieces: expected at least 3"),
+        ({"max_piece": 0}, "max_piece: expected at least 1"),
+        ({"tail_piece": 0}, "tail_piece: expected at least 1"),
+        ({"prompt_len": torch.tensor([6])}, "prompt_len: expected 0 to 5"),
+        ({"prompt_len": torch.tensor([1, 2])}, r"prompt_len: expected shape \(1,\)"),
+        ({"visual": torch.zeros(5)}, r"visual: expected shape \[B, N\]"),
+    ],
+)
+def test_plan_errors(arguments, message):
+    visual = torch.tensor([[0, 1, 0, 0, 0]], dtype=torch.uint8)
+    arguments = {"visual": visual, "prompt_len": torch.tensor([5])} | arguments
+    with pytest.raises(ValueError, match=message):
+        ops.plan_splits(**arguments)
+
+
+def test_pages():
+    q, k_cache, v_cache, kv_len, ancestors, visual = problem(3, 4, 2, 5, 42, 7, torch.float32)
+    rest = (kv_len, ancestors, visual)
+    expected = ops.verify_attention(q, k_cache, v_cache, *rest)
+    block_table = torch.randperm(3 * 6).view(3, 6) + 1  # page 0 belongs to nobody
+    pages = [torch.full((19, 2, 7, 7), math.nan) for _ in range(2)]
+    for page, cache in zip(pages, (k_cache, v_cache)):
+        page[block_table] = cache.view(3, 2, 6, 7, 7).transpose(1, 2)
+    used = (kv_len + 5 + 6) // 7
+    unused = torch.arange(6) >= used[:, None]
+    block_table = block_table.masked_fill(unused, -1).int()
+    got = ops.verify_attention(q, *pages, *rest, block_table=block_table)
+    assert all(map(torch.equal, got, expected))
+
+
+def test_strided_views():
+    q, k_cache, v_cache, *rest = problem(3, 4, 2, 5, 41, 7, torch.float32)
+    expected = ops.verify_attention(q, k_cache, v_cache, *rest)
+    q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    layers = torch.full((3, 2, 50, 2, 9), math.nan)
+    for layer, cache in enumerate((k_cache, v_cache)):
+        layers[:, layer, :41, :, :7] = cache.transpose(1, 2)
+    k_cache, v_cache = layers[:, :, :41, :, :7].transpose(2, 3).unbind(1)
+    got = ops.verify_attention(q, k_cache, v_cache, *rest)
+    for ours, theirs in zip(got, expected):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_sequence_does_not_depend_on_the_others():
+    q, k_cache, v_cache, *rest = problem(5, 4, 2, 7, 41, 8, torch.float32)
+    together = ops.verify_attention(q, k_cache, v_cache, *rest)
+    for b in range(5):
+        one = slice(b, b + 1)
+        alone = ops.verify_attention(q[one], k_cache[one], v_cache[one], *(x[one] for x in rest))
+        assert all(torch.equal(x[one], y) for x, y in zip(together, alone))
+
+
+def test_capacity_reached():
+    """There is room for the slots in use but not for the padding behind them."""
+    q, k_cache, v_cache, _, ancestors, visual = problem(1, 2, 1, 6, 16, 4, torch.float32)
+    kv_len = torch.tensor([13], dtype=torch.int32)
+    got = ops.verify_attention(q, k_cache, v_cache, kv_len, ancestors, visual)
+    room = [torch.cat([x, torch.zeros(1, 1, 8, 4)], 2) for x in (k_cache, v_cache)]
+    visual = torch.cat([visual, torch.zeros(1, 8, dtype=torch.uint8)], 1)
+    expected = ops.verify_attention(q, *room, kv_len, ancestors, visual)
+    for ours, theirs in zip(got, expected):
+        torch.testing.assert_close(ours[:, :, :3], theirs[:, :, :3])
+        assert not ours.isnan().any()
+
+
+def test_scale_and_scores():
+    arguments = problem(2, 4, 2, 5, 19, 16, torch.float64)
+    default = ops.verify_attention(*arguments)
+    assert all(map(torch.equal, default, ops.verify_attention(*arguments, scale=0.25)))
+    assert not torch.equal(default.out, ops.verify_attention(*arguments, scale=0.5).out)
+    without = ops.verify_attention(*arguments, scores=False)
+    assert torch.equal(without.out, default.out) and torch.equal(without.lse, default.lse)
+    assert without.visual_mass is None and without.visual_peak is None
+
+
+def test_any_mark_is_video():
+    arguments = problem(2, 4, 2, 5, 19, 16, torch.float32)
+    expected = ops.verify_attention(*arguments)
+    got = ops.verify_attention(*arguments[:-1], arguments[-1] * 255)
+    assert all(map(torch.equal, got, expected))
