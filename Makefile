@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test lint venv train clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.for-use
@@ -26,6 +26,13 @@ lint: $(VENV)/.for-tests
 	$(BIN)/ruff check .
 
 venv: $(VENV)/.for-tests
+
+# The embedded pair from nothing: hours, not minutes. Go on after a break with the same command.
+train: $(VENV)/.for-use
+	for role in target draft; do \
+	  $(BIN)/python lvspec/shapes/train.py $$role --out runs/$$role \
+	  && mkdir -p lvspec/shapes/$$role && cp runs/$$role/export/* lvspec/shapes/$$role/ || exit 1; \
+	done
 
 # torch first and by its exact version: left to the range in setup.py, pip would pick the newest.
 # setuptools too, because Python 3.12 makes venvs without it and installs below are not isolated.

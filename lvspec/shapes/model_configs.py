@@ -84,7 +84,7 @@ def draft_config() -> Qwen2_5_VLConfig:
     return _config(
         vocab_size=224,
         hidden_size=128,
-        layers=1,
+        layers=2,
         heads=2,
         kv_heads=1,
         intermediate_size=384,

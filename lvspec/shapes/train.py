@@ -1,7 +1,6 @@
 """Train the embedded pair from nothing.
 
-    lvspec-train target --out runs/target        (see the model card for times)
-    lvspec-train draft --out runs/draft
+    make train        (both models, into lvspec/shapes; the model card has the times)
 
 Two stages. First the vision tower alone learns to say, for every patch, what it shows: without it
 the direction of motion is not learnt. Then the whole model learns to caption. Both stages are
@@ -24,6 +23,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
+from lvspec.preprocess import VideoProcessorConfig
 from lvspec.shapes.data import (
     GRID,
     IGNORE,
@@ -35,7 +35,7 @@ from lvspec.shapes.data import (
     patch_labels,
 )
 from lvspec.shapes.model_configs import draft_config, target_config
-from lvspec.shapes.scenes import BACKGROUNDS, COLORS, DIRECTIONS, KINDS, SIZES
+from lvspec.shapes.scenes import BACKGROUNDS, COLORS, DIRECTIONS, FRAME_SIZE, KINDS, SIZES
 from lvspec.shapes.tokenizer import build_tokenizer
 
 STAGES = ("vision", "caption")
@@ -258,12 +258,15 @@ class Trainer:
         exported.generation_config.pad_token_id = self.tokenizer.pad_token_id
         exported.half().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        # Clips of any size are brought to the only size that the models know.
+        area = FRAME_SIZE**2
+        VideoProcessorConfig(min_pixels=area, max_pixels=area).save_pretrained(folder)
         (folder / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2) + "\n")
         return folder
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="lvspec-train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split("\n")[0])
     parser.add_argument("role", choices=sorted(RECIPES))
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the export")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")

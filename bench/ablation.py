@@ -1,0 +1,104 @@
+"""What each part of the policy is worth, on held-out clips of the embedded pair.
+
+    python bench/ablation.py [--clips 200] [--gamma 12] [--json FILE]
+
+The gates: none; random, with as many anchors as the shipped one; attention mass; attention peak;
+peak with shifts (the shipped policy); an oracle that knows the anchor words. The threshold of the
+mass gate is the quantile of the mass, on calibration scenes, that the shipped threshold is of the
+peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lvspec.config import DecodeConfig
+from lvspec.environment import environment, write_json
+from lvspec.policy import DEFAULT_ANCHOR_THRESHOLD, AcceptancePolicy
+from lvspec.shapes.calibration import collect_scores
+from lvspec.shapes.evaluation import (
+    MAX_NEW_TOKENS,
+    lvspec_method,
+    make_clips,
+    oracle_gate,
+    random_gate,
+    run_methods,
+)
+from lvspec.shapes.pair import load_embedded_pair
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--calibration-clips", type=int, default=48)
+    parser.add_argument("--gamma", type=int, default=12)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
+    pair = load_embedded_pair()
+    with tempfile.TemporaryDirectory() as folder:
+        calibration = make_clips(
+            pair, "calibration", arguments.calibration_clips, Path(folder) / "calibration"
+        )
+        peaks, _ = collect_scores(pair, calibration, config, "attention_peak")
+        masses, _ = collect_scores(pair, calibration, config, "attention_mass")
+        share = float((peaks >= DEFAULT_ANCHOR_THRESHOLD).float().mean())
+        mass_threshold = float(masses.quantile(1 - share))
+
+        def gate(scorer: object, threshold: float, **overrides: object) -> object:
+            policy = AcceptancePolicy.lvspec(anchor_threshold=threshold, **overrides)
+            return lvspec_method(pair, policy, replace(config, scorer=scorer))
+
+        peak = "attention_peak"
+        methods = {
+            "autoregression": lvspec_method(pair, None, config),
+            "strict": lvspec_method(pair, AcceptancePolicy.strict(), config),
+            "no gate": gate(peak, math.inf, shift_window=0),
+            "random gate": gate(random_gate(share), 0.5, shift_window=0),
+            "mass": gate("attention_mass", mass_threshold, shift_window=0),
+            "peak": gate(peak, DEFAULT_ANCHOR_THRESHOLD, shift_window=0),
+            "peak + shift": gate(peak, DEFAULT_ANCHOR_THRESHOLD),
+            "oracle gate": gate(oracle_gate(pair), 0.5, shift_window=0),
+        }
+        clips = make_clips(pair, "evaluation", arguments.clips, Path(folder) / "evaluation")
+        results = run_methods(methods, clips)
+    rows = [result.summary(clips, results["autoregression"]) for result in results.values()]
+    table = Table(title=f"{len(clips)} held-out clips, gamma {config.gamma}, anchors {share:.1%}")
+    for heading in ("gate", "tau", "speed-up", "attributes", "captions", "of target", "regret"):
+        table.add_column(heading, justify="left" if heading == "gate" else "right")
+    for row in rows:
+        fidelity = row["fidelity"]
+        table.add_row(
+            row["method"],
+            f"{row['tau']:.2f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['attributes']:.2%}",
+            f"{row['captions']:.1%}",
+            f"{fidelity['attributes']:.2%} / {fidelity['captions']:.1%}",
+            f"{row['regret']:.2f}",
+        )
+    Console().print(table)
+    if arguments.json:
+        value = {
+            "rows": rows,
+            "anchor_share": share,
+            "mass_threshold": mass_threshold,
+            "clips": len(clips),
+            "gamma": config.gamma,
+            "environment": environment(),
+        }
+        write_json(arguments.json, value)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

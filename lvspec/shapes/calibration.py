@@ -1,0 +1,60 @@
+"""How well a scorer tells anchors from fillers, and which threshold keeps the captions right.
+
+Everything here runs on the calibration split, whose scenes are never evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lvspec.config import DecodeConfig
+from lvspec.generate import generate
+from lvspec.loading import Pair
+from lvspec.policy import AcceptancePolicy
+from lvspec.shapes.captions import anchor_words
+from lvspec.shapes.evaluation import Clip, lvspec_method, run_methods
+
+
+def collect_scores(
+    pair: Pair, clips: list[Clip], config: DecodeConfig, scorer: str | Callable[..., Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Relevance of every row of the target's own captions, and whether its token is an anchor.
+
+    Returns:
+        float32 `[n]` and bool `[n]` over all tokens of all clips but each caption's first.
+    """
+    vocabulary = pair.processor.tokenizer.get_vocab()
+    anchors = torch.tensor([vocabulary[f" {word}"] for word in sorted(anchor_words())])
+    config = replace(config, scorer=scorer, trace=True)
+    scores, flags = [], []
+    for clip in clips:
+        result = generate(
+            pair.target, pair.draft, clip.inputs, policy=AcceptancePolicy.strict(), config=config
+        )
+        scores.append(result.relevance[0, 1:])
+        flags.append(torch.isin(result.tokens[0, 1:], anchors))
+    return torch.cat(scores), torch.cat(flags)
+
+
+def area_under_curve(scores: Tensor, positive: Tensor) -> float:
+    """Probability that a positive scores above a negative; ties count half."""
+    above, below = scores[positive].double(), scores[~positive].double().sort().values
+    lower = torch.searchsorted(below, above, right=False)
+    upper = torch.searchsorted(below, above, right=True)
+    return float((lower + upper).double().mean() / 2 / len(below))
+
+
+def sweep(
+    pair: Pair, clips: list[Clip], config: DecodeConfig, thresholds: dict[str, float]
+) -> list[dict[str, object]]:
+    """Rows of the evaluation table for the lvspec policy at each threshold, strict first."""
+    methods = {"strict": lvspec_method(pair, AcceptancePolicy.strict(), config)}
+    for name, threshold in thresholds.items():
+        policy = AcceptancePolicy.lvspec(anchor_threshold=threshold)
+        methods[name] = lvspec_method(pair, policy, config)
+    results = run_methods(methods, clips)
+    return [result.summary(clips, results["strict"]) for result in results.values()]

@@ -1,0 +1,126 @@
+"""lvspec demo: real video files, captioned by every method in one run, beside each other."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lvspec.config import DecodeConfig
+from lvspec.environment import environment, write_json
+from lvspec.policy import AcceptancePolicy
+from lvspec.shapes.captions import anchor_words
+from lvspec.shapes.evaluation import (
+    MAX_NEW_TOKENS,
+    Clip,
+    MethodResult,
+    huggingface_method,
+    lvspec_method,
+    make_clips,
+    run_methods,
+)
+from lvspec.shapes.pair import load_embedded_pair
+from lvspec.terminal import caption_text, legend
+
+REFERENCE = "autoregression"
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the sub-command `demo`."""
+    parser = subparsers.add_parser(
+        "demo", help="caption held-out clips with the embedded pair, by every method in one run"
+    )
+    parser.add_argument("--clips", type=int, default=24, help="held-out clips (default 24)")
+    parser.add_argument("--gamma", type=int, default=12, help="draft tokens per pass (default 12)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the MP4s")
+    parser.add_argument("--json", type=Path, help="write rows and environment to this file")
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo.
+
+    Raises:
+        ValueError: `--clips` or `--threads` is below 1, or gamma out of range.
+    """
+    for name in ("clips", "threads"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
+    torch.set_num_threads(arguments.threads)
+    config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
+    console = Console()
+    pair = load_embedded_pair()
+    clips = make_clips(pair, "evaluation", arguments.clips, arguments.out)
+    methods = {
+        REFERENCE: lvspec_method(pair, None, config),
+        "hf generate": huggingface_method(pair, assisted=False),
+        "hf assisted": huggingface_method(pair, assisted=True),
+        "strict": lvspec_method(pair, AcceptancePolicy.strict(), config),
+        "fly": lvspec_method(pair, AcceptancePolicy.fly(), config),
+        "lvspec": lvspec_method(pair, AcceptancePolicy.lvspec(), config),
+    }
+    results = run_methods(methods, clips)
+    rows = [result.summary(clips, results[REFERENCE]) for result in results.values()]
+    console.print(_table(rows, len(clips), config.gamma))
+    _show_one(console, clips, results)
+    if arguments.json:
+        write_json(arguments.json, {"rows": rows, "environment": environment()})
+        console.print(f"rows written to {arguments.json}")
+    return 0
+
+
+def _table(rows: list[dict], clips: int, gamma: int) -> Table:
+    table = Table(title=f"{clips} held-out clips, gamma {gamma}, embedded pair")
+    for heading in (
+        "method",
+        "tokens/s",
+        "speed-up",
+        "tau",
+        "attributes",
+        "captions",
+        "attributes / target",
+        "captions / target",
+        "regret",
+    ):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in rows:
+        fidelity = row["fidelity"]
+        relative = [fidelity["attributes"], fidelity["captions"]]
+        table.add_row(
+            row["method"],
+            f"{row['tokens_per_s']:.0f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['tau']:.2f}",
+            f"{row['attributes']:.1%}",
+            f"{row['captions']:.1%}",
+            *("-" if share is None else f"{share:.1%}" for share in relative),
+            f"{row['regret']:.2f}",
+            style="bold" if row["method"] == "lvspec" else None,
+        )
+    table.caption = (
+        "tokens/s and speed-up: medians over clips; tau: tokens per target pass; regret: nats per "
+        "caption"
+    )
+    return table
+
+
+def _show_one(console: Console, clips: list[Clip], results: dict[str, MethodResult]) -> None:
+    """The caption with the most mismatches, every token in the colour of its kind."""
+    outputs = results["lvspec"].outputs
+
+    def mismatches(index: int) -> int:
+        counts = outputs[index].generation.stats.counts
+        return counts["loose"] + 3 * counts["shift"]
+
+    chosen = max(range(len(clips)), key=mismatches)
+    generation = outputs[chosen].generation
+    words = anchor_words()
+    decoded = [generation.tokenizer.decode(token) for token in generation.tokens[0]]
+    console.print()
+    console.print(caption_text(generation, anchors=[word.strip() in words for word in decoded]))
+    console.print(legend())
+    console.print(f"the clip: {clips[chosen].path}")

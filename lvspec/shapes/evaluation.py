@@ -1,0 +1,207 @@
+"""Captioning held-out clips by several methods, and judging what they say.
+
+Captions are judged after decoding, by the words in them. Nothing here is known to a decoding loop,
+but for `oracle_gate`, which exists to show what perfect knowledge of the anchors would be worth.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lvspec.config import DecodeConfig
+from lvspec.generate import generate
+from lvspec.loading import Pair
+from lvspec.policy import AcceptancePolicy
+from lvspec.shapes.captions import PROMPTS, anchor_words, join, judge
+from lvspec.shapes.clips import write_clip
+from lvspec.shapes.scenes import Scene, scenes
+from lvspec.trace import Generation
+
+MAX_NEW_TOKENS = 160  # the longest caption of the grammar has fewer
+
+
+@dataclass
+class Clip:
+    """A scene, the file that shows it, and what the models get of it."""
+
+    scene: Scene
+    path: Path
+    inputs: Mapping[str, Tensor]
+
+
+@dataclass
+class Output:
+    """One caption by one method.
+
+    Attributes:
+        text: The caption.
+        seconds: Wall time from inputs to tokens, prefill included, decoding of the file not.
+        tokens: New tokens.
+        passes: Forward passes of the target behind the prefill.
+        regret: Nats lost by loose tokens, 0 for lossless methods.
+        generation: The whole result, for methods that are ours.
+    """
+
+    text: str
+    seconds: float
+    tokens: int
+    passes: int
+    regret: float = 0.0
+    generation: Generation | None = None
+
+
+Method = Callable[[Clip], Output]
+
+
+def make_clips(pair: Pair, split: str, count: int, folder: Path, *, seed: int = 0) -> list[Clip]:
+    """Write clips of a split as MP4 files, and read each back from disk as the models see it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clips = []
+    drawn = scenes(split, count, seed)
+    for index, scene in enumerate(tqdm(drawn, desc=f"{split} clips", leave=False)):
+        path = folder / f"{split}-{index:03d}.mp4"
+        write_clip(scene, path, seed=index)
+        inputs = pair.processor(path, join(PROMPTS[index % len(PROMPTS)].split()))
+        clips.append(Clip(scene, path, inputs))
+    return clips
+
+
+def lvspec_method(pair: Pair, policy: AcceptancePolicy | None, config: DecodeConfig) -> Method:
+    """`lvspec.generate` under a policy; None is autoregression."""
+    draft = None if policy is None else pair.draft
+    tokenizer = pair.processor.tokenizer
+
+    def run(clip: Clip) -> Output:
+        start = time.perf_counter()
+        result = generate(
+            pair.target, draft, clip.inputs, policy=policy, config=config, tokenizer=tokenizer
+        )
+        seconds = time.perf_counter() - start
+        count = result.tokens.shape[1]
+        passes = result.stats.num_iterations if draft is not None else count - 1
+        return Output(result.text, seconds, count, passes, result.stats.regret, result)
+
+    return run
+
+
+def huggingface_method(pair: Pair, *, assisted: bool) -> Method:
+    """HF's own greedy `generate`, alone or with the draft as assistant, at HF's defaults."""
+    options = {"assistant_model": pair.draft} if assisted else {}
+    tokenizer = pair.processor.tokenizer
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    def run(clip: Clip) -> Output:
+        nonlocal calls
+        calls = 0
+        hook = pair.target.model.language_model.register_forward_hook(count)
+        try:
+            start = time.perf_counter()
+            sequences = pair.target.generate(
+                **clip.inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS, **options
+            )
+            seconds = time.perf_counter() - start
+        finally:
+            hook.remove()
+        tokens = sequences[0, clip.inputs["input_ids"].shape[1] :]
+        text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        # The prefill is one call; with an assistant it verifies the first draft too.
+        return Output(text, seconds, len(tokens), calls if assisted else calls - 1)
+
+    return run
+
+
+@dataclass
+class MethodResult:
+    """All captions of one method, clip by clip."""
+
+    method: str
+    outputs: list[Output] = field(default_factory=list)
+
+    def summary(self, clips: list[Clip], reference: MethodResult) -> dict[str, object]:
+        """One row of the table; `fidelity` is relative to the captions of `reference`."""
+        attributes, captions = self._accuracy(clips)
+        target_attributes, target_captions = reference._accuracy(clips)
+        speeds = [output.tokens / output.seconds for output in self.outputs]
+        pairs = zip(self.outputs, reference.outputs, strict=True)
+        speedups = [
+            (mine.tokens / mine.seconds) / (theirs.tokens / theirs.seconds)
+            for mine, theirs in pairs
+        ]
+        passes = sum(output.passes for output in self.outputs)
+        # The first token comes from the prefill and costs no pass.
+        tokens = sum(output.tokens - 1 for output in self.outputs)
+        return {
+            "method": self.method,
+            "tokens_per_s": median(speeds),
+            "speedup": median(speedups),
+            "tau": tokens / passes,
+            "attributes": attributes,
+            "captions": captions,
+            "fidelity": {
+                "attributes": attributes / target_attributes if target_attributes else None,
+                "captions": captions / target_captions if target_captions else None,
+            },
+            "regret": fmean(output.regret for output in self.outputs),
+        }
+
+    def _accuracy(self, clips: list[Clip]) -> tuple[float, float]:
+        judged = [judge(o.text, clip.scene) for o, clip in zip(self.outputs, clips, strict=True)]
+        right, total, whole = (sum(column) for column in zip(*judged, strict=True))
+        return right / total, whole / len(judged)
+
+
+def run_methods(methods: Mapping[str, Method], clips: list[Clip]) -> dict[str, MethodResult]:
+    """Caption every clip by every method.
+
+    The methods take turns on each clip, in an order that rotates, so that a slow spell of the
+    machine falls on all of them. One clip is captioned beforehand and not counted.
+    """
+    for method in methods.values():
+        method(clips[0])
+    results = {name: MethodResult(name) for name in methods}
+    names = list(methods)
+    for index, clip in enumerate(tqdm(clips, desc="captions", leave=False)):
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            results[name].outputs.append(methods[name](clip))
+    return results
+
+
+def random_gate(share: float, seed: int = 0) -> Callable[..., Tensor]:
+    """A scorer that takes a random `share` of the rows for anchors, for the ablation.
+
+    Relevance is 1 for these and 0 for the others: use it with a threshold of 0.5.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def score(output: object) -> Tensor:
+        shape = output.logits.shape[:2]
+        return (torch.rand(shape, generator=generator) < share).float()
+
+    return score
+
+
+def oracle_gate(pair: Pair) -> Callable[..., Tensor]:
+    """A scorer that knows which words are anchors, for the ablation: use it with 0.5.
+
+    A row is an anchor if the target's choice there is an anchor word of the grammar.
+    """
+    vocabulary = pair.processor.tokenizer.get_vocab()
+    ids = torch.tensor([vocabulary[f" {word}"] for word in sorted(anchor_words())])
+
+    def score(output: object) -> Tensor:
+        return torch.isin(output.logits.argmax(-1), ids).float()
+
+    return score
