@@ -137,7 +137,7 @@ class _Run:
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.streamer: BaseStreamer | None = None
         self._root_only = (
-            torch.zeros(1, device=device),
+            torch.zeros(1, dtype=torch.int64, device=device),
             chain_ancestors(1, batch_size=1, device=device),
         )
 
@@ -227,6 +227,7 @@ class _Run:
             state.finished |= torch.isin(best.indices, state.eos_ids)
             state.finished |= state.num_out >= state.max_new_tokens
             cache.kv_len += 1
+        self.stats.record(torch.zeros_like(state.num_out))
 
     def _stop_on_nan(self, values: Tensor, where: str | None = None) -> None:
         if not bool(values.isnan().any()):
