@@ -8,8 +8,8 @@ from itertools import zip_longest
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -51,7 +51,7 @@ def load_pair(
     """
     models = []
     for role, path in (("target", target), ("draft", draft)):
-        check_family(AutoConfig.from_pretrained(path, trust_remote_code=False).model_type, role)
+        check_family(PreTrainedConfig.get_config_dict(path)[0].get("model_type"), role)
     processor, draft_processor = Processor.from_pretrained(target), Processor.from_pretrained(draft)
     check_same_tokenizer(processor.tokenizer, draft_processor.tokenizer)
     for path in (target, draft):

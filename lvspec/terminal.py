@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from rich import box
+from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -19,9 +21,9 @@ from lvspec.trace import KIND_NAMES, Generation
 KIND_STYLES = {"exact": "", "loose": "yellow", "shift": "magenta", "bonus": "cyan"}
 ANCHOR_STYLE = "bold underline"
 _MEANINGS = {
-    "exact": "target's choice",
+    "exact": "as the target",
     "loose": "tolerated",
-    "shift": "right, elsewhere",
+    "shift": "displaced",
     "bonus": "target's own",
 }
 
@@ -124,10 +126,29 @@ def statistics_line(generation: Generation) -> str:
         f"{generation.tokens.shape[1]} tokens",
         f"{tokens_per_second(generation):.1f} tokens/s",
     ]
-    if stats.num_iterations:
+    if stats.gamma and stats.num_iterations:  # nothing to count in plain autoregression
         counts = ", ".join(f"{count} {name}" for name, count in stats.counts.items())
         parts += [f"tau {stats.tau:.2f}", counts, f"regret {stats.regret:.2f} nats"]
     return " | ".join(parts)
+
+
+def results_table(rows: Sequence[tuple[str, Generation]]) -> Table:
+    """One row of statistics for each (video, generation)."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("video", overflow="fold")
+    for heading in ("tokens", "tokens/s", "tau", *KIND_NAMES, "regret"):
+        table.add_column(heading, justify="right")
+    for video, generation in rows:
+        stats = generation.stats
+        table.add_row(
+            Text(video),
+            str(generation.tokens.shape[1]),
+            f"{tokens_per_second(generation):.1f}",
+            f"{stats.tau:.2f}",
+            *(str(stats.counts[kind]) for kind in KIND_NAMES),
+            f"{stats.regret:.2f}",
+        )
+    return table
 
 
 class PrintStreamer(BaseStreamer):

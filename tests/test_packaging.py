@@ -29,6 +29,7 @@ LEVELS = [
     {"generate"},
     {"calibrate", "report", "terminal", "shapes"},
     {"__init__"},
+    {"commands"},
     {"cli", "__main__"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

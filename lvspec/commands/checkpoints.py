@@ -1,0 +1,151 @@
+"""What the options of a sub-command say about checkpoints and devices, to models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+
+from lvspec.loading import load_pair
+from lvspec.models import check_family
+from lvspec.preprocess import VideoProcessorConfig
+from lvspec.processing import Processor
+from lvspec.shapes import pair as embedded
+
+
+@dataclass(frozen=True)
+class Models:
+    """A target, perhaps a draft, and their processors.
+
+    Attributes:
+        draft_processor: None where the draft takes the target's inputs.
+    """
+
+    target: PreTrainedModel
+    draft: PreTrainedModel | None
+    processor: Processor
+    draft_processor: Processor | None
+
+
+def find_checkpoint(option: str, name: str) -> Path:
+    """The folder of a checkpoint, given by its path or by its name in the hub's cache.
+
+    Nothing is downloaded.
+
+    Raises:
+        OSError: There is none; names `option`.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return path
+        raise FileNotFoundError(f"{option}: expected a folder with config.json in it, got {name}")
+    if path.exists():
+        raise NotADirectoryError(f"{option}: expected the folder of a checkpoint, got file {name}")
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # no name that the hub could know
+        config = None
+    if not isinstance(config, str):
+        raise FileNotFoundError(
+            f"{option}: expected the folder of a checkpoint, or the name of one in the hub's "
+            f"cache, got {name}, which is neither"
+        )
+    return Path(config).parent
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of this name; None is a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: No such device is here.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name is None:
+        return torch.device("cuda" if count else "cpu")
+    here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected one of {here}, got {name}")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"--device: expected one of {here}, got {name}, which is not here")
+    return device
+
+
+def load_models(
+    target: str | None, draft: str | None, *, with_draft: bool, dtype: str, device: torch.device
+) -> Models:
+    """The models of `--target` and `--draft`, or the embedded pair where both are None.
+
+    Raises:
+        OSError, ValueError: See `find_checkpoint` and `lvspec.loading.load_pair`; or a checkpoint
+            is damaged.
+    """
+    if target is None:
+        if not (embedded.TARGET / "model.safetensors").is_file():
+            raise FileNotFoundError(
+                "--target, --draft: expected both, because this installation is without the "
+                "weights of the embedded pair"
+            )
+        dtype = "float32" if dtype == "auto" else dtype
+        folders = [embedded.TARGET, embedded.DRAFT]
+    else:
+        folders = [find_checkpoint("--target", target)]
+        folders += [find_checkpoint("--draft", draft)] if with_draft else []
+    try:
+        if not with_draft:
+            return _load_target(folders[0], dtype, device)
+        pair = load_pair(*folders, dtype=dtype, device=device)
+    except (OSError, ValueError):
+        raise
+    except torch.OutOfMemoryError as error:
+        raise OSError(f"--device {device}: the models do not fit into its memory") from error
+    except Exception as error:
+        # Whatever transformers and safetensors raise for a file that is not what it should be.
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: expected checkpoints that transformers loads, got "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    configs = [VideoProcessorConfig.from_pretrained(folder) for folder in folders]
+    same_inputs = configs[0] == configs[1]
+    return Models(
+        pair.target, pair.draft, pair.processor, None if same_inputs else pair.draft_processor
+    )
+
+
+def _load_target(folder: Path, dtype: str, device: torch.device) -> Models:
+    check_family(PreTrainedConfig.get_config_dict(folder)[0].get("model_type"), "target")
+    processor = Processor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
+    )
+    return Models(model.to(device).eval(), None, processor, None)
+
+
+def token_ids_of(words: list[str], processor: Processor) -> tuple[int, ...]:
+    """Ids of all tokens that `words` are spelled with, at the start of a text and within one.
+
+    Raises:
+        ValueError: The tokenizer does not know a word.
+    """
+    tokenizer = processor.tokenizer
+    found: set[int] = set()
+    for word in words:
+        spellings = (word, f" {word}")
+        ids = {
+            token
+            for text in spellings
+            for token in tokenizer.encode(text, add_special_tokens=False)
+            if token != tokenizer.unk_token_id
+        }
+        if not ids:
+            raise ValueError(f"--strict-words: expected words of the tokenizer, got {word!r}")
+        found |= ids
+    return tuple(sorted(found))
