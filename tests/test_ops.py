@@ -305,6 +305,19 @@ def test_capacity_below_the_slots():
         recorded("verify_attention", **small)
 
 
+def test_a_backend_of_a_device_takes_precedence():
+    given = arguments("logit_stats")
+    expected = ops.logit_stats(**given)
+
+    def marked(logits, top_k):
+        return tuple(x + 1 for x in reference.logit_stats(logits, top_k=top_k))
+
+    with torch.library._scoped_library("lvspec", "IMPL") as library:
+        library.impl("logit_stats", marked, "CPU")
+        assert torch.equal(ops.logit_stats(**given).top_ids, expected.top_ids + 1)
+    assert torch.equal(ops.logit_stats(**given).top_ids, expected.top_ids)
+
+
 def test_backends():
     found = ops.backends()
     assert set(found) == {"reference", "cpp", "triton"}

@@ -8,11 +8,16 @@ them from plans and policies and checks them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from lvspec import reference
 from lvspec.policy import Rule
 from lvspec.reference.accept import accept_by_rule
+
+_Tensors = tuple[Tensor, ...]
 
 # Kept for the life of the process: the registrations go when it is collected.
 library = torch.library.Library("lvspec", "DEF")
@@ -57,8 +62,19 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _verify_attention(
-    q, k_cache, v_cache, kv_len, ancestors, visual, scale, block_table, start, end, kind, scores
-):
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    kv_len: Tensor,
+    ancestors: Tensor,
+    visual: Tensor,
+    scale: float,
+    block_table: Tensor | None,
+    start: Tensor | None,
+    end: Tensor | None,
+    kind: Tensor | None,
+    scores: bool,
+) -> _Tensors:
     plan = None if start is None else reference.SplitPlan(start, end, kind)
     out, lse, mass, peak = reference.verify_attention(
         q,
@@ -76,8 +92,19 @@ def _verify_attention(
 
 
 def _verify_attention_fake(
-    q, k_cache, v_cache, kv_len, ancestors, visual, scale, block_table, start, end, kind, scores
-):
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    kv_len: Tensor,
+    ancestors: Tensor,
+    visual: Tensor,
+    scale: float,
+    block_table: Tensor | None,
+    start: Tensor | None,
+    end: Tensor | None,
+    kind: Tensor | None,
+    scores: bool,
+) -> _Tensors:
     shape, dtype = q.shape[:3], statistics_dtype(q.dtype)
     score_shape = shape if scores else (0,)
     return (
@@ -88,11 +115,11 @@ def _verify_attention_fake(
     )
 
 
-def _logit_stats(logits, top_k):
+def _logit_stats(logits: Tensor, top_k: int) -> _Tensors:
     return tuple(reference.logit_stats(logits, top_k=top_k))
 
 
-def _logit_stats_fake(logits, top_k):
+def _logit_stats_fake(logits: Tensor, top_k: int) -> _Tensors:
     rows, dtype = logits.shape[:2], statistics_dtype(logits.dtype)
     return (
         logits.new_empty((*rows, top_k), dtype=torch.int32),
@@ -103,9 +130,20 @@ def _logit_stats_fake(logits, top_k):
 
 
 def _accept(
-    logits, tokens, parents, num_slots, top_ids, top_logits, lse, entropy, relevance, regret_used,
-    strict_ids, eos_ids, *numbers,
-):  # fmt: skip
+    logits: Tensor,
+    tokens: Tensor,
+    parents: Tensor,
+    num_slots: Tensor,
+    top_ids: Tensor,
+    top_logits: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    relevance: Tensor | None,
+    regret_used: Tensor | None,
+    strict_ids: Tensor,
+    eos_ids: Tensor,
+    *numbers: float,
+) -> _Tensors:
     return tuple(
         accept_by_rule(
             logits,
@@ -122,7 +160,16 @@ def _accept(
     )
 
 
-def _accept_fake(logits, tokens, parents, num_slots, top_ids, top_logits, lse, *others):
+def _accept_fake(
+    logits: Tensor,
+    tokens: Tensor,
+    parents: Tensor,
+    num_slots: Tensor,
+    top_ids: Tensor,
+    top_logits: Tensor,
+    lse: Tensor,
+    *others: Any,
+) -> _Tensors:
     batch_size = tokens.shape[0]
     return (
         tokens.new_empty(tokens.shape, dtype=torch.int32),
@@ -133,23 +180,33 @@ def _accept_fake(logits, tokens, parents, num_slots, top_ids, top_logits, lse, *
     )
 
 
-def _commit_kv_fake(k_cache, v_cache, kv_len, path, num_accepted):
+def _commit_kv_fake(
+    k_cache: Tensor, v_cache: Tensor, kv_len: Tensor, path: Tensor, num_accepted: Tensor
+) -> None:
     return None
 
 
-def _visual_importance(q, k_cache, kv_len, visual, lse, scale):
+def _visual_importance(
+    q: Tensor, k_cache: Tensor, kv_len: Tensor, visual: Tensor, lse: Tensor, scale: float
+) -> Tensor:
     return reference.visual_importance(q, k_cache, kv_len, visual, lse, scale=scale)
 
 
-def _visual_importance_fake(q, k_cache, kv_len, visual, lse, scale):
+def _visual_importance_fake(
+    q: Tensor, k_cache: Tensor, kv_len: Tensor, visual: Tensor, lse: Tensor, scale: float
+) -> Tensor:
     return q.new_empty(visual.shape, dtype=statistics_dtype(q.dtype))
 
 
-def _expand_tree(logits, log_probs, slots, width, top_k):
+def _expand_tree(
+    logits: Tensor, log_probs: Tensor, slots: Tensor, width: int, top_k: int
+) -> _Tensors:
     return tuple(reference.expand_tree(logits, log_probs, slots, width=width, top_k=top_k))
 
 
-def _expand_tree_fake(logits, log_probs, slots, width, top_k):
+def _expand_tree_fake(
+    logits: Tensor, log_probs: Tensor, slots: Tensor, width: int, top_k: int
+) -> _Tensors:
     shape = (logits.shape[0], width)
     return (
         slots.new_empty(shape, dtype=torch.int64),

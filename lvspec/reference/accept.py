@@ -169,10 +169,10 @@ def accept_by_rule(
     fields = (tokens, parents, top_ids[..., 0], regret, loose)
     per_sequence = zip(num_slots.tolist(), usable, used, *(field.tolist() for field in fields))
 
-    paths, kinds, regrets, bonus_ids = [], [], [], []
-    for count, is_usable, spent, token, parent, best, cost, is_loose in per_sequence:
-        count = min(max(count, 1), num_rows)
-        draft = _Draft(token[:count], parent[:count], best, cost, is_usable, is_loose, guarded_ids)
+    paths, counts, bonus_ids, kinds, regrets = [], [], [], [], []
+    for in_use, is_usable, spent, token, parent, best, cost, is_loose in per_sequence:
+        end = min(max(in_use, 1), num_rows)
+        draft = _Draft(token[:end], parent[:end], best, cost, is_usable, is_loose, guarded_ids)
         path = _cut(draft, _walk(draft, rule.shift_window, eos_ids), rule, spent)
         kind, total = [], 0.0
         for t in path:
@@ -183,15 +183,15 @@ def accept_by_rule(
             total += cost[t]  # not sum(), which is more accurate, hence different, from Python 3.12
         padding = num_rows - len(path)
         paths.append(path + [-1] * padding)
+        counts.append(len(path) - 1)
+        bonus_ids.append(best[path[-1]])
         kinds.append(kind + [NO_KIND] * padding)
         regrets.append(total)
-        bonus_ids.append(best[path[-1]])
 
     device = logits.device
-    path_lengths = [num_rows - path.count(-1) for path in paths]
     return Acceptance(
         torch.tensor(paths, dtype=torch.int32, device=device),
-        torch.tensor([length - 1 for length in path_lengths], dtype=torch.int32, device=device),
+        torch.tensor(counts, dtype=torch.int32, device=device),
         torch.tensor(bonus_ids, dtype=torch.int64, device=device),
         torch.tensor(kinds, dtype=torch.uint8, device=device),
         torch.tensor(regrets, dtype=lse.dtype, device=device),
