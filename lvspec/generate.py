@@ -246,30 +246,28 @@ class _Run:
             self.streamer.put(tokens.cpu())
 
     def result(self) -> Generation:
+        """What there is so far; ordinary tensors, for a caption may become a label in training."""
         state = self.state
-        if state is None:
-            empty = self.prompt[:, :0]
+        with torch.inference_mode(False):
+            if state is None:
+                tokens = self.prompt[:, :0].clone()
+                kinds, relevance = tokens.to(torch.uint8), tokens.float()
+            else:
+                count = int(state.num_out)
+                tokens, kinds, relevance = (
+                    output[:, :count].clone()
+                    for output in (state.out_ids, state.out_kinds, state.out_relevance)
+                )
+                self.stats.close(kinds[0], state.regret_used)
             return Generation(
-                self.prompt,
-                empty,
-                empty.to(torch.uint8),
-                empty.float(),
+                torch.cat([self.prompt, tokens], dim=1),
+                tokens,
+                kinds,
+                relevance,
                 self.stats,
                 self.trace,
                 self.tokenizer,
             )
-        count = int(state.num_out)
-        tokens, kinds = state.out_ids[:, :count], state.out_kinds[:, :count]
-        self.stats.close(kinds[0], state.regret_used)
-        return Generation(
-            torch.cat([self.prompt, tokens], dim=1),
-            tokens,
-            kinds,
-            state.out_relevance[:, :count],
-            self.stats,
-            self.trace,
-            self.tokenizer,
-        )
 
 
 def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
