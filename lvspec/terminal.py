@@ -163,7 +163,7 @@ class PrintStreamer(BaseStreamer):
         self._pieces = TokenText(tokenizer)
         self._file = file or sys.stdout
         self._prompt_seen = False
-        self.started = False
+        self._printed = ""
 
     def put(self, value: Tensor) -> None:
         if not self._prompt_seen:  # the first call brings the prompt
@@ -174,12 +174,23 @@ class PrintStreamer(BaseStreamer):
     def end(self) -> None:
         """Print what is left, and end the line."""
         self._print(self._pieces.flush())
-        if self.started:
-            print(file=self._file, flush=True)
-            self.started = False
+        self._end_line()
+
+    def stop(self, text: str) -> None:
+        """End a generation that was broken off: print what of `text` has not been printed yet.
+
+        Tokens may have been committed that `put` was never given.
+        """
+        if text.startswith(self._printed):
+            self._print(text[len(self._printed) :])
+        self._end_line()
 
     def _print(self, text: str) -> None:
-        text = text if self.started else text.lstrip()
+        text = text if self._printed else text.lstrip()
         if text:
-            self.started = True
             print(text, end="", file=self._file, flush=True)
+            self._printed += text
+
+    def _end_line(self) -> None:
+        if self._printed:
+            print(file=self._file, flush=True)

@@ -159,7 +159,8 @@ class _Captioner:
         except (OSError, ValueError) as error:
             self._refuse(path, error)
             return
-        self._print(Text(path, "bold"))
+        if arguments.stream:
+            self._print(Text(path, "bold"))
         tokenizer = self.models.processor.tokenizer
         streamer = PrintStreamer(tokenizer) if arguments.stream else None
         generation, failure, facts = None, None, {}
@@ -182,9 +183,9 @@ class _Captioner:
         except GenerationInterrupted as error:
             generation, facts, failure = error.generation, {"interrupted": True}, error
         if facts and streamer is not None:
-            streamer.end()
+            streamer.stop(generation.text)
         self.record.add(path, arguments.prompt, generation, **facts)
-        self._show(generation)
+        self._show(path, generation)
         self.rows.append((path, generation))
         if "error" in facts:
             say(_about(path, facts["error"]), kind="error")
@@ -219,8 +220,9 @@ class _Captioner:
         self.num_refused += 1
         self.record.add(path, self.arguments.prompt, None, error=message)
 
-    def _show(self, generation: Generation) -> None:
+    def _show(self, path: str, generation: Generation) -> None:
         if not self.arguments.stream:
+            self._print(Text(path, "bold"))
             anchors = None
             if self.models.draft is not None and self.policy.needs_relevance:
                 anchors = (generation.relevance[0] >= self.policy.rule.anchor_threshold).tolist()

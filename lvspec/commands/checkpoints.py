@@ -67,15 +67,15 @@ def find_device(name: str | None) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
         return torch.device("cuda" if count else "cpu")
-    here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+    here = " or ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device: expected one of {here}, got {name}")
+        raise ValueError(f"--device: expected {here}, got {name}")
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"--device: expected one of {here}, got {name}, which is not here")
+        raise ValueError(f"--device: expected {here}, got {name}, which is not here")
     return device
 
 
