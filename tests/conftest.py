@@ -50,8 +50,9 @@ def _poisoned_memory(monkeypatch):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
 
 
-def _save_random(config, folder, seed):
+def _save_random(config, vocab_size, folder, seed):
     """A checkpoint of the embedded architecture with random weights and few layers."""
+    config.text_config.vocab_size = vocab_size
     config.text_config.num_hidden_layers = 2
     config.text_config.layer_types = ["full_attention"] * 2
     torch.manual_seed(seed)
@@ -70,11 +71,14 @@ def _save_random(config, folder, seed):
 
 @pytest.fixture(scope="session")
 def random_pair_folders(tmp_path_factory):
-    """(target, draft): folders with random checkpoints that `from_pretrained` loads."""
+    """(target, draft): folders with random checkpoints that `from_pretrained` loads.
+
+    Their vocabularies are padded differently, as those of Qwen2.5-VL's checkpoints are.
+    """
     root = tmp_path_factory.mktemp("pair")
     return (
-        _save_random(target_config(), root / "target", seed=0),
-        _save_random(draft_config(), root / "draft", seed=1),
+        _save_random(target_config(), 256, root / "target", seed=0),
+        _save_random(draft_config(), 224, root / "draft", seed=1),
     )
 
 

@@ -10,7 +10,9 @@ from transformers import Qwen2_5_VLConfig
 
 from lvspec.shapes.tokenizer import SPECIAL_TOKENS
 
-HEAD_DIM = 64
+# The tokenizer's 186, padded. The same for both: HF's assisted generation, a peer in every table,
+# takes models whose padding differs for models with different tokenizers.
+VOCAB_SIZE = 256
 
 
 def _config(
@@ -68,7 +70,7 @@ def _config(
 
 def target_config() -> Qwen2_5_VLConfig:
     return _config(
-        vocab_size=256,
+        vocab_size=VOCAB_SIZE,
         hidden_size=256,
         layers=12,
         heads=4,
@@ -80,9 +82,8 @@ def target_config() -> Qwen2_5_VLConfig:
 
 
 def draft_config() -> Qwen2_5_VLConfig:
-    """The draft pads the same vocabulary to another size, as Qwen2.5-VL's checkpoints do."""
     return _config(
-        vocab_size=224,
+        vocab_size=VOCAB_SIZE,
         hidden_size=128,
         layers=2,
         heads=2,
