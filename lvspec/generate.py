@@ -80,9 +80,12 @@ def generate(
         NonFiniteLogits: The target's logits were NaN; carries what was generated.
         GenerationInterrupted: Ctrl-C; carries what was generated.
     """
-    config = config or DecodeConfig()
-    policy = policy or AcceptancePolicy.lvspec()
+    config = DecodeConfig() if config is None else config
+    policy = AcceptancePolicy.lvspec() if policy is None else policy
+    _check_type("config", config, DecodeConfig)
+    _check_type("policy", policy, AcceptancePolicy)
     target_model = Model(target, "target")
+    target_inputs = check_inputs(target_model, inputs)
     drafter = None
     if draft is not None:
         draft_model = Model(draft, "draft")
@@ -91,7 +94,7 @@ def generate(
             draft_model, gamma=config.gamma, target_vocab=target_model.vocab_size
         )
         draft_inputs = check_inputs(draft_model, inputs if draft_inputs is None else draft_inputs)
-    run = _Run(target_model, drafter, check_inputs(target_model, inputs), policy, config)
+    run = _Run(target_model, drafter, target_inputs, policy, config)
     run.tokenizer, run.streamer = tokenizer, streamer
     with ExitStack() as attention:
         try:
@@ -127,8 +130,9 @@ class _Run:
         self.num_slots = gamma + 1
         self.eos_ids = config.eos_ids if config.eos_ids is not None else _eos_ids(target.hf)
         self.policy = replace(policy, eos_ids=self.eos_ids)
+        scorer = get_scorer(config.scorer)
         wants_scores = drafter is not None and (policy.needs_relevance or config.trace)
-        self.scorer = get_scorer(config.scorer) if wants_scores else None
+        self.scorer = scorer if wants_scores else None
         self.shape = DraftShape.chain(gamma, device) if drafter is not None else None
         self.stats = DecodeStats(device, gamma)
         self.trace = Trace() if config.trace else None
@@ -268,6 +272,11 @@ class _Run:
                 self.trace,
                 self.tokenizer,
             )
+
+
+def _check_type(name: str, value: Any, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(f"{name}: expected {expected.__name__}, got {value!r}")
 
 
 def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:

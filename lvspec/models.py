@@ -206,8 +206,9 @@ def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         TypeError: `inputs` is no mapping.
-        ValueError: `input_ids` are missing or not of one sequence, a tensor is on another device
-            than the model, or placeholders and pixels do not go together.
+        ValueError: `input_ids` are missing or not of one sequence, the mask does not fit them, a
+            tensor is on another device than the model, or placeholders and pixels do not go
+            together.
     """
     name = f"{model.role} inputs"
     if not hasattr(inputs, "keys"):
@@ -215,8 +216,9 @@ def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: inputs[key] for key in inputs.keys() if inputs[key] is not None}
     ids = found.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 2:
-        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(f"{name}: expected input_ids of shape (1, T) with T >= 2, got {got}")
+        raise ValueError(
+            f"{name}: expected input_ids of shape (1, T) with T >= 2, got {_shape_of(ids)}"
+        )
     for key, value in found.items():
         if isinstance(value, Tensor) and value.device != model.device:
             raise ValueError(
@@ -224,8 +226,18 @@ def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
                 f"{value.device}"
             )
     mask = found.pop("attention_mask", None)
+    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+        raise ValueError(
+            f"{name}: expected an attention_mask of shape {tuple(ids.shape)} like input_ids, got "
+            f"{_shape_of(mask)}"
+        )
     if mask is not None and not bool(mask.all()):
         kept = mask[0].bool()
+        if int(kept.sum()) < 2:
+            raise ValueError(
+                f"{name}: expected an attention_mask that keeps at least 2 tokens, got one of "
+                f"{int(kept.sum())}"
+            )
         for key in ("input_ids", "mm_token_type_ids"):
             if key in found:
                 found[key] = found[key][:, kept]
@@ -249,3 +261,7 @@ def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
         kinds[ids == model.hf.config.video_token_id] = 2
         found["mm_token_type_ids"] = kinds
     return found
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
