@@ -1,0 +1,184 @@
+"""Wrong arguments: the message names the argument, what was expected and what came."""
+
+import copy
+
+import pytest
+import torch
+
+from lvspec import AcceptancePolicy, DecodeConfig, generate
+from lvspec.models import FAMILIES, check_family
+from lvspec.relevance import attention_peak, get_scorer
+
+SHORT = {"gamma": 3, "max_new_tokens": 5, "eos_ids": ()}
+
+
+@pytest.fixture
+def inputs(make_prompt):
+    return make_prompt(3, ("video", 4, 6, 6), 5)
+
+
+@pytest.fixture
+def refused(random_pair, inputs):
+    """`refused(error, message, **arguments)` of generate."""
+
+    def check(error, message, **changed):
+        given = {"target": random_pair[0], "draft": random_pair[1], "inputs": inputs, **changed}
+        target, draft, its_inputs = (given.pop(name) for name in ("target", "draft", "inputs"))
+        with pytest.raises(error, match=message):
+            generate(target, draft, its_inputs, **given)
+
+    return check
+
+
+@pytest.mark.parametrize("name, most", [("gamma", 63), ("max_new_tokens", None)])
+def test_counts_of_the_config(name, most):
+    for value in (0, -3, *([most + 1] if most else [])):
+        wanted = "from 1 to 63" if most else ">= 1"
+        with pytest.raises(
+            ValueError, match=f"^{name}: expected an integer {wanted}, got {value}$"
+        ):
+            DecodeConfig(**{name: value})
+    for value in (2.0, "3", True, None):
+        with pytest.raises(TypeError, match=f"^{name}: expected an integer, got {value!r}$"):
+            DecodeConfig(**{name: value})
+    assert getattr(DecodeConfig(**{name: 1}), name) == 1
+
+
+def test_cache_capacity_of_the_config():
+    with pytest.raises(ValueError, match="^cache_capacity: expected an integer >= 1, got 0$"):
+        DecodeConfig(cache_capacity=0)
+    with pytest.raises(TypeError, match="^cache_capacity: expected an integer, got 'x'$"):
+        DecodeConfig(cache_capacity="x")
+
+
+def test_policy_and_config(refused):
+    refused(TypeError, "^policy: expected AcceptancePolicy, got 'strict'", policy="strict")
+    refused(TypeError, "^config: expected DecodeConfig, got {'gamma': 5}", config={"gamma": 5})
+    refused(TypeError, "^eos_ids: expected token ids, got 2", config=DecodeConfig(eos_ids=2))
+
+
+def test_what_is_no_model(refused):
+    refused(TypeError, "^target: expected a transformers model, got str", target="Qwen")
+    refused(
+        TypeError, "^draft: expected a transformers model, got Linear", draft=torch.nn.Linear(1, 1)
+    )
+
+
+def test_unsupported_family(random_pair, refused, monkeypatch):
+    assert check_family("qwen2_5_vl", "target") is FAMILIES["qwen2_5_vl"]
+    with pytest.raises(ValueError, match=r"^draft: .* Qwen2.5-VL \(qwen2_5_vl\), got .* 'llama'$"):
+        check_family("llama", "draft")
+    other = copy.deepcopy(random_pair[1])
+    other.config.model_type = "gpt2"
+    refused(ValueError, "^target: expected a model of .*, got model_type 'gpt2'", target=other)
+    refused(ValueError, "^draft: expected a model of .*, got model_type 'gpt2'", draft=other)
+
+
+def test_sliding_window(random_pair, refused):
+    other = copy.deepcopy(random_pair[1])
+    other.model.language_model.config.layer_types = ["full_attention", "sliding_attention"]
+    message = "expected full attention in every layer, got .*'sliding_attention'"
+    refused(ValueError, f"^draft: {message}", draft=other)
+    refused(ValueError, f"^target: {message}", target=other)
+
+
+def test_pair_that_does_not_fit(random_pair, refused):
+    other = copy.deepcopy(random_pair[1])
+    other.config.video_token_id = 9
+    refused(ValueError, r"^draft: expected .* token ids \(5, 6\), got \(5, 9\)", draft=other)
+    elsewhere = copy.deepcopy(random_pair[1]).to("meta")
+    refused(ValueError, "^draft: expected a model on cpu, got meta", draft=elsewhere)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "pixel_values_videos", "video_grid_thw"])
+def test_inputs_on_another_device(refused, inputs, name):
+    moved = {**inputs, name: inputs[name].to("meta")}
+    refused(ValueError, f"^target inputs: expected {name} on .* cpu, got meta", inputs=moved)
+    refused(ValueError, f"^draft inputs: expected {name} on .* cpu, got meta", draft_inputs=moved)
+
+
+def test_inputs_that_are_no_mapping(refused, inputs):
+    ids = inputs["input_ids"]
+    refused(TypeError, "^target inputs: expected a mapping .* got Tensor", draft=None, inputs=ids)
+    refused(TypeError, "^draft inputs: expected a mapping .* got list", draft_inputs=[1])
+
+
+@pytest.mark.parametrize(
+    "ids, got",
+    [
+        (None, "NoneType"),
+        ([[8, 9]], "list"),
+        (torch.tensor([8, 9]), r"\(2,\)"),
+        (torch.tensor([[8, 9]] * 2), r"\(2, 2\)"),
+        (torch.tensor([[8]]), r"\(1, 1\)"),
+    ],
+)
+def test_input_ids(refused, ids, got):
+    message = rf"^target inputs: expected input_ids of shape \(1, T\) with T >= 2, got {got}$"
+    refused(ValueError, message, draft=None, inputs={"input_ids": ids})
+
+
+def test_attention_mask(refused):
+    ids = torch.tensor([[8, 9, 10]])
+    for mask, got in (
+        (torch.ones(1, 4, dtype=torch.int64), r"\(1, 4\)"),
+        (torch.ones(1, 1, 3, 3), r"\(1, 1, 3, 3\)"),
+        ([[1, 1, 1]], "list"),
+    ):
+        refused(
+            ValueError,
+            rf"^target inputs: expected an attention_mask of shape \(1, 3\) .*, got {got}$",
+            draft=None,
+            inputs={"input_ids": ids, "attention_mask": mask},
+        )
+    refused(
+        ValueError,
+        "^target inputs: expected an attention_mask that keeps at least 2 tokens, got one of 1",
+        draft=None,
+        inputs={"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 1]])},
+    )
+
+
+def test_placeholders_and_pixels(refused, inputs, make_prompt):
+    words = make_prompt(8)["input_ids"]
+    without = {**inputs, "input_ids": words, "attention_mask": None, "mm_token_type_ids": None}
+    refused(ValueError, r"^target inputs: expected a video placeholder .*\(5, 6\)", inputs=without)
+    bare = {"input_ids": inputs["input_ids"]}
+    wanted = "expected pixel_values or pixel_values_videos .* got neither"
+    refused(ValueError, f"^draft inputs: {wanted}", draft_inputs=bare)
+    refused(ValueError, f"^target inputs: {wanted}", inputs=bare, draft=None)
+
+
+@pytest.mark.parametrize("with_draft, needed", [(True, 46 + 5 + 4), (False, 46 + 5 + 1)])
+def test_capacity_of_the_cache(random_pair, refused, inputs, with_draft, needed):
+    draft = random_pair[1] if with_draft else None
+    config = DecodeConfig(**SHORT, cache_capacity=needed - 1)
+    message = f"^cache_capacity: expected at least {needed} .* got {needed - 1}$"
+    refused(ValueError, message, draft=draft, config=config)
+    generations = [
+        generate(random_pair[0], draft, inputs, config=DecodeConfig(**SHORT, cache_capacity=size))
+        for size in (needed, needed + 37, None)
+    ]
+    assert all(generation.tokens.equal(generations[0].tokens) for generation in generations)
+
+
+def test_scorer(refused):
+    assert get_scorer("attention_peak") is attention_peak
+    assert get_scorer(attention_peak) is attention_peak
+    message = "^scorer: expected one of attention_peak, attention_mass, got 'peak'"
+    for policy in (AcceptancePolicy.lvspec(), AcceptancePolicy.strict()):
+        refused(ValueError, message, policy=policy, config=DecodeConfig(**SHORT, scorer="peak"))
+    message = "^scorer: expected a name or a function, got 3"
+    refused(TypeError, message, config=DecodeConfig(**SHORT, scorer=3))
+
+
+def test_what_a_scorer_returns(refused):
+    for returned, message in (
+        (torch.ones(1, 3), r"^relevance: expected shape \(1, 4\), got \(1, 3\)"),
+        (
+            torch.ones(1, 4, dtype=torch.int64),
+            "^relevance: expected dtype float32 .* got torch.int64",
+        ),
+    ):
+        config = DecodeConfig(**SHORT, scorer=lambda output, returned=returned: returned)
+        refused(ValueError, message, config=config)

@@ -1,0 +1,169 @@
+"""Statistics and trace: right numbers, and not one operation on the device until they are read."""
+
+import json
+import math
+import time
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lvspec import AcceptancePolicy, DecodeConfig, generate, stats
+from lvspec.stats import PHASES, DecodeStats, PhaseTimer
+from lvspec.trace import Trace
+
+CPU = torch.device("cpu")
+
+
+def _int32(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.fixture
+def filled():
+    """Three iterations of five drafts; eleven tokens, of which one is the prefill's."""
+    filled = DecodeStats(CPU, 5)
+    for accepted in (3, 0, 5):
+        filled.record(_int32(accepted))
+    kinds = torch.tensor([3, 0, 1, 0, 3, 3, 0, 2, 0, 0, 1, 3], dtype=torch.uint8)
+    filled.close(kinds, torch.tensor([1.5]))
+    return filled
+
+
+def test_numbers_written_by_hand(filled):
+    assert filled.num_iterations == 3
+    assert filled.num_accepted == [3, 0, 5]
+    assert filled.tau == pytest.approx(8 / 3 + 1)
+    assert filled.acceptance_by_position == [2 / 3, 2 / 3, 2 / 3, 1 / 3, 1 / 3]
+    assert filled.regret == 1.5
+    assert filled.counts == {"exact": 5, "loose": 2, "shift": 1, "bonus": 4, "rejected": 7}
+
+
+def test_to_dict_is_json(filled):
+    values = json.loads(json.dumps(filled.to_dict()))
+    assert values["tau"] == pytest.approx(11 / 3)
+    assert (values["iterations"], values["gamma"], values["regret"]) == (3, 5, 1.5)
+    assert values["counts"] == filled.counts
+    assert set(values["seconds"]) == set(PHASES)
+
+
+def test_without_a_pass():
+    empty = DecodeStats(CPU, 5)
+    assert math.isnan(empty.tau)
+    assert (empty.num_accepted, empty.acceptance_by_position, empty.regret) == ([], [], 0.0)
+    assert set(empty.counts.values()) == {0}
+    assert json.loads(json.dumps(empty.to_dict()))["tau"] is None
+
+
+def test_phase_timer(monkeypatch):
+    clock = iter([1.0, 1.5, 2.0, 2.25, 10.0, 14.0])
+    monkeypatch.setattr(stats.time, "perf_counter", lambda: next(clock))
+    timer = PhaseTimer(CPU)
+    with timer.phase("draft"):
+        pass
+    with pytest.raises(KeyError), timer.phase("verify"):
+        raise KeyError
+    with timer.phase("draft"):
+        pass
+    assert timer.seconds() == {**dict.fromkeys(PHASES, 0.0), "draft": 4.5, "verify": 0.25}
+
+
+def test_recording_reads_nothing():
+    """Meta tensors hold no values: whatever reads one fails."""
+    meta = DecodeStats(CPU, 5)
+    meta.record(_int32(3).to("meta"))
+    meta.close(torch.zeros(9, dtype=torch.uint8, device="meta"), torch.zeros(1, device="meta"))
+    assert meta.num_iterations == 1
+    for name in ("num_accepted", "tau", "acceptance_by_position", "regret", "counts"):
+        with pytest.raises((RuntimeError, NotImplementedError), match="[Mm]eta"):
+            getattr(meta, name)
+    trace, ids = Trace(), torch.zeros(1, 6, dtype=torch.int64, device="meta")
+    trace.record(ids, ids, ids.float(), _int32(3).to("meta"), ids)
+    with pytest.raises((RuntimeError, NotImplementedError), match="[Mm]eta"):
+        trace.steps()
+
+
+READS = (
+    "item",
+    "is_nonzero",
+    "_local_scalar_dense",
+    "equal",
+    "nonzero",
+    "tolist",
+    "to",
+    "_to_copy",
+)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts every operation on tensors by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def operations(random_pair, noisy_draft, make_prompt, monkeypatch):
+    """`operations(**config)`: how often a generation calls each operation, and `tolist`."""
+    inputs = make_prompt(3, ("video", 4, 6, 6), 5)
+
+    def count(**config):
+        config = DecodeConfig(gamma=5, max_new_tokens=24, eos_ids=(), **config)
+        policy = AcceptancePolicy.lvspec(top_k=2)
+        plain = torch.Tensor.tolist
+        with monkeypatch.context() as patch, _Operations() as mode:
+
+            def counted(tensor):
+                mode.counts["tolist"] += 1
+                return plain(tensor)
+
+            patch.setattr(torch.Tensor, "tolist", counted)
+            generate(random_pair[0], noisy_draft, inputs, policy=policy, config=config)
+        return mode.counts
+
+    count()  # what is made once per process, such as tensors of ids, is made now
+    return count
+
+
+def test_statistics_cost_no_operation(operations, monkeypatch):
+    with_them = operations()
+    assert with_them["item"] > 0, "the loop itself does read"
+    for name in ("record", "close"):
+        monkeypatch.setattr(DecodeStats, name, lambda *args: None)
+    assert operations() == with_them
+
+
+def test_trace_costs_views_only(operations):
+    with_it, without = operations(trace=True), operations()
+    assert [with_it[name] for name in READS] == [without[name] for name in READS]
+    assert set(with_it - without) <= {"select"}
+    assert not without - with_it
+
+
+def test_reading_is_seen(operations, monkeypatch):
+    """The counts above can tell."""
+    before = operations()
+    monkeypatch.setattr(DecodeStats, "record", lambda self, accepted: int(accepted))
+    assert operations()["item"] > before["item"]
+    monkeypatch.setattr(DecodeStats, "record", lambda self, accepted: accepted.tolist())
+    assert operations()["tolist"] > before["tolist"]
+
+
+def test_times_of_a_generation(random_pair, make_prompt):
+    inputs = make_prompt(3, ("video", 4, 6, 6), 5)
+    start = time.perf_counter()
+    config = DecodeConfig(gamma=5, max_new_tokens=12, eos_ids=())
+    generation = generate(*random_pair, inputs, config=config)
+    elapsed = time.perf_counter() - start
+    seconds = generation.stats.seconds
+    assert all(seconds[phase] > 0 for phase in PHASES)
+    assert sum(seconds.values()) < elapsed
+    alone = generate(random_pair[0], None, inputs, config=config).stats
+    assert [phase for phase in PHASES if alone.seconds[phase]] == ["prefill", "verify", "commit"]
+    assert json.dumps(generation.to_dict())
