@@ -19,7 +19,8 @@ class DecodeConfig:
         max_new_tokens: Tokens to generate at most, the end-of-sequence token included, >= 1.
         cache_capacity: Positions of the KV cache. None: what prompt, `max_new_tokens` and one draft
             need. A prompt that does not fit raises ValueError.
-        eos_ids: End-of-sequence ids. None: those of the target's generation config.
+        eos_ids: End-of-sequence ids. None: the policy's, or if it has none, those of the target's
+            generation config.
         scorer: Visual relevance of a row: a name in `lvspec.relevance.SCORERS`, or a function of
             the target's `StepOutput` that returns float32 `[B, S]`.
         trace: Whether to keep what happened to every drafted token (`Generation.trace`).

@@ -128,7 +128,9 @@ class _Run:
         device = target.device
         gamma = config.gamma if drafter is not None else 0
         self.num_slots = gamma + 1
-        self.eos_ids = config.eos_ids if config.eos_ids is not None else _eos_ids(target.hf)
+        self.eos_ids = config.eos_ids
+        if self.eos_ids is None:
+            self.eos_ids = policy.eos_ids or _eos_ids(target.hf)
         self.policy = replace(policy, eos_ids=self.eos_ids)
         scorer = get_scorer(config.scorer)
         wants_scores = drafter is not None and (policy.needs_relevance or config.trace)

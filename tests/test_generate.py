@@ -175,6 +175,18 @@ def test_end_of_sequence_of_the_generation_config(
     assert generation.tokens[0].tolist() == greedy[: greedy.index(end) + 1]
 
 
+def test_end_of_sequence_of_the_policy(random_pair, make_prompt, hf_greedy):
+    """Between those of DecodeConfig and those of the model."""
+    target = random_pair[0]
+    inputs = make_prompt(3, ("video", 4, 6, 6), 5)
+    greedy = hf_greedy(target, inputs, 24)
+    policy = AcceptancePolicy.strict(eos_ids=(greedy[8],))
+    for eos_ids, end in ((None, greedy[8]), ((greedy[4],), greedy[4])):
+        config = DecodeConfig(gamma=5, max_new_tokens=24, eos_ids=eos_ids)
+        generation = generate(target, target, inputs, policy=policy, config=config)
+        assert generation.tokens[0].tolist() == greedy[: greedy.index(end) + 1]
+
+
 def test_end_of_sequence_of_the_text_config(random_pair, make_prompt, hf_greedy, monkeypatch):
     target = random_pair[0]
     inputs = make_prompt(3, ("video", 4, 6, 6), 5)
