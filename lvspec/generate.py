@@ -57,6 +57,13 @@ def generate(
 ) -> Generation:
     """Generate greedily with the target, sooner.
 
+    Greedy is the largest logit. Logits processors of a generation config, such as a repetition
+    penalty, are not applied; HF's `generate(do_sample=False)` does apply them.
+
+    With `AcceptancePolicy.strict()` the tokens are HF's greedy ones, up to near ties: a block of
+    rows rounds differently from one row, so where two logits differ by rounding alone (less than
+    1e-4 in float32) the other token may be taken. In bfloat16 and float16 this happens more often.
+
     Args:
         target: HF model of a supported family (`lvspec.models.FAMILIES`), unchanged.
         draft: A smaller model with the same tokenizer, on the same device. None generates token by

@@ -49,6 +49,9 @@ class PhaseTimer:
 class DecodeStats:
     """Counters of one generation.
 
+    Everything but `counts` of kinds is about passes: tokens accepted by the last pass behind the
+    end of the output are included, in `tau` and `regret` too.
+
     Args:
         device: Where the run takes place.
         gamma: Draft tokens per iteration, 0 for autoregression.
@@ -99,7 +102,7 @@ class DecodeStats:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many output tokens were exact, loose, shift, bonus; how many drafts were rejected."""
+        """Output tokens that are exact, loose, shift, bonus; drafted tokens that were rejected."""
         names = ("exact", "loose", "shift", "bonus")
         kinds = [] if self._kinds is None else self._kinds.tolist()
         counts = {name: kinds.count(code) for code, name in enumerate(names)}
