@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import torch
 from transformers import (
@@ -71,10 +70,11 @@ def check_same_tokenizer(target: PreTrainedTokenizerBase, draft: PreTrainedToken
         ValueError: Names the first id that differs.
     """
     target_tokens, draft_tokens = (
-        [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+        {index: token for token, index in tokenizer.get_vocab().items()}
         for tokenizer in (target, draft)
     )
-    for index, (wanted, got) in enumerate(zip_longest(target_tokens, draft_tokens)):
+    for index in sorted(target_tokens.keys() | draft_tokens.keys()):
+        wanted, got = target_tokens.get(index), draft_tokens.get(index)
         if wanted != got:
             raise ValueError(
                 f"draft: expected the target's tokenizer, but token id {index} is {wanted!r} for "
