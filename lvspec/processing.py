@@ -65,7 +65,8 @@ class Processor:
             video: A file, or frames that were read before.
             prompt: What the user says. If it has the video placeholder in it, it is taken as the
                 whole prompt, chat markup included; otherwise the chat template is put around it.
-            num_frames: Frames to sample from a file, at least 2. Excludes `fps`.
+            num_frames: Frames to sample from a file, at least 2. Excludes `fps`; neither goes with
+                frames that were read before.
             fps: Frames per second to sample from a file; `DEFAULT_FPS` if neither is given.
             device: Where the tensors go.
 
@@ -74,10 +75,16 @@ class Processor:
             video_grid_thw and second_per_grid_ts as `VideoProcessor.process` returns them.
 
         Raises:
-            FileNotFoundError, ValueError: From `read_video`; or the prompt has no placeholder for
-                the video, or more than one.
+            FileNotFoundError, ValueError: From `read_video`; or frames that were read before are to
+                be sampled again; or the prompt has no placeholder for the video, or more than one.
         """
-        if not isinstance(video, Video):
+        if isinstance(video, Video):
+            if num_frames is not None or fps is not None:
+                raise ValueError(
+                    "num_frames, fps: expected None for a video that was read before, got "
+                    f"num_frames={num_frames}, fps={fps}"
+                )
+        else:
             fps = DEFAULT_FPS if fps is None and num_frames is None else fps
             video = read_video(video, num_frames=num_frames, fps=fps)
         features = self.video_processor.process(video)
