@@ -1,0 +1,108 @@
+"""Processor: a video and a prompt become the inputs that HF's processor would return."""
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lvspec.processing import Processor
+from lvspec.video import read_video, write_video
+
+VIDEO, START, END, IM_START, IM_END = 6, 3, 4, 1, 2
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Two seconds of 16 frames; the configuration of the random pair makes them 84 x 84."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    frames = torch.randint(0, 256, (16, 84, 84, 3), dtype=torch.uint8)
+    write_video(path, frames, fps=8)
+    return path
+
+
+@pytest.fixture
+def processor(random_pair_folders):
+    return Processor.from_pretrained(random_pair_folders[0])
+
+
+@pytest.fixture
+def words(random_pair_folders):
+    """`words(text)`: ids of a text without special tokens, by a tokenizer of its own."""
+    tokenizer = AutoTokenizer.from_pretrained(random_pair_folders[0])
+    return lambda text: tokenizer(f" {text}", add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("frames, grid", [(4, [2, 6, 6]), (8, [4, 6, 6]), (2, [1, 6, 6])])
+def test_placeholder_becomes_one_per_video_token(processor, clip, words, frames, grid):
+    inputs = processor(clip, "describe the video", num_frames=frames)
+    assert inputs["video_grid_thw"].tolist() == [grid]
+    count = grid[0] * 6 * 6 // 4
+    ids = [IM_START, *words("user"), START, *[VIDEO] * count, END]
+    ids += [*words("describe the video"), IM_END, IM_START, *words("assistant")]
+    assert inputs["input_ids"].tolist() == [ids]
+    assert inputs["attention_mask"].tolist() == [[1] * len(ids)]
+    assert inputs["mm_token_type_ids"].tolist() == [[2 * (token == VIDEO) for token in ids]]
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        assert inputs[name].dtype == torch.int64
+
+
+def test_pixels_are_those_of_the_video_processor(processor, clip):
+    video = read_video(clip, num_frames=8)
+    wanted = processor.video_processor.process(video)
+    for given, sampling in ((clip, {"num_frames": 8}), (str(clip), {"num_frames": 8}), (video, {})):
+        inputs = processor(given, "describe the video", **sampling)
+        assert list(inputs)[3:] == list(wanted._fields)
+        for name, value in wanted._asdict().items():
+            assert inputs[name].equal(value)
+
+
+@pytest.mark.parametrize("sampling, frames", [({}, 4), ({"fps": 4.0}, 8), ({"num_frames": 6}, 6)])
+def test_sampling(processor, clip, sampling, frames):
+    """Two seconds; by default two frames a second."""
+    inputs = processor(clip, "describe the video", **sampling)
+    assert inputs["video_grid_thw"].tolist() == [[frames // 2, 6, 6]]
+    assert inputs["second_per_grid_ts"].tolist() == [pytest.approx(2 * 2 / frames)]
+
+
+def test_sampling_twice(processor, clip):
+    with pytest.raises(ValueError, match="num_frames"):
+        processor(clip, "describe", num_frames=4, fps=2.0)
+    video = read_video(clip, num_frames=8)
+    for sampling in ({"num_frames": 4}, {"fps": 1.0}):
+        with pytest.raises(ValueError, match=r"^num_frames, fps: expected None for .* read before"):
+            processor(video, "describe", **sampling)
+
+
+def test_whole_chat_prompt(processor, clip, words):
+    prompt = "<|im_start|> system describe<|im_end|><|vision_start|><|video_pad|><|vision_end|> the"
+    inputs = processor(clip, prompt, num_frames=4)
+    ids = [IM_START, *words("system describe"), IM_END, START, *[VIDEO] * 18, END, *words("the")]
+    assert inputs["input_ids"].tolist() == [ids]
+
+
+def test_placeholder_twice(processor, clip):
+    prompt = "<|video_pad|> and <|video_pad|>"
+    with pytest.raises(ValueError, match=r"^prompt: expected .*<\|video_pad\|> once .*, got 2 in"):
+        processor(clip, prompt, num_frames=4)
+
+
+def test_template_without_a_placeholder(processor, clip):
+    processor.tokenizer.chat_template = "{{ messages[0]['content'][1]['text'] }}"
+    with pytest.raises(ValueError, match=r"^prompt: expected .*<\|video_pad\|> once .*, got 0 in"):
+        processor(clip, "describe", num_frames=4)
+
+
+def test_device(processor, clip):
+    inputs = processor(clip, "describe", num_frames=4, device="meta")
+    assert {value.device.type for value in inputs.values()} == {"meta"}
+
+
+def test_missing_files(processor, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):
+        processor(tmp_path / "nowhere.mp4", "describe")
+    with pytest.raises(OSError):
+        Processor.from_pretrained(tmp_path / "nowhere")
+
+
+def test_inputs_are_what_the_model_takes(processor, random_pair, clip, hf_greedy):
+    inputs = processor(clip, "describe the video", num_frames=8)
+    assert len(hf_greedy(random_pair[0], inputs, 5)) == 5
