@@ -50,7 +50,7 @@ def check_json_path(path: str | os.PathLike) -> None:
     Raises:
         OSError: Its folder does not exist or cannot be written, or it is a folder itself.
     """
-    place = Path(os.path.realpath(path))
+    place = _place(path)
     if place.is_dir():
         raise IsADirectoryError(f"json: expected the name of a file, got the folder {path}")
     if not place.parent.is_dir():
@@ -73,7 +73,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         TypeError: A value has no form in JSON.
     """
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    place = Path(os.path.realpath(path))
+    place = _place(path)
     if _is_special(place):  # a pipe or a device: replacing it would remove it
         place.write_text(text, encoding="utf-8")
         return
@@ -83,6 +83,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         os.replace(partial, place)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _place(path: str | os.PathLike) -> Path:
+    """Where a link leads, so that the file is replaced and not the link.
+
+    What stdout leads to, as /dev/stdout, may have no name; then the link is all there is.
+    """
+    return Path(path) if _is_special(Path(path)) else Path(os.path.realpath(path))
 
 
 def _is_special(place: Path) -> bool:

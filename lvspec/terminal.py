@@ -188,8 +188,9 @@ class PrintStreamer(BaseStreamer):
     def _print(self, text: str) -> None:
         text = text if self._printed else text.lstrip()
         if text:
-            print(text, end="", file=self._file, flush=True)
+            # Noted first: a Ctrl-C in answer to the text arrives when `print` returns.
             self._printed += text
+            print(text, end="", file=self._file, flush=True)
 
     def _end_line(self) -> None:
         if self._printed:

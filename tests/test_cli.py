@@ -9,6 +9,7 @@ import sys
 import wave
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -213,6 +214,19 @@ def test_bad_checkpoints(lvspec, tmp_path, folders):
         copy = changed(draft, tmp_path / name, config=family(name))
         assert_refused(lvspec(draft=copy), "draft", "Qwen2.5-VL (qwen2_5_vl)", name)
         assert_refused(lvspec("--no-draft", target=copy, draft=None), "target", "qwen2_5_vl", name)
+
+
+def test_a_name_in_the_hub_cache_is_a_checkpoint(lvspec, tmp_path, folders, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--somebody--talks"
+    shutil.copytree(folders[0], cached / "snapshots" / "a1b2c3")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a1b2c3")
+    named = lvspec("--no-draft", target="somebody/talks", draft=None)
+    assert (
+        named[0] == 0
+        and named[1].splitlines()[1] == (lvspec("--no-draft", draft=None)[1].splitlines()[1])
+    )
 
 
 def test_weights_are_read_from_safetensors_only(lvspec, tmp_path, folders):

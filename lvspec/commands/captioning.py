@@ -20,7 +20,6 @@ from transformers.utils import logging as transformers_logging
 
 from lvspec.commands import say
 from lvspec.commands.checkpoints import Models, find_device, load_models, token_ids_of
-from lvspec.commands.generate import describe
 from lvspec.config import DecodeConfig
 from lvspec.environment import environment, write_json
 from lvspec.generate import GenerationInterrupted, NonFiniteLogits, generate
@@ -54,7 +53,7 @@ def caption_videos(
         torch.set_num_threads(arguments.threads)
     device = find_device(arguments.device)
     record = _Record(arguments.json, {"environment": environment(device)})
-    record.document.update(describe(arguments, policy, config))
+    record.document.update(_describe(arguments, policy, config))
     captioner = None
     try:
         with _status("loading the models"):
@@ -68,7 +67,7 @@ def caption_videos(
         if arguments.strict_words:
             ids = (*policy.strict_ids, *token_ids_of(arguments.strict_words, models.processor))
             policy = dataclasses.replace(policy, strict_ids=ids)
-            record.document.update(describe(arguments, policy, config))
+            record.document.update(_describe(arguments, policy, config))
         captioner = _Captioner(arguments, policy, config, models, record)
         captioner.begin()
         for path in tqdm(arguments.video, desc="videos", disable=captioner.no_bar, leave=False):
@@ -78,6 +77,21 @@ def caption_videos(
         return 130
     captioner.finish()
     return captioner.exit_code()
+
+
+def _describe(
+    arguments: argparse.Namespace, policy: AcceptancePolicy, config: DecodeConfig
+) -> dict[str, Any]:
+    """The options as they take effect, for the JSON file."""
+    embedded = None if arguments.target else "embedded"
+    return {
+        "target": arguments.target or embedded,
+        "draft": None if arguments.no_draft else arguments.draft or embedded,
+        "dtype": arguments.dtype,
+        "frames": {"num_frames": arguments.num_frames, "fps": arguments.fps},
+        "policy": None if arguments.no_draft else policy.to_dict(),
+        "config": dataclasses.asdict(config),
+    }
 
 
 class _Record:

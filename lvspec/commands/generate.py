@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 from lvspec.commands import say
 from lvspec.policy import PRESETS, AcceptancePolicy
@@ -152,18 +150,3 @@ def _obstacle(path: str) -> str | None:
     if os.path.isdir(path):
         return f"--video: expected a file, got the folder {path}"
     return None
-
-
-def describe(
-    arguments: argparse.Namespace, policy: AcceptancePolicy, config: Any
-) -> dict[str, Any]:
-    """The options as they take effect, for the JSON file."""
-    embedded = None if arguments.target else "embedded"
-    return {
-        "target": arguments.target or embedded,
-        "draft": None if arguments.no_draft else arguments.draft or embedded,
-        "dtype": arguments.dtype,
-        "frames": {"num_frames": arguments.num_frames, "fps": arguments.fps},
-        "policy": None if arguments.no_draft else policy.to_dict(),
-        "config": dataclasses.asdict(config),
-    }
