@@ -1,11 +1,13 @@
 """lvspec: loosely speculative decoding of Video-LLMs.
 
-`generate` decodes with an HF target and an HF draft; `AcceptancePolicy` says what may be accepted,
-`DecodeConfig` how to run; `lvspec.ops` has the operations for those who bring their own loop.
+`load_pair` loads two HF checkpoints and `generate` decodes with them. `AcceptancePolicy` says what
+may be accepted, `DecodeConfig` how to run. `lvspec.ops` has the operations for those who bring
+their own loop.
 """
 
 from lvspec.config import DecodeConfig
 from lvspec.generate import GenerationInterrupted, NonFiniteLogits, generate
+from lvspec.loading import Pair, load_pair
 from lvspec.policy import AcceptancePolicy
 from lvspec.trace import Generation
 
@@ -15,5 +17,7 @@ __all__ = [
     "Generation",
     "GenerationInterrupted",
     "NonFiniteLogits",
+    "Pair",
     "generate",
+    "load_pair",
 ]
