@@ -5,12 +5,29 @@ may be accepted, `DecodeConfig` how to run. `lvspec.ops` has the operations for 
 their own loop.
 """
 
-from lvspec.config import DecodeConfig
-from lvspec.generate import GenerationInterrupted, NonFiniteLogits, generate
-from lvspec.loading import Pair, load_pair
-from lvspec.policy import AcceptancePolicy
-from lvspec.trace import Generation
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from lvspec.config import DecodeConfig
+    from lvspec.generate import GenerationInterrupted, NonFiniteLogits, generate
+    from lvspec.loading import Pair, load_pair
+    from lvspec.policy import AcceptancePolicy
+    from lvspec.trace import Generation
+
+# torch and transformers take seconds to import: `lvspec --help` does without them.
+_HOMES = {
+    "AcceptancePolicy": "policy",
+    "DecodeConfig": "config",
+    "Generation": "trace",
+    "GenerationInterrupted": "generate",
+    "NonFiniteLogits": "generate",
+    "Pair": "loading",
+    "generate": "generate",
+    "load_pair": "loading",
+}
 __all__ = [
     "AcceptancePolicy",
     "DecodeConfig",
@@ -21,3 +38,20 @@ __all__ = [
     "generate",
     "load_pair",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lvspec' has no attribute {name!r}")
+    return getattr(import_module(f"lvspec.{_HOMES[name]}"), name)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing the submodule lvspec.generate binds it here, over the function of that name.
+        if name == "generate" and isinstance(value, ModuleType):
+            value = value.generate
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

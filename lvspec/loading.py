@@ -48,17 +48,39 @@ def load_pair(
         OSError: There is no checkpoint, or none with safetensors.
         ValueError: An unsupported family, or the tokenizers differ.
     """
-    models = []
     for role, path in (("target", target), ("draft", draft)):
-        check_family(PreTrainedConfig.get_config_dict(path)[0].get("model_type"), role)
+        check_checkpoint(path, role)
     processor, draft_processor = Processor.from_pretrained(target), Processor.from_pretrained(draft)
     check_same_tokenizer(processor.tokenizer, draft_processor.tokenizer)
-    for path in (target, draft):
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
-        models.append(model.to(device).eval())
-    return Pair(models[0], models[1], processor, draft_processor)
+    return Pair(
+        load_model(target, dtype=dtype, device=device),
+        load_model(draft, dtype=dtype, device=device),
+        processor,
+        draft_processor,
+    )
+
+
+def check_checkpoint(path: str | os.PathLike, role: str) -> None:
+    """Refuse a checkpoint of an unsupported family before its weights are read.
+
+    Raises:
+        OSError: There is no checkpoint.
+        ValueError: The family is not supported; names `role` and lists those that are.
+    """
+    check_family(PreTrainedConfig.get_config_dict(path)[0].get("model_type"), role)
+
+
+def load_model(
+    path: str | os.PathLike,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+) -> PreTrainedModel:
+    """One model, ready to run: safetensors only, no remote code."""
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, dtype=dtype, trust_remote_code=False, use_safetensors=True
+    )
+    return model.to(device).eval()
 
 
 def check_same_tokenizer(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from lvspec.loading import load_pair
-from lvspec.models import check_family
+from lvspec.loading import check_checkpoint, load_model, load_pair
 from lvspec.preprocess import VideoProcessorConfig
 from lvspec.processing import Processor
 from lvspec.shapes import pair as embedded
@@ -101,7 +100,10 @@ def load_models(
         folders += [find_checkpoint("--draft", draft)] if with_draft else []
     try:
         if not with_draft:
-            return _load_target(folders[0], dtype, device)
+            check_checkpoint(folders[0], "target")
+            processor = Processor.from_pretrained(folders[0])
+            model = load_model(folders[0], dtype=dtype, device=device)
+            return Models(model, None, processor, None)
         pair = load_pair(*folders, dtype=dtype, device=device)
     except (OSError, ValueError):
         raise
@@ -118,15 +120,6 @@ def load_models(
     return Models(
         pair.target, pair.draft, pair.processor, None if same_inputs else pair.draft_processor
     )
-
-
-def _load_target(folder: Path, dtype: str, device: torch.device) -> Models:
-    check_family(PreTrainedConfig.get_config_dict(folder)[0].get("model_type"), "target")
-    processor = Processor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
-    )
-    return Models(model.to(device).eval(), None, processor, None)
 
 
 def token_ids_of(words: list[str], processor: Processor) -> tuple[int, ...]:
