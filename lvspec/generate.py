@@ -211,8 +211,8 @@ class _Run:
             acceptance, logit_stats = accept(
                 verification, tokens, self.shape, self.policy, state.regret_used
             )
-        walked = acceptance.path >= 0
-        self._stop_on_nan(logit_stats.lse.gather(1, acceptance.path.long().clamp(min=0))[walked])
+        # What is no slot counts as the root, which is on every path.
+        self._stop_on_nan(logit_stats.lse.gather(1, acceptance.path.long().clamp(min=0)))
         with timer.phase("commit"):
             commit(state, cache, tokens, acceptance, verification.relevance)
         self.stats.record(acceptance.num_accepted)
