@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from lvspec import AcceptancePolicy, DecodeConfig, attention, generate
 from lvspec.attention import NAME, lvspec_attention_on
 
 
@@ -79,3 +80,21 @@ def test_set_back_after_an_error(text, error):
     with pytest.raises(error), lvspec_attention_on(text):
         raise error
     assert text.config._attn_implementation == before
+
+
+@pytest.mark.parametrize(
+    "policy, wanted",
+    [(AcceptancePolicy.strict(), {False}), (AcceptancePolicy.lvspec(), {False, True})],
+)
+def test_scores_where_relevance_is_needed(random_pair, make_prompt, monkeypatch, policy, wanted):
+    """The draft's passes never need them, the target's do if the policy looks at relevance."""
+    seen, verify_attention = set(), attention.ops.verify_attention
+
+    def recorded(*args, scores, **kwargs):
+        seen.add(scores)
+        return verify_attention(*args, scores=scores, **kwargs)
+
+    monkeypatch.setattr(attention.ops, "verify_attention", recorded)
+    config = DecodeConfig(gamma=3, max_new_tokens=5, eos_ids=())
+    generate(*random_pair, make_prompt(8), policy=policy, config=config)
+    assert seen == wanted

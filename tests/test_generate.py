@@ -129,6 +129,7 @@ def test_max_new_tokens(random_pair, drafts, draft, make_prompt, count, assert_g
             random_pair[0], drafts[draft], inputs, gamma=gamma, max_new_tokens=count
         )
         assert generation.tokens.shape == (1, count)
+        assert (generation.stats.num_iterations == 0) == (count == 1)
         assert_greedy(random_pair[0], inputs, generation, count)
 
 
@@ -146,6 +147,7 @@ def test_end_of_sequence_anywhere(random_pair, drafts, draft, make_prompt, gamma
         )
         assert generation.tokens[0].tolist() == greedy[: greedy.index(end) + 1]
         kinds.add(KIND_NAMES[generation.kinds[0, -1]])
+        assert (generation.stats.num_iterations == 0) == (end == greedy[0])
     if draft == "own":
         assert kinds == {"exact", "bonus"}
 
