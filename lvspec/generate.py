@@ -168,7 +168,7 @@ class _Run:
             self.cache = self.target.new_cache(batch_size=1, capacity=capacity)
             logits = self.target.prefill(self.inputs, self.cache, 0)
             if self.drafter is not None:
-                # Its prompt may be longer or shorter, its rows behind the prompt are as many.
+                # One kv_len counts the rows of both caches.
                 draft_length = draft_inputs["input_ids"].shape[1]
                 if draft_length != length:
                     raise ValueError(

@@ -85,9 +85,9 @@ def lvspec_method(pair: Pair, policy: AcceptancePolicy | None, config: DecodeCon
             pair.target, draft, clip.inputs, policy=policy, config=config, tokenizer=tokenizer
         )
         seconds = time.perf_counter() - start
+        stats = result.stats
         count = result.tokens.shape[1]
-        passes = result.stats.num_iterations if draft is not None else count - 1
-        return Output(result.text, seconds, count, passes, result.stats.regret, result)
+        return Output(result.text, seconds, count, stats.num_iterations, stats.regret, result)
 
     return run
 

@@ -84,11 +84,11 @@ def target_config() -> Qwen2_5_VLConfig:
 def draft_config() -> Qwen2_5_VLConfig:
     return _config(
         vocab_size=VOCAB_SIZE,
-        hidden_size=128,
+        hidden_size=256,
         layers=2,
-        heads=2,
-        kv_heads=1,
-        intermediate_size=384,
+        heads=4,
+        kv_heads=2,
+        intermediate_size=512,
         vision_size=64,
         vision_depth=1,
     )
