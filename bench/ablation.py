@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from lvspec.config import DecodeConfig
-from lvspec.environment import environment, write_json
+from lvspec.environment import check_json_path, environment, write_json
 from lvspec.policy import DEFAULT_ANCHOR_THRESHOLD, AcceptancePolicy
 from lvspec.shapes.calibration import collect_scores
 from lvspec.shapes.evaluation import (
@@ -42,6 +43,9 @@ def main() -> int:
     parser.add_argument("--gamma", type=int, default=12)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.json:
+        check_json_path(arguments.json)
+    transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
     config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
     pair = load_embedded_pair()

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from lvspec.config import DecodeConfig
-from lvspec.environment import environment, write_json
+from lvspec.environment import check_json_path, environment, write_json
 from lvspec.shapes.calibration import area_under_curve, collect_scores, sweep
 from lvspec.shapes.evaluation import MAX_NEW_TOKENS, make_clips
 from lvspec.shapes.pair import load_embedded_pair
@@ -31,6 +32,9 @@ def main() -> int:
     parser.add_argument("--gamma", type=int, default=12)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.json:
+        check_json_path(arguments.json)
+    transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
     config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
     pair = load_embedded_pair()

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from lvspec.config import DecodeConfig
-from lvspec.environment import environment, write_json
+from lvspec.environment import check_json_path, environment, write_json
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.captions import anchor_words
 from lvspec.shapes.evaluation import (
@@ -50,6 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("clips", "threads"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
+    if arguments.json:
+        check_json_path(arguments.json)
+    transformers_logging.disable_progress_bar()
     torch.set_num_threads(arguments.threads)
     config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
     console = Console()
