@@ -35,6 +35,7 @@ def main() -> int:
     if arguments.json:
         check_json_path(arguments.json)
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)
     config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
     pair = load_embedded_pair()
