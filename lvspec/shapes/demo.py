@@ -93,8 +93,8 @@ def _table(rows: list[dict], clips: int, gamma: int) -> Table:
             style="bold" if row["method"] == "lvspec" else None,
         )
     table.caption = (
-        "tokens/s, speed-up: medians over clips; tau: tokens per target pass; attributes, captions: "
-        "share that is right (relative to the target's own); regret: nats per caption"
+        "tokens/s, speed-up: medians over clips; tau: tokens per target pass; attributes, "
+        "captions: share that is right (relative to the target's own); regret: nats per caption"
     )
     return table
 
