@@ -23,7 +23,7 @@ from lvspec.shapes.calibration import area_under_curve, collect_scores, sweep
 from lvspec.shapes.evaluation import MAX_NEW_TOKENS, make_clips
 from lvspec.shapes.pair import load_embedded_pair
 
-QUANTILES = (0.70, 0.74, 0.78, 0.80, 0.82, 0.84, 0.86, 0.88)
+QUANTILES = (0.78, 0.82, 0.84, 0.86, 0.88, 0.90, 0.92)
 
 
 def main() -> int:

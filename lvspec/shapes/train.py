@@ -61,7 +61,7 @@ class Recipe:
 # target's, and what it has not learnt is how to see, as with real small models.
 RECIPES = {
     "target": Recipe(vision_steps=700, caption_steps=3600, batch_size=16, learning_rate=1e-3),
-    "draft": Recipe(vision_steps=400, caption_steps=1500, batch_size=16, learning_rate=1.5e-3),
+    "draft": Recipe(vision_steps=400, caption_steps=3000, batch_size=16, learning_rate=1.5e-3),
 }
 CONFIGS = {"target": target_config, "draft": draft_config}
 
