@@ -1,16 +1,19 @@
 """The trained pair as it ships: weights, equality with HF greedy, and what looseness may cost."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from lvspec.cli import main
 from lvspec.config import DecodeConfig
 from lvspec.generate import generate
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.captions import judge
 from lvspec.shapes.evaluation import (
     MAX_NEW_TOKENS,
+    EvaluationInterrupted,
     huggingface_method,
     lvspec_method,
     make_clips,
@@ -105,3 +108,48 @@ def test_gates_of_the_ablation(pair, clips):
         logits = torch.zeros(10, 100, 1)
 
     assert float(random_gate(0.2)(Output).mean()) == pytest.approx(0.2, abs=0.04)
+
+
+def test_an_interrupted_evaluation_keeps_the_complete_clips(pair, clips):
+    calls = 0
+    autoregression = lvspec_method(pair, None, DecodeConfig(max_new_tokens=4))
+
+    def interrupting(clip):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return autoregression(clip)
+
+    with pytest.raises(EvaluationInterrupted) as stopped:
+        run_methods({"plain": autoregression, "interrupting": interrupting}, clips)
+    assert [len(result.outputs) for result in stopped.value.results.values()] == [2, 2]
+
+
+def test_demo_prints_a_row_for_every_method_and_the_same_in_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    out, rows_file = tmp_path / "out", tmp_path / "rows.json"
+    arguments = ["demo", "--clips", "2", "--gamma", "8", "--out", str(out)]
+    assert main([*arguments, "--json", str(rows_file)]) == 0
+    printed = capsys.readouterr().out
+    document = json.loads(rows_file.read_text())
+    methods = ["autoregression", "hf generate", "hf assisted", "strict", "fly", "lvspec"]
+    assert [row["method"] for row in document["rows"]] == methods
+    assert all(method in printed for method in methods)
+    keys = {"method", "tokens_per_s", "speedup", "tau", "attributes", "captions", "fidelity"}
+    assert all(row.keys() == keys | {"regret"} for row in document["rows"])
+    assert document["environment"]["torch"] == torch.__version__
+    assert len(list(out.glob("*.mp4"))) == 2
+    assert str(out) in printed.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--clips", "0"], "--clips: expected at least 1, got 0"),
+        (["--gamma", "64"], "gamma: expected an integer from 1 to 63, got 64"),
+    ],
+)
+def test_demo_refuses_bad_numbers(option, message, tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), *option]) == 2
+    assert message in capsys.readouterr().err

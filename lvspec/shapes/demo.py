@@ -17,6 +17,7 @@ from lvspec.shapes.captions import anchor_words
 from lvspec.shapes.evaluation import (
     MAX_NEW_TOKENS,
     Clip,
+    EvaluationInterrupted,
     MethodResult,
     huggingface_method,
     lvspec_method,
@@ -68,14 +69,22 @@ def run(arguments: argparse.Namespace) -> int:
         "fly": lvspec_method(pair, AcceptancePolicy.fly(), config),
         "lvspec": lvspec_method(pair, AcceptancePolicy.lvspec(), config),
     }
-    results = run_methods(methods, clips)
+    interrupted = False
+    try:
+        results = run_methods(methods, clips)
+    except EvaluationInterrupted as stopped:
+        interrupted, results = True, stopped.results
+        clips = clips[: len(results[REFERENCE].outputs)]
+        console.print(f"interrupted; {len(clips)} clips are complete, all are in {arguments.out}")
+        if not clips:
+            return 130
     rows = [result.summary(clips, results[REFERENCE]) for result in results.values()]
     console.print(_table(rows, len(clips), config.gamma))
     _show_one(console, clips, results)
     if arguments.json:
         write_json(arguments.json, {"rows": rows, "environment": environment()})
         console.print(f"rows written to {arguments.json}")
-    return 0
+    return 130 if interrupted else 0
 
 
 def _table(rows: list[dict], clips: int, gamma: int) -> Table:

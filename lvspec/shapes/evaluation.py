@@ -162,20 +162,37 @@ class MethodResult:
         return right / total, whole / len(judged)
 
 
+class EvaluationInterrupted(KeyboardInterrupt):
+    """Ctrl-C while captioning. `results` holds the clips that every method had captioned."""
+
+    def __init__(self, results: dict[str, MethodResult]) -> None:
+        super().__init__()
+        self.results = results
+
+
 def run_methods(methods: Mapping[str, Method], clips: list[Clip]) -> dict[str, MethodResult]:
     """Caption every clip by every method.
 
     The methods take turns on each clip, in an order that rotates, so that a slow spell of the
     machine falls on all of them. One clip is captioned beforehand and not counted.
+
+    Raises:
+        EvaluationInterrupted: Ctrl-C; carries what is complete.
     """
-    for method in methods.values():
-        method(clips[0])
     results = {name: MethodResult(name) for name in methods}
     names = list(methods)
-    for index, clip in enumerate(tqdm(clips, desc="captions", leave=False)):
-        shift = index % len(names)
-        for name in names[shift:] + names[:shift]:
-            results[name].outputs.append(methods[name](clip))
+    try:
+        for method in methods.values():
+            method(clips[0])
+        for index, clip in enumerate(tqdm(clips, desc="captions", leave=False)):
+            shift = index % len(names)
+            for name in names[shift:] + names[:shift]:
+                results[name].outputs.append(methods[name](clip))
+    except KeyboardInterrupt:
+        complete = min(len(result.outputs) for result in results.values())
+        for result in results.values():
+            del result.outputs[complete:]
+        raise EvaluationInterrupted(results) from None
     return results
 
 
