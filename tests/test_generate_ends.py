@@ -191,6 +191,13 @@ def test_no_positions_are_left_over(random_pair, run, make_prompt, hf_greedy):
             assert run(inputs=clips[first]).tokens[0].tolist() == wanted[first]
 
 
+def test_positions_kept_in_the_model_are_neither_read_nor_written(random_pair, run, monkeypatch):
+    wanted, stale = run().tokens, torch.tensor([[777]])
+    monkeypatch.setattr(random_pair[0].model, "rope_deltas", stale)
+    assert run().tokens.equal(wanted)
+    assert random_pair[0].model.rope_deltas is stale
+
+
 def test_result_is_fit_for_training(random_pair, run):
     """Not inference tensors: a caption may become a label, or be changed."""
     generation = run()
