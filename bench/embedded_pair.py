@@ -1,0 +1,112 @@
+"""The model card's figures: accuracy of target and draft alone, and what a step of each costs.
+
+    python bench/embedded_pair.py [--clips 200] [--json FILE]
+
+A step is one forward over a slot cache behind a caption's prompt: one row of the draft, one row and
+thirteen rows (gamma 12) of the target, the latter with scores. Medians of 50, taking turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from lvspec.attention import lvspec_attention_on
+from lvspec.config import DecodeConfig
+from lvspec.environment import check_json_path, environment, write_json
+from lvspec.loading import Pair
+from lvspec.models import Model, check_inputs
+from lvspec.shapes.evaluation import (
+    MAX_NEW_TOKENS,
+    Clip,
+    lvspec_method,
+    make_clips,
+    run_methods,
+)
+from lvspec.shapes.pair import load_embedded_pair
+from lvspec.tree import chain_ancestors
+
+
+def step_milliseconds(pair: Pair, clip: Clip, rounds: int = 50) -> dict[str, float]:
+    """Median time of a draft step, a target step of one row, and one of thirteen rows."""
+    cases = {
+        "draft, 1 row": (Model(pair.draft, "draft"), 1, False),
+        "target, 1 row": (Model(pair.target, "target"), 1, False),
+        "target, 13 rows with scores": (Model(pair.target, "target"), 13, True),
+    }
+    steps = {}
+    for name, (model, slots, scores) in cases.items():
+        cache = model.new_cache(batch_size=1, capacity=256)
+        model.prefill(check_inputs(model, clip.inputs), cache, 0)
+        tokens = clip.inputs["input_ids"][:, -1:].expand(1, slots)
+        depths, ancestors = torch.arange(slots), chain_ancestors(slots, batch_size=1)
+        steps[name] = (model, (tokens, depths, ancestors, cache), scores)
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    with lvspec_attention_on(pair.draft.model.language_model):
+        with lvspec_attention_on(pair.target.model.language_model):
+            for _ in range(rounds + 5):
+                for name, (model, arguments, scores) in steps.items():
+                    start = time.perf_counter()
+                    model.step(*arguments, scores=scores)
+                    times[name].append(time.perf_counter() - start)
+    return {name: 1e3 * median(values[5:]) for name, values in times.items()}
+
+
+@torch.inference_mode()
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.json:
+        check_json_path(arguments.json)
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    config = DecodeConfig(max_new_tokens=MAX_NEW_TOKENS)
+    pair = load_embedded_pair()
+    with tempfile.TemporaryDirectory() as folder:
+        clips = make_clips(pair, "evaluation", arguments.clips, Path(folder))
+        methods = {
+            "target": lvspec_method(pair, None, config),
+            "draft": lvspec_method(replace(pair, target=pair.draft), None, config),
+        }
+        results = run_methods(methods, clips)
+        milliseconds = step_milliseconds(pair, clips[0])
+    rows = []
+    table = Table("model", "parameters", "attributes", "captions")
+    for name, model in (("target", pair.target), ("draft", pair.draft)):
+        row = results[name].summary(clips, results["target"])
+        row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        rows.append(row)
+        table.add_row(
+            name, f"{row['parameters']:,}", f"{row['attributes']:.2%}", f"{row['captions']:.1%}"
+        )
+    console = Console()
+    console.print(table)
+    for name, value in milliseconds.items():
+        console.print(f"{name}: {value:.2f} ms")
+    ratio = milliseconds["draft, 1 row"] / milliseconds["target, 1 row"]
+    console.print(f"draft step / target step: {ratio:.3f}")
+    if arguments.json:
+        value = {
+            "rows": rows,
+            "milliseconds": milliseconds,
+            "cost_ratio": ratio,
+            "clips": len(clips),
+            "environment": environment(),
+        }
+        write_json(arguments.json, value)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
