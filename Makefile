@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .NOTPARALLEL:
 
 demo: $(VENV)/.for-use
-	$(BIN)/lvspec demo
+	$(BIN)/lvspec demo --json demo-out/rows.json
 
 # The models of the tests are so small that a second thread slows them down.
 test: export OMP_NUM_THREADS ?= 1

@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("clips", "threads"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.json:
         check_json_path(arguments.json)
     transformers_logging.disable_progress_bar()
