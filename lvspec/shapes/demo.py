@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
@@ -89,9 +90,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _table(rows: list[dict], clips: int, gamma: int) -> Table:
-    table = Table(title=f"{clips} held-out clips, gamma {gamma}, embedded pair")
-    for heading in ("method", "tokens/s", "speed-up", "tau", "attributes", "captions", "regret"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+    # Narrow enough for eighty columns.
+    table = Table(
+        title=f"{clips} held-out clips, gamma {gamma}, embedded pair",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("method", no_wrap=True)
+    for heading in ("tokens/s", "speedup", "tau", "attributes %", "captions %", "regret"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["method"],
@@ -103,7 +111,7 @@ def _table(rows: list[dict], clips: int, gamma: int) -> Table:
             style="bold" if row["method"] == "lvspec" else None,
         )
     table.caption = (
-        "tokens/s, speed-up: medians over clips; tau: tokens per target pass; attributes, "
+        "tokens/s, speedup: medians over clips; tau: tokens per target pass; attributes, "
         "captions: share that is right (relative to the target's own); regret: nats per caption"
     )
     return table
@@ -111,7 +119,7 @@ def _table(rows: list[dict], clips: int, gamma: int) -> Table:
 
 def _share(row: dict, name: str) -> str:
     relative = row["fidelity"][name]
-    return f"{row[name]:.1%} ({'-' if relative is None else f'{relative:.1%}'})"
+    return f"{100 * row[name]:.1f} ({'-' if relative is None else f'{100 * relative:.1f}'})"
 
 
 def _show_one(console: Console, clips: list[Clip], results: dict[str, MethodResult]) -> None:
