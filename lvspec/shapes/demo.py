@@ -82,9 +82,12 @@ def run(arguments: argparse.Namespace) -> int:
             return 130
     rows = [result.summary(clips, results[REFERENCE]) for result in results.values()]
     console.print(_table(rows, len(clips), config.gamma))
+    equal = _equal_captions(results["strict"], results["hf generate"])
+    console.print(f"strict says what hf generate says on {equal} of {len(clips)} clips")
     _show_one(console, clips, results)
     if arguments.json:
-        write_json(arguments.json, {"rows": rows, "environment": environment()})
+        facts = {"clips": len(clips), "gamma": config.gamma, "strict_equals_hf": equal}
+        write_json(arguments.json, {"rows": rows, **facts, "environment": environment()})
         console.print(f"rows written to {arguments.json}")
     return 130 if interrupted else 0
 
@@ -115,6 +118,11 @@ def _table(rows: list[dict], clips: int, gamma: int) -> Table:
         "captions: share that is right (relative to the target's own); regret: nats per caption"
     )
     return table
+
+
+def _equal_captions(first: MethodResult, second: MethodResult) -> int:
+    pairs = zip(first.outputs, second.outputs, strict=True)
+    return sum(mine.text == theirs.text and mine.tokens == theirs.tokens for mine, theirs in pairs)
 
 
 def _share(row: dict, name: str) -> str:
