@@ -207,8 +207,8 @@ def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         TypeError: `inputs` is no mapping.
         ValueError: `input_ids` are missing or not of one sequence, the mask does not fit them, a
-            tensor is on another device than the model, or placeholders and pixels do not go
-            together.
+            tensor is on another device than the model, placeholders and pixels do not go
+            together, or there are positions, embeddings or a cache, which are made here.
     """
     name = f"{model.role} inputs"
     if not hasattr(inputs, "keys"):
@@ -242,6 +242,9 @@ def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
             if key in found:
                 found[key] = found[key][:, kept]
         ids = found["input_ids"]
+    for key in ("position_ids", "past_key_values", "inputs_embeds"):
+        if key in found:
+            raise ValueError(f"{name}: expected no {key}, which lvspec makes itself, got one")
     has_pixels = any(key in found for key in model.family.visual_inputs)
     visual = torch.isin(ids, torch.tensor(model.visual_ids, device=ids.device))
     if has_pixels and not bool(visual.any()):

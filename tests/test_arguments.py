@@ -139,6 +139,15 @@ def test_attention_mask(refused):
     )
 
 
+def test_inputs_that_lvspec_makes_itself(refused, inputs):
+    positions = torch.arange(inputs["input_ids"].shape[1])[None]
+    refused(
+        ValueError,
+        "^target inputs: expected no position_ids, which lvspec makes itself, got one$",
+        inputs={**inputs, "position_ids": positions},
+    )
+
+
 def test_placeholders_and_pixels(refused, inputs, make_prompt):
     words = make_prompt(8)["input_ids"]
     without = {**inputs, "input_ids": words, "attention_mask": None, "mm_token_type_ids": None}
