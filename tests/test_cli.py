@@ -424,17 +424,11 @@ def test_our_own_errors_are_told_from_bad_input(lvspec, monkeypatch):
     assert (code, out) == (1, "") and err.startswith("lvspec: error: ZeroDivisionError: ours")
 
 
-@pytest.mark.skipif(
-    not (embedded.TARGET / "model.safetensors").is_file(),
-    reason="this tree is without the weights of the embedded pair",
-)
 def test_the_embedded_pair_is_the_default(lvspec):
     code, out, err = lvspec(target=None, draft=None)
     assert (code, err) == (0, "") and "tau" in out
 
 
-@pytest.mark.skipif(
-    (embedded.TARGET / "model.safetensors").is_file(), reason="the embedded pair is in this tree"
-)
-def test_without_the_embedded_pair_others_are_asked_for(lvspec):
+def test_without_the_embedded_pair_others_are_asked_for(lvspec, monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded, "TARGET", tmp_path)
     assert_refused(lvspec(target=None, draft=None), "--target, --draft")
