@@ -16,8 +16,15 @@ from typing import Any, NoReturn
 
 import torch
 
+from lvspec.kernels.workspace import (
+    expand_tree_bytes,
+    logit_stats_bytes,
+    num_masked_pieces,
+    verify_attention_bytes,
+)
 from lvspec.ops import schemas
-from lvspec.ops.backends import Backend, backends, requested_backend
+from lvspec.ops.backends import Backend, active_backend, backends, float_dtypes, requested_backend
+from lvspec.ops.workspace import workspace_size
 from lvspec.policy import MAX_TOP_K, AcceptancePolicy
 from lvspec.reference import (
     Acceptance,
@@ -37,22 +44,27 @@ __all__ = [
     "TreeLevel",
     "VerifyAttention",
     "accept",
+    "active_backend",
     "backends",
     "commit_kv",
     "expand_tree",
+    "float_dtypes",
     "logit_stats",
     "plan_splits",
+    "requested_backend",
     "verify_attention",
     "visual_importance",
+    "workspace_size",
 ]
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_HEAD_DIM = 256
+"""The largest head dimension that kernels take; the reference takes any."""
+
 _STATISTICS = (torch.float32, torch.float64)
+_FP8 = torch.float8_e4m3fn
 _INT32 = (torch.int32,)
 _INT64 = (torch.int64,)
 _UINT8 = (torch.uint8,)
-
-requested_backend()  # an impossible request fails here, not at the first call
 
 
 def verify_attention(
@@ -66,34 +78,41 @@ def verify_attention(
     scale: float | None = None,
     block_table: torch.Tensor | None = None,
     plan: SplitPlan | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
     scores: bool = True,
+    workspace: torch.Tensor | None = None,
 ) -> VerifyAttention:
     """Attention of the draft slots over cache and tree: `lvspec.reference.verify_attention`."""
     if q.dim() != 4:
         _fail("q", "shape [B, Hq, S, D]", tuple(q.shape))
     if k_cache.dim() != 4:
         _fail("k_cache", "4 dimensions", tuple(k_cache.shape))
-    device, dtype = q.device, q.dtype
+    device = q.device
     batch_size, num_q_heads, num_slots, head_dim = q.shape
-    capacity = k_cache.shape[2]
-    if dtype not in _FLOATS:
-        _fail("q", f"dtype {_names(_FLOATS)}", dtype)
+    num_kv_heads, capacity = k_cache.shape[1:3]
+    stored = (q.dtype, _FP8)
+    _check_float("q", q)
+    _check_head_dim(head_dim, device)
     if batch_size < 1:
         _fail("q", "at least one sequence", batch_size)
     if not 1 <= num_slots <= MAX_SLOTS:
         _fail("q", f"1 to {MAX_SLOTS} slots S", num_slots)
     if block_table is None:
-        _check(
-            "k_cache", k_cache, (dtype,), (batch_size, k_cache.shape[1], capacity, head_dim), device
-        )
+        _check("k_cache", k_cache, stored, (batch_size, num_kv_heads, capacity, head_dim), device)
     else:
         if block_table.dim() != 2:
             _fail("block_table", "shape [B, max_pages]", tuple(block_table.shape))
         _check("block_table", block_table, _INT32, (batch_size, block_table.shape[1]), device)
-        _check("k_cache", k_cache, (dtype,), (*k_cache.shape[:3], head_dim), device)
+        _check("k_cache", k_cache, stored, (*k_cache.shape[:3], head_dim), device)
         capacity *= block_table.shape[1]
-    _check("v_cache", v_cache, (dtype,), k_cache.shape, device)
-    _check_heads(num_q_heads, k_cache.shape[1])
+    _check("v_cache", v_cache, (k_cache.dtype,), k_cache.shape, device)
+    _check_heads(num_q_heads, num_kv_heads)
+    for name, factor in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if factor is not None:
+            _check(name, factor, (torch.float32,), (num_kv_heads,), device)
+        elif k_cache.dtype == _FP8:
+            _fail(name, f"a factor per KV head, for the cache is {_names((_FP8,))}", None)
     if capacity < num_slots:
         _fail("k_cache", f"a capacity N of at least S = {num_slots}", capacity)
     _check("kv_len", kv_len, _INT32, (batch_size,), device)
@@ -106,6 +125,9 @@ def verify_attention(
             _fail("plan.start", "shape [B, P]", tuple(plan[0].shape))
         for name, table in zip(SplitPlan._fields, plan):
             _check(f"plan.{name}", table, _INT32, (batch_size, plan[0].shape[1]), device)
+    pieces = num_masked_pieces(capacity) if plan[0] is None else plan[0].shape[1]
+    needed = verify_attention_bytes(batch_size, num_q_heads, num_slots, head_dim, pieces)
+    _check_workspace(workspace, device, needed)
     out, lse, mass, peak = torch.ops.lvspec.verify_attention(
         q,
         k_cache,
@@ -116,21 +138,27 @@ def verify_attention(
         head_dim**-0.5 if scale is None else scale,
         block_table,
         *plan,
+        k_scale,
+        v_scale,
         scores,
+        workspace,
     )
     return (
         VerifyAttention(out, lse, mass, peak) if scores else VerifyAttention(out, lse, None, None)
     )
 
 
-def logit_stats(logits: torch.Tensor, *, top_k: int = 4) -> LogitStats:
+def logit_stats(
+    logits: torch.Tensor, *, top_k: int = 4, workspace: torch.Tensor | None = None
+) -> LogitStats:
     """Best tokens, log-sum-exp and entropy of every row: `lvspec.reference.logit_stats`."""
     if logits.dim() != 3:
         _fail("logits", "shape [B, S, V]", tuple(logits.shape))
-    if logits.dtype not in _FLOATS:
-        _fail("logits", f"dtype {_names(_FLOATS)}", logits.dtype)
+    _check_float("logits", logits)
     _check_top_k(top_k, logits.shape[2])
-    return LogitStats(*torch.ops.lvspec.logit_stats(logits, top_k))
+    rows = logits.shape[0] * logits.shape[1]
+    _check_workspace(workspace, logits.device, logit_stats_bytes(rows, logits.shape[2], top_k))
+    return LogitStats(*torch.ops.lvspec.logit_stats(logits, top_k, workspace))
 
 
 def accept(
@@ -147,8 +175,7 @@ def accept(
     """Which draft tokens stand under `policy`: `lvspec.reference.accept`."""
     if logits.dim() != 3:
         _fail("logits", "shape [B, S, V]", tuple(logits.shape))
-    if logits.dtype not in _FLOATS:
-        _fail("logits", f"dtype {_names(_FLOATS)}", logits.dtype)
+    _check_float("logits", logits)
     device = logits.device
     shape = logits.shape[:2]
     batch_size, slots = shape
@@ -234,8 +261,7 @@ def visual_importance(
         _fail("q", "shape [B, Hq, R, D]", tuple(q.shape))
     if k_cache.dim() != 4:
         _fail("k_cache", "shape [B, Hkv, N, D]", tuple(k_cache.shape))
-    if q.dtype not in _FLOATS:
-        _fail("q", f"dtype {_names(_FLOATS)}", q.dtype)
+    _check_float("q", q)
     device = q.device
     batch_size, num_q_heads, _, head_dim = q.shape
     num_kv_heads, capacity = k_cache.shape[1:3]
@@ -255,12 +281,12 @@ def expand_tree(
     *,
     width: int,
     top_k: int | None = None,
+    workspace: torch.Tensor | None = None,
 ) -> TreeLevel:
     """The next level of a draft tree: `lvspec.reference.expand_tree`."""
     if logits.dim() != 3:
         _fail("logits", "shape [B, W, V]", tuple(logits.shape))
-    if logits.dtype not in _FLOATS:
-        _fail("logits", f"dtype {_names(_FLOATS)}", logits.dtype)
+    _check_float("logits", logits)
     nodes, vocabulary = logits.shape[1:]
     if top_k is None:
         top_k = min(width, vocabulary, MAX_TOP_K)
@@ -270,7 +296,10 @@ def expand_tree(
     statistics = (schemas.statistics_dtype(logits.dtype),)
     _check("log_probs", log_probs, statistics, logits.shape[:2], logits.device)
     _check("slots", slots, _INT32, logits.shape[:2], logits.device)
-    return TreeLevel(*torch.ops.lvspec.expand_tree(logits, log_probs, slots, width, top_k))
+    rows = logits.shape[0] * nodes
+    _check_workspace(workspace, logits.device, expand_tree_bytes(rows, vocabulary, top_k))
+    operation = torch.ops.lvspec.expand_tree
+    return TreeLevel(*operation(logits, log_probs, slots, width, top_k, workspace))
 
 
 def _fail(argument: str, expected: str, got: Any) -> NoReturn:
@@ -290,6 +319,31 @@ def _check(
         _fail(argument, f"shape {tuple(shape)}", tuple(tensor.shape))
     if tensor.device != device:
         _fail(argument, f"device {device}", tensor.device)
+
+
+def _check_float(argument: str, tensor: torch.Tensor) -> None:
+    """The types that the backend of the tensor's device takes."""
+    dtypes = float_dtypes(tensor.device.type)
+    if tensor.dtype not in dtypes:
+        _fail(argument, f"dtype {_names(dtypes)}", tensor.dtype)
+
+
+def _check_workspace(workspace: torch.Tensor | None, device: torch.device, size: int) -> None:
+    if workspace is None:
+        return
+    if workspace.dtype != torch.uint8 or workspace.dim() != 1 or not workspace.is_contiguous():
+        got = f"{workspace.dtype} {tuple(workspace.shape)}"
+        _fail("workspace", "contiguous uint8 of one dimension", got)
+    if workspace.device != device:
+        _fail("workspace", f"device {device}", workspace.device)
+    if workspace.shape[0] < size:
+        _fail("workspace", f"at least {size} bytes (see workspace_size)", workspace.shape[0])
+
+
+def _check_head_dim(head_dim: int, device: torch.device) -> None:
+    most = None if active_backend(device.type) == "reference" else MAX_HEAD_DIM
+    if most is not None and not 1 <= head_dim <= most:
+        _fail("q", f"a head dimension D from 1 to {most}", head_dim)
 
 
 def _check_heads(num_q_heads: int, num_kv_heads: int) -> None:

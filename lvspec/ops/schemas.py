@@ -3,7 +3,8 @@
 Everything is registered for CompositeExplicitAutograd, which every device falls back to: a backend
 registered for CPU or CUDA takes precedence there and the schemas stay as they are. Arguments are
 flat (tensors and numbers), which is what a Triton or C++ implementation takes; `lvspec.ops` makes
-them from plans and policies and checks them.
+them from plans and policies and checks them. A `workspace` is scratch that the reference does
+without.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from lvspec import reference
+from lvspec.ops import triton_backend
+from lvspec.ops.backends import REQUESTED
 from lvspec.policy import Rule
 from lvspec.reference.accept import accept_by_rule
 
@@ -26,11 +29,12 @@ SCHEMAS = {
     "verify_attention": (
         "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor ancestors, "
         "Tensor visual, float scale, Tensor? block_table, Tensor? plan_start, Tensor? plan_end, "
-        "Tensor? plan_kind, bool scores) -> "
+        "Tensor? plan_kind, Tensor? k_scale, Tensor? v_scale, bool scores, "
+        "Tensor(w!)? workspace) -> "
         "(Tensor out, Tensor lse, Tensor visual_mass, Tensor visual_peak)"
     ),
     "logit_stats": (
-        "(Tensor logits, int top_k) -> "
+        "(Tensor logits, int top_k, Tensor(w!)? workspace) -> "
         "(Tensor top_ids, Tensor top_logits, Tensor lse, Tensor entropy)"
     ),
     "accept": (
@@ -50,7 +54,8 @@ SCHEMAS = {
         "Tensor importance"
     ),
     "expand_tree": (
-        "(Tensor logits, Tensor log_probs, Tensor slots, int width, int top_k) -> "
+        "(Tensor logits, Tensor log_probs, Tensor slots, int width, int top_k, "
+        "Tensor(w!)? workspace) -> "
         "(Tensor tokens, Tensor parents, Tensor log_probs)"
     ),
 }
@@ -73,7 +78,10 @@ def _verify_attention(
     start: Tensor | None,
     end: Tensor | None,
     kind: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     scores: bool,
+    workspace: Tensor | None,
 ) -> _Tensors:
     plan = None if start is None else reference.SplitPlan(start, end, kind)
     out, lse, mass, peak = reference.verify_attention(
@@ -86,6 +94,8 @@ def _verify_attention(
         scale=scale,
         block_table=block_table,
         plan=plan,
+        k_scale=k_scale,
+        v_scale=v_scale,
         scores=scores,
     )
     return (out, lse, mass, peak) if scores else (out, lse, lse.new_empty(0), lse.new_empty(0))
@@ -103,7 +113,10 @@ def _verify_attention_fake(
     start: Tensor | None,
     end: Tensor | None,
     kind: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     scores: bool,
+    workspace: Tensor | None,
 ) -> _Tensors:
     shape, dtype = q.shape[:3], statistics_dtype(q.dtype)
     score_shape = shape if scores else (0,)
@@ -115,11 +128,11 @@ def _verify_attention_fake(
     )
 
 
-def _logit_stats(logits: Tensor, top_k: int) -> _Tensors:
+def _logit_stats(logits: Tensor, top_k: int, workspace: Tensor | None) -> _Tensors:
     return tuple(reference.logit_stats(logits, top_k=top_k))
 
 
-def _logit_stats_fake(logits: Tensor, top_k: int) -> _Tensors:
+def _logit_stats_fake(logits: Tensor, top_k: int, workspace: Tensor | None) -> _Tensors:
     rows, dtype = logits.shape[:2], statistics_dtype(logits.dtype)
     return (
         logits.new_empty((*rows, top_k), dtype=torch.int32),
@@ -199,13 +212,23 @@ def _visual_importance_fake(
 
 
 def _expand_tree(
-    logits: Tensor, log_probs: Tensor, slots: Tensor, width: int, top_k: int
+    logits: Tensor,
+    log_probs: Tensor,
+    slots: Tensor,
+    width: int,
+    top_k: int,
+    workspace: Tensor | None,
 ) -> _Tensors:
     return tuple(reference.expand_tree(logits, log_probs, slots, width=width, top_k=top_k))
 
 
 def _expand_tree_fake(
-    logits: Tensor, log_probs: Tensor, slots: Tensor, width: int, top_k: int
+    logits: Tensor,
+    log_probs: Tensor,
+    slots: Tensor,
+    width: int,
+    top_k: int,
+    workspace: Tensor | None,
 ) -> _Tensors:
     shape = (logits.shape[0], width)
     return (
@@ -228,6 +251,10 @@ def _register() -> None:
         library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(name, implementation, "CompositeExplicitAutograd")
         torch.library.register_fake(f"lvspec::{name}", fake, lib=library)
+    if REQUESTED in (None, "triton"):
+        triton_backend.register(library, "CUDA")
+    if REQUESTED == "triton":
+        triton_backend.register(library, "CPU")
 
 
 _register()

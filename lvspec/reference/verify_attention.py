@@ -30,6 +30,8 @@ def verify_attention(
     scale: float | None = None,
     block_table: torch.Tensor | None = None,
     plan: SplitPlan | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
     scores: bool = True,
 ) -> VerifyAttention:
     """Attention of S draft slots, each over the committed cache and its own ancestors.
@@ -48,8 +50,8 @@ def verify_attention(
     Args:
         q: float16, bfloat16, float32 or float64 `[B, Hq, S, D]`, `1 <= S <= 64`. Query head h uses
             KV head `h // (Hq // Hkv)`.
-        k_cache: `[B, Hkv, N, D]` in q's dtype, strided views allowed; with `block_table`
-            `[pages, Hkv, page_size, D]`.
+        k_cache: `[B, Hkv, N, D]` in q's dtype or float8_e4m3fn, strided views allowed; with
+            `block_table` `[pages, Hkv, page_size, D]`.
         v_cache: Like `k_cache`.
         kv_len: int32 `[B]`, committed tokens; the K/V of slot t stand at position `kv_len[b] + t`.
         ancestors: int64 `[B, S]`, bit j of entry t set iff slot j is t or an ancestor of t.
@@ -60,6 +62,9 @@ def verify_attention(
             anything.
         plan: Pieces from `plan_splits`. The result is the same up to rounding; whether a position
             is video is then read from the plan, for which everything behind the prompt is text.
+        k_scale: float32 `[Hkv]`, by which every number of `k_cache` is multiplied. Needed for a
+            float8 cache; None is 1.
+        v_scale: The same for `v_cache`.
         scores: Whether to return `visual_mass` and `visual_peak`.
 
     Returns:
@@ -83,6 +88,10 @@ def verify_attention(
         end = min(length + num_slots, capacity)
         keys = k_cache[sequence, :, :end].to(dtype)
         values = v_cache[sequence, :, :end].to(dtype)
+        if k_scale is not None:
+            keys = keys * k_scale[:, None, None]
+        if v_scale is not None:
+            values = values * v_scale[:, None, None]
         logits = torch.bmm(rows[sequence], keys.transpose(1, 2))  # [Hkv, group * S, end]
         on_tree = logits.view(num_kv_heads, group, num_slots, end)[..., length:]
         on_tree.masked_fill_(hidden[sequence, :, : end - length], -math.inf)

@@ -1,0 +1,42 @@
+"""Bytes of workspace per operation, without triton, so that any process can ask.
+
+Must agree with what the launchers carve; `tests/test_workspace.py` holds both together.
+"""
+
+from __future__ import annotations
+
+MASKED_PIECE = 512
+"""Length of verify_attention's pieces where no plan is given."""
+
+VOCABULARY_BLOCK = 4096
+"""Logits per program of the first kernel of logit_stats."""
+
+
+def verify_attention_bytes(
+    batch_size: int, num_q_heads: int, num_slots: int, head_dim: int, num_pieces: int
+) -> int:
+    """Partial sums of `num_pieces` pieces and the tree: output, maximum, sum and two scores."""
+    rows = batch_size * num_q_heads * num_slots * (num_pieces + 1)
+    return padded(4 * rows * head_dim) + 4 * padded(4 * rows)
+
+
+def num_masked_pieces(capacity: int) -> int:
+    """Pieces of a cache of `capacity` positions where no plan is given."""
+    return -(-capacity // MASKED_PIECE)
+
+
+def logit_stats_bytes(rows: int, vocabulary: int, top_k: int) -> int:
+    """Per row and block: the best `top_k` as 64-bit keys, maximum, sum and entropy sum."""
+    blocks = -(-vocabulary // VOCABULARY_BLOCK)
+    return padded(8 * rows * blocks * top_k) + 3 * padded(4 * rows * blocks)
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to the alignment of a part of the workspace."""
+    return -(-size // 16) * 16
+
+
+def expand_tree_bytes(rows: int, vocabulary: int, top_k: int) -> int:
+    """logit_stats of every node, and its results."""
+    results = 2 * padded(4 * rows * top_k) + 2 * padded(4 * rows)
+    return logit_stats_bytes(rows, vocabulary, top_k) + results
