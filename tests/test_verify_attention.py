@@ -8,12 +8,16 @@ import torch
 
 from lvspec import ops, tree
 
+DTYPES = ops.float_dtypes("cpu")
+WIDEST = torch.float64 if torch.float64 in DTYPES else torch.float32
+ROUNDING = 45 * torch.finfo(WIDEST).eps  # 1e-14 in float64: a few sums of numbers around 1
+
 SIZES = [  # B, Hq, Hkv, S, N, D
     (1, 1, 1, 1, 3, 1),
     (2, 6, 2, 5, 37, 9),
     (3, 5, 5, 13, 71, 16),
     (1, 4, 1, 64, 97, 8),
-    (67, 2, 1, 3, 11, 5),
+    (67, 1, 1, 2, 11, 5),
 ]
 
 
@@ -60,7 +64,7 @@ def error(got, exact):
     return (got.double() - exact).abs().max().item()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_equals_rows_written_out(sizes, dtype):
     """At most twice the error that PyTorch itself makes in this dtype, against float64."""
@@ -109,7 +113,7 @@ def test_a_row_that_sees_nothing(with_plan):
 
 def test_bit_63():
     """In a chain of 64 the last slot sees all, and the one before it does not see the last."""
-    q, k_cache, v_cache, kv_len, _, visual = problem(1, 1, 1, 64, 70, 3, torch.float64)
+    q, k_cache, v_cache, kv_len, _, visual = problem(1, 1, 1, 64, 70, 3, WIDEST)
     ancestors = tree.chain_ancestors(64, batch_size=1)
     assert ancestors[0, 63] == -1
     rest = (kv_len, ancestors, visual)
@@ -121,7 +125,7 @@ def test_bit_63():
 
 
 def test_siblings_do_not_see_each_other():
-    q, k_cache, v_cache, kv_len, _, visual = problem(1, 2, 1, 3, 9, 4, torch.float64)
+    q, k_cache, v_cache, kv_len, _, visual = problem(1, 2, 1, 3, 9, 4, WIDEST)
     ancestors = tree.ancestors_from_parents(torch.tensor([[-1, 0, 0]]))
     whole = ops.verify_attention(q, k_cache, v_cache, kv_len, ancestors, visual)
     # The chain root, slot 2: what slot 2 of the tree stands for.
@@ -135,7 +139,7 @@ def test_siblings_do_not_see_each_other():
         tree.chain_ancestors(2, batch_size=1),
         visual[:, moved],
     )
-    torch.testing.assert_close(whole.out[:, :, kept], chain.out, rtol=0, atol=1e-14)
+    torch.testing.assert_close(whole.out[:, :, kept], chain.out, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_siblings_do_not_see_each_other():
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_plan_changes_nothing(sizes, max_piece, tail_piece):
     """Pieces made at prefill; then the sequence has grown, by a different length each."""
-    q, k_cache, v_cache, kv_len, ancestors, visual = problem(*sizes, torch.float64)
+    q, k_cache, v_cache, kv_len, ancestors, visual = problem(*sizes, WIDEST)
     prompt_len = (kv_len * torch.rand(len(kv_len))).int()
     visual = visual.masked_fill(torch.arange(sizes[4]) >= prompt_len[:, None], 0)
     plan = ops.plan_splits(visual, prompt_len, max_piece=max_piece, tail_piece=tail_piece)
@@ -152,7 +156,7 @@ def test_plan_changes_nothing(sizes, max_piece, tail_piece):
     expected = ops.verify_attention(q, k_cache, v_cache, *rest)
     got = ops.verify_attention(q, k_cache, v_cache, *rest, plan=plan)
     for ours, theirs in zip(got, expected):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=100 * ROUNDING)
 
 
 def test_plan_pieces_are_of_one_kind():
@@ -244,7 +248,7 @@ def test_capacity_reached():
 
 
 def test_scale_and_scores():
-    arguments = problem(2, 4, 2, 5, 19, 16, torch.float64)
+    arguments = problem(2, 4, 2, 5, 19, 16, WIDEST)
     default = ops.verify_attention(*arguments)
     assert all(map(torch.equal, default, ops.verify_attention(*arguments, scale=0.25)))
     assert not torch.equal(default.out, ops.verify_attention(*arguments, scale=0.5).out)
