@@ -46,7 +46,7 @@ def step_milliseconds(pair: Pair, clip: Clip, rounds: int = 30, run: int = 12) -
     }
     steps = {}
     for name, (model, slots, scores) in cases.items():
-        cache = model.new_cache(batch_size=1, capacity=256)
+        cache = model.new_cache(batch_size=1, capacity=256, num_slots=slots)
         model.prefill(check_inputs(model, clip.inputs), cache, 0)
         tokens = clip.inputs["input_ids"][:, -1:].expand(1, slots)
         depths, ancestors = torch.arange(slots), chain_ancestors(slots, batch_size=1)

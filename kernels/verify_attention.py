@@ -18,11 +18,9 @@ them, hidden slots add exact zeros, and BLOCK_M only says which rows share a til
 
 from __future__ import annotations
 
-
 import torch
 import triton
 import triton.language as tl
-
 from lvspec.kernels import launch
 from lvspec.kernels.workspace import MASKED_PIECE, num_masked_pieces
 
@@ -33,6 +31,8 @@ _LOWEST = tl.constexpr(-3.0e38)
 @triton.jit
 def _fold_block(
     query,
+    q_row,
+    is_row,
     accumulator,
     running_max,
     running_sum,
@@ -49,6 +49,7 @@ def _fold_block(
     begin,
     stop,
     scale,
+    stride_q_dim,
     stride_k_page,
     stride_k_row,
     stride_k_dim,
@@ -57,6 +58,8 @@ def _fold_block(
     stride_v_dim,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     VIDEO_MASK: tl.constexpr,
@@ -69,7 +72,9 @@ def _fold_block(
     inside = position < stop
     if PAGE_SIZE > 0:
         if MASKED:
-            page = tl.load(pages + position // PAGE_SIZE * stride_table_page, mask=inside, other=0).to(tl.int64)
+            page = tl.load(
+                pages + position // PAGE_SIZE * stride_table_page, mask=inside, other=0
+            ).to(tl.int64)
         else:
             page = tl.load(pages + position // PAGE_SIZE * stride_table_page).to(tl.int64)
         row = (position % PAGE_SIZE).to(tl.int64)
@@ -78,24 +83,45 @@ def _fold_block(
     else:
         k_row = k_head + position.to(tl.int64) * stride_k_row
         v_row = v_head + position.to(tl.int64) * stride_v_row
-    k_pointer = k_row[None, :] + dim[:, None].to(tl.int64) * stride_k_dim
+    # What stands at `stop` or later may be NaN, and 0 * NaN is NaN: it is not loaded.
     v_pointer = v_row[:, None] + dim[None, :].to(tl.int64) * stride_v_dim
     if MASKED:
-        # What stands at `stop` or later may be NaN, and 0 * NaN is NaN: it is not loaded.
-        keys = tl.load(k_pointer, mask=inside[None, :] & (dim[:, None] < HEAD_DIM), other=0.0)
         values = tl.load(v_pointer, mask=inside[:, None] & (dim[None, :] < HEAD_DIM), other=0.0)
     elif HEAD_DIM == BLOCK_D:
-        keys = tl.load(k_pointer)
         values = tl.load(v_pointer)
     else:
-        keys = tl.load(k_pointer, mask=dim[:, None] < HEAD_DIM, other=0.0)
         values = tl.load(v_pointer, mask=dim[None, :] < HEAD_DIM, other=0.0)
-    keys = keys.to(query.dtype)
-    values = values.to(query.dtype)
-    if DOT_IN_FLOAT32:
-        logits = tl.dot(query.to(tl.float32), keys.to(tl.float32), input_precision="ieee")
+    values = values.to(q_row.dtype.element_ty)
+
+    if BLOCK_K == BLOCK_D:
+        k_pointer = k_row[None, :] + dim[:, None].to(tl.int64) * stride_k_dim
+        if MASKED:
+            keys = tl.load(k_pointer, mask=inside[None, :] & (dim[:, None] < HEAD_DIM), other=0.0)
+        elif HEAD_DIM == BLOCK_D:
+            keys = tl.load(k_pointer)
+        else:
+            keys = tl.load(k_pointer, mask=dim[:, None] < HEAD_DIM, other=0.0)
+        keys = keys.to(query.dtype)
+        if DOT_IN_FLOAT32:
+            logits = tl.dot(query.to(tl.float32), keys.to(tl.float32), input_precision="ieee")
+        else:
+            logits = tl.dot(query, keys, input_precision="ieee")
     else:
-        logits = tl.dot(query, keys, input_precision="ieee")
+        # A product without tensor cores holds its rows in registers: they are read part by part.
+        logits = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for first_dim in tl.static_range(0, BLOCK_D, BLOCK_K):
+            part = first_dim + tl.arange(0, BLOCK_K)
+            q_part = tl.load(
+                q_row[:, None] + part[None, :].to(tl.int64) * stride_q_dim,
+                mask=is_row[:, None] & (part[None, :] < HEAD_DIM),
+                other=0.0,
+            )
+            k_part = tl.load(
+                k_row[None, :] + part[:, None].to(tl.int64) * stride_k_dim,
+                mask=inside[None, :] & (part[:, None] < HEAD_DIM),
+                other=0.0,
+            )
+            logits = tl.dot(q_part, k_part.to(q_part.dtype), logits, input_precision="ieee")
     logits = logits * scale
     if MASKED:
         slot = ((position - begin) & 63).to(tl.int64)
@@ -107,12 +133,14 @@ def _fold_block(
     rescale = tl.math.exp2(running_max - new_max)
     running_sum = running_sum * rescale + tl.sum(weights, 1)
     if VIDEO_MASK:
-        is_video = tl.load(visual_row + position * stride_visual_position, mask=inside, other=0) != 0
+        is_video = (
+            tl.load(visual_row + position * stride_visual_position, mask=inside, other=0) != 0
+        )
         video_sum = video_sum * rescale + tl.sum(tl.where(is_video[None, :], weights, 0.0), 1)
         on_video = tl.where(is_video[None, :], logits, float("-inf"))
         video_max = tl.maximum(video_max, tl.max(on_video, 1))
     accumulator = accumulator * rescale[:, None]
-    weights = weights.to(query.dtype)
+    weights = weights.to(values.dtype)
     if DOT_IN_FLOAT32:
         accumulator = tl.dot(
             weights.to(tl.float32), values.to(tl.float32), accumulator, input_precision="ieee"
@@ -122,7 +150,8 @@ def _fold_block(
     return accumulator, new_max, running_sum, video_max, video_sum
 
 
-@triton.jit
+# These change with every prompt: compiled code must not depend on them.
+@triton.jit(do_not_specialize=["num_slots", "num_pieces", "capacity"])
 def attend_kernel(
     q,
     k_cache,
@@ -173,6 +202,7 @@ def attend_kernel(
     K_SCALED: tl.constexpr,
     V_SCALED: tl.constexpr,
     DOT_IN_FLOAT32: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # dimensions of a product of q and K at a time
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -202,11 +232,13 @@ def attend_kernel(
     q_head = kv_head * GROUP + row // num_slots
     dim = tl.arange(0, BLOCK_D)
     q_row = q + sequence * stride_q_sequence + q_head * stride_q_head + slot * stride_q_slot
-    query = tl.load(
-        q_row[:, None] + dim[None, :].to(tl.int64) * stride_q_dim,
-        mask=is_row[:, None] & (dim[None, :] < HEAD_DIM),
-        other=0.0,
-    )
+    query = q_row
+    if BLOCK_K == BLOCK_D:
+        query = tl.load(
+            q_row[:, None] + dim[None, :].to(tl.int64) * stride_q_dim,
+            mask=is_row[:, None] & (dim[None, :] < HEAD_DIM),
+            other=0.0,
+        )
     # All bits outside of the tree: every position of another piece is seen by every row.
     ancestor_bits = tl.full([BLOCK_M], -1, tl.int64)
     if piece == 0:
@@ -237,6 +269,8 @@ def attend_kernel(
     for first in tl.range(begin, full, BLOCK_N):
         accumulator, running_max, running_sum, video_max, video_sum = _fold_block(
             query,
+            q_row,
+            is_row,
             accumulator,
             running_max,
             running_sum,
@@ -253,6 +287,7 @@ def attend_kernel(
             begin,
             stop,
             scale,
+            stride_q_dim,
             stride_k_sequence,
             stride_k_row,
             stride_k_dim,
@@ -261,6 +296,8 @@ def attend_kernel(
             stride_v_dim,
             HEAD_DIM=HEAD_DIM,
             BLOCK_D=BLOCK_D,
+            BLOCK_K=BLOCK_K,
+            BLOCK_M=BLOCK_M,
             BLOCK_N=BLOCK_N,
             PAGE_SIZE=PAGE_SIZE,
             VIDEO_MASK=VIDEO_MASK,
@@ -271,6 +308,8 @@ def attend_kernel(
     for first in tl.range(full, stop, BLOCK_N, num_stages=1):
         accumulator, running_max, running_sum, video_max, video_sum = _fold_block(
             query,
+            q_row,
+            is_row,
             accumulator,
             running_max,
             running_sum,
@@ -287,6 +326,7 @@ def attend_kernel(
             begin,
             stop,
             scale,
+            stride_q_dim,
             stride_k_sequence,
             stride_k_row,
             stride_k_dim,
@@ -295,6 +335,8 @@ def attend_kernel(
             stride_v_dim,
             HEAD_DIM=HEAD_DIM,
             BLOCK_D=BLOCK_D,
+            BLOCK_K=BLOCK_K,
+            BLOCK_M=BLOCK_M,
             BLOCK_N=BLOCK_N,
             PAGE_SIZE=PAGE_SIZE,
             VIDEO_MASK=VIDEO_MASK,
@@ -318,7 +360,7 @@ def attend_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_per_sequence", "num_pieces", "capacity"])
 def merge_kernel(
     partial_out,
     partial_max,
@@ -434,38 +476,51 @@ def _pieces(
     return used, is_video
 
 
-# (device class, padded head dim, bytes of an element): BLOCK_N, and for every BLOCK_M that is used
-# (num_warps, num_stages). BLOCK_N is one number for all BLOCK_M, for bits must not depend on S.
-_LAUNCH: dict[tuple[str, int, int], tuple[int, dict[int, tuple[int, int]]]] = {
+# (device class, padded head dim, bytes of an element of the cache): BLOCK_N, and for every BLOCK_M
+# that is used (num_warps, num_stages). One BLOCK_N for all BLOCK_M, for bits must not depend on S.
+LAUNCH: dict[tuple[str, int, int], tuple[int, dict[int, tuple[int, int]]]] = {
+    ("sm80", 64, 1): (32, {16: (4, 2), 32: (4, 2), 64: (4, 2)}),
     ("sm80", 64, 2): (64, {16: (4, 3), 32: (4, 3), 64: (4, 3), 128: (8, 3)}),
-    ("sm80", 128, 2): (64, {16: (4, 2), 32: (4, 2), 64: (4, 2), 128: (8, 2)}),
-    ("sm80", 256, 2): (32, {16: (4, 2), 32: (4, 2), 64: (8, 2)}),
-    ("sm80", 64, 4): (32, {16: (4, 2), 32: (4, 2), 64: (8, 2)}),
-    ("sm80", 128, 4): (32, {16: (4, 2), 32: (8, 2)}),
-    ("sm80", 256, 4): (16, {16: (8, 2)}),
+    ("sm80", 128, 1): (64, {16: (4, 2), 32: (8, 2), 64: (8, 2)}),
+    ("sm80", 128, 2): (64, {16: (4, 2), 32: (4, 2), 128: (8, 2)}),
+    ("sm80", 256, 1): (32, {16: (4, 2), 32: (8, 2)}),
+    ("sm80", 256, 2): (32, {16: (4, 2), 32: (8, 2)}),
+    ("sm90", 64, 1): (64, {16: (4, 4), 32: (4, 4), 64: (4, 4), 128: (8, 4)}),
     ("sm90", 64, 2): (64, {16: (4, 4), 32: (4, 4), 64: (4, 4), 128: (8, 4)}),
+    ("sm90", 128, 1): (64, {16: (4, 3), 32: (8, 3), 64: (4, 3), 128: (8, 3)}),
     ("sm90", 128, 2): (64, {16: (4, 3), 32: (4, 3), 64: (4, 3), 128: (8, 3)}),
-    ("sm90", 256, 2): (32, {16: (4, 3), 32: (4, 3), 64: (8, 3)}),
-    ("sm90", 64, 4): (32, {16: (4, 2), 32: (4, 2), 64: (8, 2)}),
-    ("sm90", 128, 4): (32, {16: (4, 2), 32: (8, 2)}),
-    ("sm90", 256, 4): (16, {16: (8, 2)}),
+    ("sm90", 256, 1): (32, {16: (4, 3), 32: (8, 3), 64: (8, 3)}),
+    ("sm90", 256, 2): (32, {16: (4, 3), 32: (8, 3), 64: (8, 3)}),
 }
-for _head_dim, _size in ((64, 2), (128, 2), (256, 2), (64, 4), (128, 4), (256, 4)):
-    _LAUNCH["sm100", _head_dim, _size] = _LAUNCH["sm90", _head_dim, _size]
+for _head_dim in (64, 128, 256):
+    for _size in (1, 2):
+        LAUNCH["sm100", _head_dim, _size] = LAUNCH["sm90", _head_dim, _size]
+# float32 has no tensor cores that keep its precision: plain products, which need many registers.
+for _device_class in launch.DEVICE_CLASSES:
+    LAUNCH[_device_class, 64, 4] = (32, {16: (8, 2), 32: (8, 2)})
+    LAUNCH[_device_class, 128, 4] = (32, {16: (8, 2), 32: (8, 2)})
+    LAUNCH[_device_class, 256, 4] = (16, {16: (8, 2)})
 
 _MERGED_AT_ONCE = 16
 _MERGE_WARPS = 4
 
 
-def launch_shape(device: torch.device, head_dim: int, itemsize: int, rows: int) -> dict[str, int]:
-    """Tiles, warps and stages for `rows` = GROUP * S rows of a KV head."""
+def launch_shape(device_class: str, head_dim: int, itemsize: int, rows: int) -> dict[str, int]:
+    """Tiles, warps and stages for `rows` = GROUP * S rows of a KV head.
+
+    Args:
+        device_class: See `launch.device_class`.
+        head_dim: D.
+        itemsize: Bytes of an element of the cache; 4 also for float32 queries of another cache.
+        rows: Query heads of a KV head times slots.
+    """
     block_d = max(16, triton.next_power_of_2(head_dim))
-    device_class = launch.device_class(device)
-    block_n, by_tile = _LAUNCH[device_class, max(64, block_d), itemsize]
+    block_n, by_tile = LAUNCH[device_class, max(64, block_d), itemsize]
     block_m = next((tile for tile in by_tile if tile >= rows), max(by_tile))
     num_warps, num_stages = by_tile[block_m]
     return {
         "BLOCK_D": block_d,
+        "BLOCK_K": block_d if itemsize < 4 else min(block_d, 64 if block_d <= 128 else 32),
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
         "num_warps": num_warps,
@@ -524,7 +579,12 @@ def verify_attention(
     plan = [kv_len if table is None else table.contiguous() for table in (plan_start, plan_end)]
     plan.append(kv_len if plan_kind is None else plan_kind.contiguous())
     table = kv_len if block_table is None else block_table
-    shape_of_launch = launch_shape(q.device, head_dim, q.element_size(), group * num_slots)
+    shape_of_launch = launch_shape(
+        launch.device_class(q.device),
+        head_dim,
+        4 if q.dtype == torch.float32 else k_cache.element_size(),
+        group * num_slots,
+    )
     with launch.device_guard(q):
         attend_kernel[
             (

@@ -8,8 +8,11 @@ from __future__ import annotations
 MASKED_PIECE = 512
 """Length of verify_attention's pieces where no plan is given."""
 
-VOCABULARY_BLOCK = 4096
-"""Logits per program of the first kernel of logit_stats."""
+VOCABULARY_BLOCK = 1024
+"""Adjacent logits of a row of which logit_stats keeps partial results."""
+
+SAMPLING_BLOCK = 4096
+"""Logits per program of accept_sampled."""
 
 
 def verify_attention_bytes(
@@ -26,9 +29,8 @@ def num_masked_pieces(capacity: int) -> int:
 
 
 def logit_stats_bytes(rows: int, vocabulary: int, top_k: int) -> int:
-    """Per row and block: the best `top_k` as 64-bit keys, maximum, sum and entropy sum."""
-    blocks = -(-vocabulary // VOCABULARY_BLOCK)
-    return padded(8 * rows * blocks * top_k) + 3 * padded(4 * rows * blocks)
+    """Per row and block: maximum, sum and entropy sum. The best tokens, however many, need none."""
+    return 3 * padded(4 * rows * -(-vocabulary // VOCABULARY_BLOCK))
 
 
 def padded(size: int) -> int:
@@ -40,3 +42,15 @@ def expand_tree_bytes(rows: int, vocabulary: int, top_k: int) -> int:
     """logit_stats of every node, and its results."""
     results = 2 * padded(4 * rows * top_k) + 2 * padded(4 * rows)
     return logit_stats_bytes(rows, vocabulary, top_k) + results
+
+
+def accept_sampled_bytes(
+    batch_size: int, num_slots: int, vocabulary: int, draft_vocabulary: int
+) -> int:
+    """Per row and block maximum and sum, of target and draft; four floats and a verdict per row;
+    residual sums of one row a sequence. `draft_vocabulary` is 0 without draft logits."""
+    rows = batch_size * num_slots
+    blocks = -(-vocabulary // SAMPLING_BLOCK)
+    draft_blocks = -(-draft_vocabulary // SAMPLING_BLOCK)
+    partial = 2 * padded(4 * rows * blocks) + 2 * padded(4 * rows * draft_blocks)
+    return partial + 5 * padded(4 * rows) + padded(4 * batch_size * blocks)

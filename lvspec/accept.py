@@ -15,6 +15,7 @@ def accept(
     shape: DraftShape,
     policy: AcceptancePolicy,
     regret_used: Tensor,
+    workspace: Tensor | None = None,
 ) -> tuple[ops.Acceptance, ops.LogitStats]:
     """Apply the policy to a verified draft.
 
@@ -24,8 +25,9 @@ def accept(
         shape: The draft's shape.
         policy: What may be accepted, `eos_ids` included.
         regret_used: float32 `[B]`, nats spent so far.
+        workspace: Scratch for the operations, see `lvspec.ops.workspace_size`.
     """
-    stats = ops.logit_stats(verification.logits, top_k=policy.needed_top_k)
+    stats = ops.logit_stats(verification.logits, top_k=policy.needed_top_k, workspace=workspace)
     acceptance = ops.accept(
         verification.logits,
         tokens,

@@ -31,6 +31,8 @@ class AttentionStep:
         ancestors: int64 `[B, S]`.
         visual: uint8 `[B, N]`.
         scores: Whether to compute mass and peak.
+        plan: The split plan of the cache, or None.
+        workspace: Scratch for the operation, or None.
         masses, peaks: float32 `[B, Hq, S]` of every layer in order, if `scores`.
     """
 
@@ -38,6 +40,8 @@ class AttentionStep:
     ancestors: Tensor
     visual: Tensor
     scores: bool
+    plan: ops.SplitPlan | None = None
+    workspace: Tensor | None = None
     masses: list[Tensor] = field(default_factory=list)
     peaks: list[Tensor] = field(default_factory=list)
 
@@ -66,7 +70,9 @@ def lvspec_attention(
         step.ancestors,
         step.visual,
         scale=scaling,
+        plan=step.plan,
         scores=step.scores,
+        workspace=step.workspace,
     )
     if step.scores:
         step.masses.append(result.visual_mass)

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 
+from lvspec import ops
+
 
 class SlotCache(Cache):
     """Keys, values, positions and the video mask of `batch_size` sequences.
+
+    A pass has at most `num_slots` slots.
 
     Attributes:
         k, v: `[L, B, Hkv, N, D]`, the model's dtype. Zero at first: a row that no pass wrote must
@@ -21,6 +25,9 @@ class SlotCache(Cache):
         visual: uint8 `[B, N]`, 1 where the position holds a video token.
         positions: int64 `[3, B, N]`, the rotary position (time, height, width) of every cache
             position, those behind the prompt included.
+        plan: Where split-KV kernels cut the cache; None where the backend does not split, or where
+            the prompts have so many short runs of video that a mask is the better way.
+        workspace: uint8, scratch of the operations; None where the backend needs none.
     """
 
     def __init__(
@@ -29,6 +36,7 @@ class SlotCache(Cache):
         *,
         batch_size: int,
         capacity: int,
+        num_slots: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
@@ -42,7 +50,21 @@ class SlotCache(Cache):
         self.kv_len = torch.zeros(batch_size, dtype=torch.int32, device=device)
         self.visual = torch.zeros(batch_size, capacity, dtype=torch.uint8, device=device)
         self.positions = torch.zeros(3, batch_size, capacity, dtype=torch.int64, device=device)
+        self.plan: ops.SplitPlan | None = None
+        self.workspace: Tensor | None = None
+        self._prompt_len = [0] * batch_size
         self._written: Tensor | None = None
+        if ops.active_backend(device.type) == "triton":
+            size = ops.workspace_size(
+                batch_size=batch_size,
+                num_slots=num_slots,
+                num_q_heads=heads,
+                head_dim=head_dim,
+                capacity=capacity,
+                vocabulary=text_config.vocab_size,
+                num_pieces=_most_pieces(capacity, kv_heads),
+            )
+            self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
 
     @property
     def capacity(self) -> int:
@@ -91,6 +113,23 @@ class SlotCache(Cache):
         self.visual[sequence].zero_()
         self.visual[sequence, :length] = visual.to(torch.uint8)
         self.kv_len[sequence] = length
+        self._prompt_len[sequence] = length
+        if ops.active_backend(self.k.device.type) == "triton":
+            self.plan = self._make_plan()
+
+    def _make_plan(self) -> ops.SplitPlan | None:
+        kv_heads = self.k.shape[2]
+        plan = ops.plan_splits(
+            self.visual.cpu(), torch.tensor(self._prompt_len), num_kv_heads=kv_heads
+        )
+        if plan.start.shape[1] > _most_pieces(self.capacity, kv_heads):
+            return None
+        return ops.SplitPlan(*(table.to(self.k.device) for table in plan))
+
+
+def _most_pieces(capacity: int, num_kv_heads: int) -> int:
+    """Pieces of a plan that is worth following: twice those of a prompt that is one run."""
+    return 2 * -(-capacity // ops.piece_length(capacity, num_kv_heads)) + 16
 
 
 class PrefillView(Cache):

@@ -44,7 +44,7 @@ class ModelDrafter:
 
     def prefill(self, inputs: Mapping[str, Any], *, capacity: int) -> None:
         """Read the prompt; the target's own prompt if the processors agree."""
-        self.cache = self.model.new_cache(batch_size=1, capacity=capacity)
+        self.cache = self.model.new_cache(batch_size=1, capacity=capacity, num_slots=2)
         self.model.prefill(inputs, self.cache, 0)
 
     def propose(self, last_two: Tensor, target_kv_len: Tensor) -> Tensor:

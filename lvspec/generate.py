@@ -165,7 +165,9 @@ class _Run:
                 f"{self.config.max_new_tokens}, {self.num_slots} slots), got {capacity}"
             )
         with self.stats.timer.phase("prefill"):
-            self.cache = self.target.new_cache(batch_size=1, capacity=capacity)
+            self.cache = self.target.new_cache(
+                batch_size=1, capacity=capacity, num_slots=self.num_slots
+            )
             logits = self.target.prefill(self.inputs, self.cache, 0)
             if self.drafter is not None:
                 # One kv_len counts the rows of both caches.
@@ -209,7 +211,7 @@ class _Run:
             verification = verify(self.target, cache, tokens, self.shape, self.scorer)
         with timer.phase("accept"):
             acceptance, logit_stats = accept(
-                verification, tokens, self.shape, self.policy, state.regret_used
+                verification, tokens, self.shape, self.policy, state.regret_used, cache.workspace
             )
         # What is no slot counts as the root, which is on every path.
         self._stop_on_nan(logit_stats.lse.gather(1, acceptance.path.long().clamp(min=0)))

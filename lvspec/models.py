@@ -122,11 +122,12 @@ class Model:
     def vocab_size(self) -> int:
         return self.text.config.vocab_size
 
-    def new_cache(self, *, batch_size: int, capacity: int) -> SlotCache:
+    def new_cache(self, *, batch_size: int, capacity: int, num_slots: int) -> SlotCache:
         return SlotCache(
             self.text.config,
             batch_size=batch_size,
             capacity=capacity,
+            num_slots=num_slots,
             dtype=self.text.dtype,
             device=self.device,
         )
@@ -174,7 +175,9 @@ class Model:
         index = (cache.kv_len[:, None] + depths).long()
         positions = cache.positions.gather(2, index.expand(3, batch_size, num_slots))
         cache.begin_step(num_slots)
-        step = AttentionStep(cache.kv_len, ancestors, cache.visual, scores)
+        step = AttentionStep(
+            cache.kv_len, ancestors, cache.visual, scores, cache.plan, cache.workspace
+        )
         hidden = self.text(
             input_ids=tokens,
             position_ids=positions,

@@ -11,7 +11,12 @@ def cache(random_pair):
     """Two sequences with 4 and 7 committed positions, filled with numbers."""
     config = random_pair[0].config.text_config
     cache = SlotCache(
-        config, batch_size=2, capacity=20, dtype=torch.float32, device=torch.device("cpu")
+        config,
+        batch_size=2,
+        capacity=20,
+        num_slots=4,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
     cache.k.normal_()
     cache.v.normal_()
@@ -22,7 +27,12 @@ def cache(random_pair):
 def test_shapes_and_zeros(random_pair):
     config = random_pair[0].config.text_config
     cache = SlotCache(
-        config, batch_size=3, capacity=11, dtype=torch.bfloat16, device=torch.device("cpu")
+        config,
+        batch_size=3,
+        capacity=11,
+        num_slots=4,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
     )
     assert cache.k.shape == cache.v.shape == (2, 3, 2, 11, 64)
     assert cache.k.dtype == cache.v.dtype == torch.bfloat16

@@ -29,7 +29,7 @@ def prompts(make_prompt):
 @pytest.fixture
 def prefilled(target, prompts):
     """A cache of three slots, filled in another order than theirs."""
-    cache = target.new_cache(batch_size=3, capacity=100)
+    cache = target.new_cache(batch_size=3, capacity=100, num_slots=16)
     with torch.no_grad():
         for slot in (2, 0, 1):
             target.prefill(check_inputs(target, prompts[slot]), cache, slot)
@@ -68,7 +68,9 @@ def test_prefill_is_the_models_own_forward(target, prompts, prefilled):
             target.hf.model.rope_deltas = None
             logits = target.hf(**inputs, past_key_values=cache).logits[:, -1]
             again = target.prefill(
-                check_inputs(target, inputs), target.new_cache(batch_size=1, capacity=99), 0
+                check_inputs(target, inputs),
+                target.new_cache(batch_size=1, capacity=99, num_slots=1),
+                0,
             )
         torch.testing.assert_close(again, logits, atol=1e-5, rtol=0)
         length = inputs["input_ids"].shape[1]
@@ -107,7 +109,7 @@ def test_positions_are_those_of_greedy_decoding(target, make_prompt, parts, seco
         hook.remove()
     wanted = torch.cat([positions.expand(3, 1, -1) for positions in seen], dim=2)
     length = inputs["input_ids"].shape[1]
-    cache = target.new_cache(batch_size=1, capacity=length + 8)
+    cache = target.new_cache(batch_size=1, capacity=length + 8, num_slots=1)
     with torch.no_grad():
         target.prefill(check_inputs(target, inputs), cache, 0)
     assert wanted.shape[2] == length + 8

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from lvspec.kernels.workspace import num_masked_pieces, verify_attention_bytes
 
 from lvspec import ops, tree
 
@@ -12,11 +13,16 @@ DTYPES = ops.float_dtypes("cpu")
 WIDEST = torch.float64 if torch.float64 in DTYPES else torch.float32
 ROUNDING = 45 * torch.finfo(WIDEST).eps  # 1e-14 in float64: a few sums of numbers around 1
 
+BACKEND = ops.active_backend("cpu")
+kernels_only = pytest.mark.skipif(
+    BACKEND == "reference", reason="the reference's bits depend on S, as PyTorch's products do"
+)
+
 SIZES = [  # B, Hq, Hkv, S, N, D
     (1, 1, 1, 1, 3, 1),
     (2, 6, 2, 5, 37, 9),
     (3, 5, 5, 13, 71, 16),
-    (1, 4, 1, 64, 97, 8),
+    (1, 2, 1, 64, 97, 8),
     (67, 1, 1, 2, 11, 5),
 ]
 
@@ -64,10 +70,25 @@ def error(got, exact):
     return (got.double() - exact).abs().max().item()
 
 
+def check_errors(got, peer, exact, q, k_cache):
+    """At most twice the error that PyTorch itself makes in this dtype, against float64.
+
+    Where PyTorch is right by luck: a logit x is rounded by x eps, and its weight by as much in
+    relation to it. For float64, than which nothing is more exact, a few such roundings.
+    """
+    group = q.shape[1] // k_cache.shape[1]
+    keys = k_cache.double().repeat_interleave(group, 1)
+    largest = (q.double() @ keys.transpose(2, 3)).abs().max().item() * q.shape[3] ** -0.5
+    rounding = torch.finfo(q.dtype).eps * (1 + largest)
+    rounding *= 16 if q.dtype == torch.float64 else 1
+    for name, ours, theirs, truth in zip(got._fields, got, peer, exact):
+        allowed = 2 * max(error(theirs, truth), rounding * truth.abs().max().item())
+        assert error(ours, truth) <= allowed, name
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_equals_rows_written_out(sizes, dtype):
-    """At most twice the error that PyTorch itself makes in this dtype, against float64."""
     q, k_cache, v_cache, *rest = problem(*sizes, dtype)
     exact = eager(q.double(), k_cache.double(), v_cache.double(), *rest)
     peer = eager(q, k_cache, v_cache, *rest)
@@ -75,11 +96,7 @@ def test_equals_rows_written_out(sizes, dtype):
     assert got.out.dtype == dtype
     statistics = torch.float64 if dtype == torch.float64 else torch.float32
     assert {field.dtype for field in got[1:]} == {statistics}
-    # Nothing is more exact than float64: there the floor is a few roundings rather than one.
-    rounding = torch.finfo(dtype).eps * (16 if dtype == torch.float64 else 1)
-    for name, ours, theirs, truth in zip(got._fields, got, peer, exact):
-        allowed = 2 * max(error(theirs, truth), rounding * truth.abs().max().item())
-        assert error(ours, truth) <= allowed, name
+    check_errors(got, peer, exact, q, k_cache)
 
 
 @pytest.mark.parametrize("with_plan", [False, True])
@@ -145,7 +162,8 @@ def test_siblings_do_not_see_each_other():
 @pytest.mark.parametrize(
     ("max_piece", "tail_piece"), [(1, 1), (3, 2), (7, 16), (100, 100)], ids=str
 )
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+# The interpreter takes its time.
+@pytest.mark.parametrize("sizes", SIZES if BACKEND == "reference" else SIZES[1:2], ids=str)
 def test_plan_changes_nothing(sizes, max_piece, tail_piece):
     """Pieces made at prefill; then the sequence has grown, by a different length each."""
     q, k_cache, v_cache, kv_len, ancestors, visual = problem(*sizes, WIDEST)
@@ -262,3 +280,170 @@ def test_any_mark_is_video():
     expected = ops.verify_attention(*arguments)
     got = ops.verify_attention(*arguments[:-1], arguments[-1] * 255)
     assert all(map(torch.equal, got, expected))
+
+
+def in_pages(k_cache, v_cache, page_size):
+    """The same caches in shuffled pages of NaN-filled pools, and the table of the pages."""
+    batch_size, heads, capacity, head_dim = k_cache.shape
+    pages = capacity // page_size
+    table = torch.randperm(batch_size * pages).view(batch_size, pages) + 1
+    pools = []
+    for cache in (k_cache, v_cache):
+        pool = torch.full((batch_size * pages + 1, heads, page_size, head_dim), math.nan)
+        pool = pool.to(cache.dtype)
+        pool[table] = cache.view(batch_size, heads, pages, page_size, head_dim).transpose(1, 2)
+        pools.append(pool)
+    return (*pools, table.int())
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+def test_head_dims(head_dim, dtype):
+    """Groups of 1 to 9 heads, contiguous or paged, with a plan or without."""
+    for index, group in enumerate((1, 7, 9)):
+        arguments = problem(1, group, 1, (5, 2, 1)[index], 48, head_dim, dtype)
+        q, k_cache, v_cache, kv_len, ancestors, visual = arguments
+        visual[:, int(kv_len[0]) :] = 0
+        exact = eager(q.double(), k_cache.double(), v_cache.double(), *arguments[3:])
+        peer = eager(*arguments)
+        plan = ops.plan_splits(visual, kv_len, max_piece=20) if index != 1 else None
+        table = None
+        if index != 0:
+            k_cache, v_cache, table = in_pages(k_cache, v_cache, 6)
+        got = ops.verify_attention(
+            q, k_cache, v_cache, kv_len, ancestors, visual, plan=plan, block_table=table
+        )
+        check_errors(got, peer, exact, q, arguments[1])
+
+
+@pytest.mark.parametrize("with_plan", [False, True])
+def test_many_pieces_and_blocks(with_plan):
+    """More positions than a piece without a plan has, and blocks that end where a piece does."""
+    q, k_cache, v_cache, kv_len, ancestors, visual = problem(2, 2, 1, 3, 1100, 16, WIDEST)
+    kv_len = torch.tensor([1088, 512], dtype=torch.int32)
+    visual = (torch.arange(1100) < 1000)[None].repeat(2, 1).byte()
+    visual[:, :15] = 0
+    visual[1, 512:] = 0
+    plan = None
+    if with_plan:
+        prompt_len = torch.tensor([1050, 512])
+        plan = ops.plan_splits(visual, prompt_len, max_piece=128, tail_piece=64)
+    rest = (kv_len, ancestors, visual)
+    exact = eager(q.double(), k_cache.double(), v_cache.double(), *rest)
+    got = ops.verify_attention(q, k_cache, v_cache, *rest, plan=plan)
+    for ours, truth in zip(got, exact):
+        assert error(ours, truth) <= 100 * ROUNDING * max(1.0, truth.abs().max().item())
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_float8_cache(dtype, paged):
+    """The same as with a cache of the numbers that the float8 ones and their factors stand for."""
+    q, k_cache, v_cache, *rest = problem(2, 6, 2, 5, 42, 16, torch.float32)
+    q = q.to(dtype)
+    factors = torch.tensor([0.5, 2.0]), torch.tensor([4.0, 0.25])
+    stored = [(cache * 8).to(torch.float8_e4m3fn) for cache in (k_cache, v_cache)]
+    meant = [x.double() * factor[:, None, None] for x, factor in zip(stored, factors)]
+    exact = eager(q.double(), *meant, *rest)
+    peer = eager(q, *(x.to(dtype) for x in meant), *rest)
+    table = None
+    if paged:
+        *stored, table = in_pages(*stored, 7)
+    k_scale, v_scale = factors
+    got = ops.verify_attention(
+        q, *stored, *rest, k_scale=k_scale, v_scale=v_scale, block_table=table
+    )
+    assert got.out.dtype == dtype
+    check_errors(got, peer, exact, q, meant[0])
+
+
+def test_float8_cache_needs_factors():
+    q, k_cache, v_cache, *rest = problem(1, 2, 1, 3, 9, 16, torch.float32)
+    stored = [cache.to(torch.float8_e4m3fn) for cache in (k_cache, v_cache)]
+    with pytest.raises(ValueError, match="k_scale: expected a factor per KV head, .* got None"):
+        ops.verify_attention(q, *stored, *rest)
+    with pytest.raises(ValueError, match=r"v_scale: expected shape \(1,\), got \(2,\)"):
+        ops.verify_attention(q, *stored, *rest, k_scale=torch.ones(1), v_scale=torch.ones(2))
+
+
+def splits(plan, sequence, pieces):
+    """The plan of one sequence in a table of another width."""
+    width = plan.start.shape[1]
+    rows = [table[sequence : sequence + 1, : min(width, pieces)] for table in plan]
+    padding = max(0, pieces - width)
+    return ops.SplitPlan(
+        *(torch.nn.functional.pad(x, (0, padding), value=v) for x, v in zip(rows, (0, 0, -1)))
+    )
+
+
+@kernels_only
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+@pytest.mark.parametrize("with_plan", [False, True])
+def test_bits_do_not_depend_on_batch_plan_width_and_slots(dtype, with_plan):
+    """A sequence alone, with a longer plan table, and with fewer slots: equal bit by bit.
+
+    All with row tiles of 16: the interpreter's products round differently for another number of
+    rows (tensor cores do not, which `test_bits_on_a_device` holds).
+    """
+    sizes = (3, 2, 2, 13, 150, 16)
+    q, k_cache, v_cache, kv_len, ancestors, visual = problem(*sizes, dtype)
+    visual[:, 100:] = 0
+    kv_len.clamp_(max=120)
+    plan = None
+    if with_plan:
+        prompt_len = kv_len.clamp(max=100)
+        plan = ops.plan_splits(visual, prompt_len, max_piece=37, tail_piece=9)
+    together = ops.verify_attention(q, k_cache, v_cache, kv_len, ancestors, visual, plan=plan)
+    for b, slots in ((0, 13), (1, 5), (2, 1)):
+        one = slice(b, b + 1)
+        alone = ops.verify_attention(
+            q[one, :, :slots],
+            k_cache[one],
+            v_cache[one],
+            kv_len[one],
+            ancestors[one, :slots],
+            visual[one],
+            plan=splits(plan, b, plan.start.shape[1] + 3) if with_plan else None,
+        )
+        for name, ours, theirs in zip(together._fields, together, alone):
+            assert torch.equal(ours[one, :, :slots], theirs), name
+
+
+@kernels_only
+def test_bits_of_a_row_do_not_depend_on_what_it_does_not_see():
+    """Other slots' tokens change, the sequence's later positions too: not a bit of a row does."""
+    q, k_cache, v_cache, kv_len, _, visual = problem(1, 4, 2, 6, 90, 16, torch.float32)
+    kv_len.fill_(70)
+    ancestors = tree.ancestors_from_parents(torch.tensor([[-1, 0, 0, 1, 1, 2]]))
+    rest = (kv_len, ancestors, visual)
+    first = ops.verify_attention(q, k_cache, v_cache, *rest)
+    unseen_by_slot_2 = [1, 3, 4, 5]
+    for cache in (k_cache, v_cache):
+        cache[:, :, [70 + slot for slot in unseen_by_slot_2]] = 7.0
+        cache[:, :, 76:] = math.nan
+    second = ops.verify_attention(q, k_cache, v_cache, *rest)
+    for ours, theirs in zip(first, second):
+        assert torch.equal(ours[:, :, 2], theirs[:, :, 2])
+
+
+def test_workspace_of_the_caller():
+    """Poisoned, of exactly the size asked for; one byte less is refused."""
+    q, k_cache, v_cache, *rest = problem(2, 6, 2, 5, 37, 9, torch.float32)
+    expected = ops.verify_attention(q, k_cache, v_cache, *rest)
+    size = verify_attention_bytes(2, 6, 5, 9, num_pieces=num_masked_pieces(37))
+    workspace = torch.full((size,), 0xFF, dtype=torch.uint8)
+    got = ops.verify_attention(q, k_cache, v_cache, *rest, workspace=workspace)
+    assert all(map(torch.equal, got, expected))
+    with pytest.raises(ValueError, match=f"workspace: expected at least {size} bytes"):
+        ops.verify_attention(q, k_cache, v_cache, *rest, workspace=workspace[1:])
+    with pytest.raises(ValueError, match="workspace: expected contiguous uint8"):
+        ops.verify_attention(q, k_cache, v_cache, *rest, workspace=workspace.int())
+
+
+def test_piece_length():
+    """Multiples of 64 within bounds, about 256 pieces over the KV heads."""
+    assert ops.piece_length(0, 8) == ops.piece_length(4096, 8) == 128
+    assert ops.piece_length(16384, 8) == 512 and ops.piece_length(65536, 8) == 2048
+    assert ops.piece_length(65536, 2) == 512 and ops.piece_length(10**6, 8) == 4096
+    plan = ops.plan_splits(torch.ones(1, 1000, dtype=torch.uint8), torch.tensor([900]))
+    assert plan.start[0, :3].tolist() == [0, 128, 256] and plan.start[0, 8:].tolist() == [900]

@@ -11,12 +11,14 @@ LVSPEC_BACKEND in the environment, read when this module is imported, forces a b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 import torch
 
 from lvspec.kernels.workspace import (
+    accept_sampled_bytes,
     expand_tree_bytes,
     logit_stats_bytes,
     num_masked_pieces,
@@ -32,6 +34,7 @@ from lvspec.reference import (
     SplitPlan,
     TreeLevel,
     VerifyAttention,
+    piece_length,
     plan_splits,
 )
 from lvspec.tree import MAX_SLOTS
@@ -44,12 +47,14 @@ __all__ = [
     "TreeLevel",
     "VerifyAttention",
     "accept",
+    "accept_sampled",
     "active_backend",
     "backends",
     "commit_kv",
     "expand_tree",
     "float_dtypes",
     "logit_stats",
+    "piece_length",
     "plan_splits",
     "requested_backend",
     "verify_attention",
@@ -113,6 +118,7 @@ def verify_attention(
             _check(name, factor, (torch.float32,), (num_kv_heads,), device)
         elif k_cache.dtype == _FP8:
             _fail(name, f"a factor per KV head, for the cache is {_names((_FP8,))}", None)
+    _check_float8(k_cache)
     if capacity < num_slots:
         _fail("k_cache", f"a capacity N of at least S = {num_slots}", capacity)
     _check("kv_len", kv_len, _INT32, (batch_size,), device)
@@ -222,6 +228,48 @@ def accept(
     )
 
 
+def accept_sampled(
+    logits: torch.Tensor,
+    draft_logits: torch.Tensor | None,
+    tokens: torch.Tensor,
+    num_slots: torch.Tensor,
+    uniforms: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    workspace: torch.Tensor | None = None,
+) -> Acceptance:
+    """Which draft tokens stand where the target samples: `lvspec.reference.accept_sampled`."""
+    if logits.dim() != 3:
+        _fail("logits", "shape [B, S, V]", tuple(logits.shape))
+    _check_float("logits", logits)
+    device = logits.device
+    batch_size, slots, vocabulary = logits.shape
+    if not 1 <= slots <= MAX_SLOTS:
+        _fail("logits", f"1 to {MAX_SLOTS} slots S", slots)
+    if vocabulary < 1:
+        _fail("logits", "a vocabulary V of at least 1", vocabulary)
+    draft_vocabulary = 0
+    if draft_logits is not None:
+        if draft_logits.dim() != 3:
+            _fail("draft_logits", "shape [B, S - 1, Vd]", tuple(draft_logits.shape))
+        draft_vocabulary = draft_logits.shape[2]
+        shape = (batch_size, slots - 1, draft_vocabulary)
+        _check("draft_logits", draft_logits, float_dtypes(device.type), shape, device)
+        if draft_vocabulary < 1:
+            _fail("draft_logits", "a vocabulary Vd of at least 1", draft_vocabulary)
+    _check("tokens", tokens, _INT64, (batch_size, slots), device)
+    _check("num_slots", num_slots, _INT32, (batch_size,), device)
+    _check("uniforms", uniforms, (torch.float32,), (batch_size, slots), device)
+    if not 0 < temperature < math.inf:
+        _fail("temperature", "a finite number > 0", temperature)
+    needed = accept_sampled_bytes(batch_size, slots, vocabulary, draft_vocabulary)
+    _check_workspace(workspace, device, needed)
+    operation = torch.ops.lvspec.accept_sampled
+    return Acceptance(
+        *operation(logits, draft_logits, tokens, num_slots, uniforms, temperature, workspace)
+    )
+
+
 def commit_kv(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
@@ -326,6 +374,14 @@ def _check_float(argument: str, tensor: torch.Tensor) -> None:
     dtypes = float_dtypes(tensor.device.type)
     if tensor.dtype not in dtypes:
         _fail(argument, f"dtype {_names(dtypes)}", tensor.dtype)
+
+
+def _check_float8(cache: torch.Tensor) -> None:
+    if cache.dtype == _FP8 and cache.is_cuda:
+        capability = torch.cuda.get_device_capability(cache.device)
+        if capability < (8, 9):
+            got = f"{capability[0]}.{capability[1]}"
+            _fail("k_cache", "compute capability 8.9 or more for float8_e4m3fn", got)
 
 
 def _check_workspace(workspace: torch.Tensor | None, device: torch.device, size: int) -> None:

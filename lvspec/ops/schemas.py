@@ -45,6 +45,11 @@ SCHEMAS = {
         "int entropy_top, int shift_window, int window, int max_run, float regret_budget) -> "
         "(Tensor path, Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret)"
     ),
+    "accept_sampled": (
+        "(Tensor logits, Tensor? draft_logits, Tensor tokens, Tensor num_slots, Tensor uniforms, "
+        "float temperature, Tensor(w!)? workspace) -> "
+        "(Tensor path, Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret)"
+    ),
     "commit_kv": (
         "(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor kv_len, Tensor path, "
         "Tensor num_accepted) -> ()"
@@ -193,6 +198,41 @@ def _accept_fake(
     )
 
 
+def _accept_sampled(
+    logits: Tensor,
+    draft_logits: Tensor | None,
+    tokens: Tensor,
+    num_slots: Tensor,
+    uniforms: Tensor,
+    temperature: float,
+    workspace: Tensor | None,
+) -> _Tensors:
+    return tuple(
+        reference.accept_sampled(
+            logits, draft_logits, tokens, num_slots, uniforms, temperature=temperature
+        )
+    )
+
+
+def _accept_sampled_fake(
+    logits: Tensor,
+    draft_logits: Tensor | None,
+    tokens: Tensor,
+    num_slots: Tensor,
+    uniforms: Tensor,
+    temperature: float,
+    workspace: Tensor | None,
+) -> _Tensors:
+    batch_size = tokens.shape[0]
+    return (
+        tokens.new_empty(tokens.shape, dtype=torch.int32),
+        tokens.new_empty(batch_size, dtype=torch.int32),
+        tokens.new_empty(batch_size, dtype=torch.int64),
+        tokens.new_empty(tokens.shape, dtype=torch.uint8),
+        logits.new_empty(batch_size, dtype=statistics_dtype(logits.dtype)),
+    )
+
+
 def _commit_kv_fake(
     k_cache: Tensor, v_cache: Tensor, kv_len: Tensor, path: Tensor, num_accepted: Tensor
 ) -> None:
@@ -243,6 +283,7 @@ def _register() -> None:
         "verify_attention": (_verify_attention, _verify_attention_fake),
         "logit_stats": (_logit_stats, _logit_stats_fake),
         "accept": (_accept, _accept_fake),
+        "accept_sampled": (_accept_sampled, _accept_sampled_fake),
         "commit_kv": (reference.commit_kv, _commit_kv_fake),
         "visual_importance": (_visual_importance, _visual_importance_fake),
         "expand_tree": (_expand_tree, _expand_tree_fake),

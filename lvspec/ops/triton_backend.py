@@ -18,6 +18,7 @@ OPERATIONS = (
     "verify_attention",
     "logit_stats",
     "accept",
+    "accept_sampled",
     "commit_kv",
     "visual_importance",
     "expand_tree",

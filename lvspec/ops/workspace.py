@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lvspec.kernels.workspace import (
+    accept_sampled_bytes,
     expand_tree_bytes,
     num_masked_pieces,
     verify_attention_bytes,
@@ -41,4 +42,5 @@ def workspace_size(
     return max(
         verify_attention_bytes(batch_size, num_q_heads, num_slots, head_dim, pieces),
         expand_tree_bytes(rows, vocabulary, top_k),
+        accept_sampled_bytes(batch_size, num_slots, vocabulary, vocabulary),
     )

@@ -6,10 +6,11 @@ read back to the host: it is neither fast nor capturable there.
 """
 
 from lvspec.reference.accept import Acceptance, accept
+from lvspec.reference.accept_sampled import accept_sampled
 from lvspec.reference.commit_kv import commit_kv
 from lvspec.reference.expand_tree import TreeLevel, expand_tree
 from lvspec.reference.logit_stats import LogitStats, logit_stats
-from lvspec.reference.split_plan import SplitPlan, plan_splits
+from lvspec.reference.split_plan import SplitPlan, piece_length, plan_splits
 from lvspec.reference.verify_attention import VerifyAttention, verify_attention
 from lvspec.reference.visual_importance import visual_importance
 
@@ -20,9 +21,11 @@ __all__ = [
     "TreeLevel",
     "VerifyAttention",
     "accept",
+    "accept_sampled",
     "commit_kv",
     "expand_tree",
     "logit_stats",
+    "piece_length",
     "plan_splits",
     "verify_attention",
     "visual_importance",

@@ -21,12 +21,28 @@ class SplitPlan(NamedTuple):
     kind: torch.Tensor  # 0 text, 1 video, -1 padding (start = end = 0)
 
 
+def piece_length(prompt_len: int, num_kv_heads: int) -> int:
+    """Length at which to cut a prompt's runs: about 256 programs, 128 to 4096 positions each.
+
+    Longer pieces leave multiprocessors idle, shorter ones are more to merge. A multiple of 64, the
+    keys that a kernel takes at a time. It depends on the sequence alone, so that its bits do not
+    depend on its batch.
+    """
+    even = -(-prompt_len * num_kv_heads // _PROGRAMS)
+    return min(max(-(-even // 64) * 64, 128), 4096)
+
+
+_PROGRAMS = 256
+"""About two for every multiprocessor of an H100 (132)."""
+
+
 def plan_splits(
     visual: torch.Tensor,
     prompt_len: torch.Tensor,
     *,
-    max_piece: int = 512,
+    max_piece: int | None = None,
     tail_piece: int = 256,
+    num_kv_heads: int = 8,
     num_pieces: int | None = None,
 ) -> SplitPlan:
     """Cut every sequence's cache into pieces that are wholly video or wholly text.
@@ -39,8 +55,10 @@ def plan_splits(
     Args:
         visual: uint8 `[B, N]`, 1 where the cached position is a video token.
         prompt_len: integers `[B]`, 0 to N.
-        max_piece: Longest piece of the prompt, in positions.
+        max_piece: Longest piece of the prompt, in positions. None: `piece_length` of every
+            sequence's own prompt.
         tail_piece: Length of the pieces behind the prompt; the last one ends at N.
+        num_kv_heads: Hkv, for `piece_length`.
         num_pieces: P, for tables whose shape must not change. Default: as many as the longest table
             needs.
 
@@ -56,17 +74,18 @@ def plan_splits(
             f"prompt_len: expected shape ({batch_size},), got {tuple(prompt_len.shape)}"
         )
     for name, length in (("max_piece", max_piece), ("tail_piece", tail_piece)):
-        if length < 1:
+        if length is not None and length < 1:
             raise ValueError(f"{name}: expected at least 1 position, got {length}")
     tables = []
     for flags, length in zip(visual.tolist(), prompt_len.tolist()):
         if not 0 <= length <= capacity:
             raise ValueError(f"prompt_len: expected 0 to {capacity}, the capacity, got {length}")
+        longest = piece_length(length, num_kv_heads) if max_piece is None else max_piece
         pieces: list[tuple[int, int, int]] = []
         start = 0
         for position in range(1, length + 1):
             is_video = flags[start] != 0
-            full = position == length or position - start == max_piece
+            full = position == length or position - start == longest
             if full or (flags[position] != 0) != is_video:
                 pieces.append((start, position, VIDEO if is_video else TEXT))
                 start = position

@@ -1,0 +1,98 @@
+"""The calls whose launches `bench/budget.py` compiles: every entry of every launch table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lvspec.kernels import verify_attention
+
+CAPABILITY = {"sm80": 80, "sm90": 90, "sm100": 100}
+
+Made = tuple[tuple[Any, ...] | None, int]  # arguments of a launcher, and the chip to compile for
+Call = tuple[str, str, Callable[[str], Made]]  # operation, label, arguments by device class
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _int32(*shape: int) -> torch.Tensor:
+    return _empty(*shape, dtype=torch.int32)
+
+
+def _attention(
+    dtype: torch.dtype,
+    head_dim: int,
+    rows: int,
+    *,
+    planned: bool = True,
+    scores: bool = True,
+    paged: bool = False,
+    fp8: bool = False,
+) -> Callable[[str], Made]:
+    """A launch with a tile of `rows` rows, if the device class has one."""
+
+    def make(device_class: str) -> Made:
+        # Data-centre Ampere cannot convert from float8; its table serves chips that can.
+        capability = 89 if fp8 and device_class == "sm80" else CAPABILITY[device_class]
+        padded = max(64, 1 << (head_dim - 1).bit_length())
+        itemsize = 1 if fp8 else dtype.itemsize
+        if rows not in verify_attention.LAUNCH[device_class, padded, itemsize][1]:
+            return None, capability
+        heads, capacity, pieces = 2, 16896, 36
+        stored = torch.float8_e4m3fn if fp8 else dtype
+        shape = (99, heads, 64, head_dim) if paged else (1, heads, capacity, head_dim)
+        cache = _empty(*shape, dtype=stored)
+        factors = _empty(heads) if fp8 else None
+        plan = (_int32(1, pieces),) * 3 if planned else (None, None, None)
+        return (
+            _empty(1, heads, rows, head_dim, dtype=dtype),
+            cache,
+            cache,
+            _int32(1),
+            _empty(1, rows, dtype=torch.int64),
+            _empty(1, capacity, dtype=torch.uint8),
+            0.125,
+            _int32(1, capacity // 64) if paged else None,
+            *plan,
+            factors,
+            factors,
+            scores,
+            None,
+        ), capability
+
+    return make
+
+
+def _attention_calls() -> list[Call]:
+    calls: list[Call] = []
+
+    def add(dtype: torch.dtype, head_dim: int, rows: int, **flags: bool) -> None:
+        words = [str(dtype).removeprefix("torch."), f"D={head_dim}", f"rows={rows}"]
+        words += [name if value else f"no-{name}" for name, value in flags.items()]
+        words += ["few-rows"] if rows < 64 else []
+        calls.append(
+            ("verify_attention", " ".join(words), _attention(dtype, head_dim, rows, **flags))
+        )
+
+    for rows in (16, 32, 64, 128):
+        for head_dim in (64, 128, 256):
+            add(torch.bfloat16, head_dim, rows)
+            add(torch.bfloat16, head_dim, rows, fp8=True)
+            add(torch.float32, head_dim, rows)
+        add(torch.bfloat16, 128, rows, planned=False)
+        add(torch.bfloat16, 128, rows, paged=True)
+    for rows in (16, 128):
+        for head_dim in (80, 96):
+            add(torch.bfloat16, head_dim, rows)
+        add(torch.float16, 128, rows)
+        add(torch.bfloat16, 128, rows, scores=False)
+        add(torch.bfloat16, 128, rows, planned=False, scores=False)
+        add(torch.bfloat16, 128, rows, fp8=True, paged=True)
+        add(torch.bfloat16, 128, rows, planned=False, paged=True)
+    return calls
+
+
+CALLS: list[Call] = _attention_calls()

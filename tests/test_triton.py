@@ -1,0 +1,116 @@
+"""The driver on the Triton kernels, in the interpreter, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lvspec import AcceptancePolicy, DecodeConfig, generate, ops
+
+CAPTION = """
+import json, sys
+import torch
+from lvspec import AcceptancePolicy, DecodeConfig, generate, ops
+from lvspec.shapes.pair import load_embedded_pair
+
+torch.set_num_threads(1)
+pair = load_embedded_pair()
+results = {}
+for name in ("strict", "lvspec"):
+    result = generate(
+        pair.target,
+        pair.draft,
+        pair.processor(sys.argv[1], "describe the video."),
+        policy=AcceptancePolicy.preset(name),
+        config=DecodeConfig(gamma=5, max_new_tokens=14),
+    )
+    results[name] = (result.tokens.tolist(), result.kinds.tolist())
+print(json.dumps([ops.active_backend("cpu"), results]))
+"""
+
+
+def run(script, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.mark.slow
+def test_a_caption_is_the_same_on_the_kernels(tmp_path):
+    from lvspec.shapes.clips import write_clip
+    from lvspec.shapes.pair import load_embedded_pair
+    from lvspec.shapes.scenes import scenes
+
+    clip, script = tmp_path / "clip.mp4", tmp_path / "caption.py"
+    write_clip(scenes("evaluation", 1)[0], clip)
+    script.write_text(CAPTION)
+    done = run(script, clip, LVSPEC_BACKEND="triton", TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    backend, got = json.loads(done.stdout.splitlines()[-1])
+    assert backend == "triton"
+    pair = load_embedded_pair()
+    for name, (tokens, kinds) in got.items():
+        expected = generate(
+            pair.target,
+            pair.draft,
+            pair.processor(clip, "describe the video."),
+            policy=AcceptancePolicy.preset(name),
+            config=DecodeConfig(gamma=5, max_new_tokens=14),
+        )
+        assert tokens == expected.tokens.tolist(), name
+        assert kinds == expected.kinds.tolist(), name
+    assert any(1 in kinds[0] for _, kinds in got.values()), "nothing was accepted loosely"
+
+
+def test_kernels_without_an_interpreter_refuse_cpu_tensors(tmp_path):
+    """A forced backend that cannot take these tensors says so; the reference does not step in."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch; torch.cuda.is_available = lambda: True\n"
+        "from lvspec import ops\n"
+        "ops.logit_stats(torch.zeros(1, 1, 8), top_k=1)\n"
+    )
+    done = run(script, LVSPEC_BACKEND="triton", TRITON_INTERPRET="0")
+    assert done.returncode != 0
+    assert "expected tensors on a CUDA device, as LVSPEC_BACKEND=triton" in done.stderr
+
+
+def test_cuda_without_triton_says_what_to_install(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import importlib.util as util; find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest)\n"
+        "from lvspec.ops import backends, triton_backend\n"
+        "print(backends()['triton'].reason)\n"
+        "triton_backend._launcher('accept', 'CUDA')()\n"
+    )
+    done = run(script, LVSPEC_BACKEND="", TRITON_INTERPRET="0")
+    assert "triton is not installed: pip install 'triton>=3.6'" in done.stdout
+    assert "RuntimeError: lvspec.ops.accept on a CUDA device needs triton" in done.stderr
+
+
+def test_the_reference_can_be_asked_for_by_name(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from lvspec import ops; import torch\n"
+        "keys = ('CUDA', 'CPU')\n"
+        "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
+        "print(ops.active_backend('cuda'), *(has('lvspec::accept', key) for key in keys))\n"
+    )
+    for name, expected in (
+        ("reference", "reference False False"),
+        ("", "triton True False"),
+    ):
+        done = run(script, LVSPEC_BACKEND=name, TRITON_INTERPRET="0")
+        assert done.stdout.strip() == expected, done.stderr
+
+
+def test_active_backend():
+    assert ops.active_backend("cpu") == "reference"
+    assert len(ops.float_dtypes("cpu")) == 4
