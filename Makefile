@@ -20,7 +20,13 @@ demo: $(VENV)/.for-use
 # The models of the tests are so small that a second thread slows them down.
 test: export OMP_NUM_THREADS ?= 1
 test: lint
+	$(BIN)/python bench/budget.py
+	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest $(OPERATION_TESTS)
 	$(BIN)/pytest
+
+# Run a second time with the Triton kernels, in Triton's interpreter, which needs its own process.
+OPERATION_TESTS = $(addprefix tests/test_,$(addsuffix .py,verify_attention logit_stats accept \
+	accept_sampled commit_kv visual_importance expand_tree))
 
 lint: $(VENV)/.for-tests
 	$(BIN)/ruff check .

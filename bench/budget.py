@@ -37,9 +37,10 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
 import triton
 from budget_calls import CALLS
-from lvspec.kernels import launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from lvspec.kernels import launch
 
 BUDGETS = Path(__file__).with_name("budgets")
 
@@ -211,9 +212,14 @@ def measure(job: tuple[int, str]) -> list[tuple[str, dict[str, int]]]:
     return results
 
 
-def measure_all(processes: int) -> dict[str, dict[str, int]]:
-    """Figures of everything."""
-    jobs = [(index, device_class) for device_class in CHIPS for index in range(len(CALLS))]
+def measure_all(processes: int, only: str = "") -> dict[str, dict[str, int]]:
+    """Figures of everything, or of the calls whose name has `only` in it."""
+    jobs = [
+        (index, device_class)
+        for device_class in CHIPS
+        for index, (operation, label, _) in enumerate(CALLS)
+        if only in f"{device_class} {operation} {label}"
+    ]
     with ProcessPoolExecutor(processes) as pool:
         parts = list(pool.map(measure, jobs))
     return {name: figures for part in parts for name, figures in part}
@@ -237,7 +243,7 @@ def violations(name: str, figures: dict[str, int]) -> list[str]:
     return found
 
 
-_DOT_KERNELS = ("verify_attention.attend_kernel", "visual_importance.importance_kernel")
+_DOT_KERNELS = ("verify_attention.attend_kernel", "visual_importance.visual_importance_kernel")
 
 
 def regressions(figures: dict[str, int], budget: dict[str, int]) -> list[str]:
@@ -277,14 +283,17 @@ def main() -> int:
     parser.add_argument("--update", action="store_true", help="write the table")
     parser.add_argument("--table", action="store_true", help="print the table")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", default="", help="calls with this in their name; no comparing")
     options = parser.parse_args()
 
-    results = measure_all(options.processes)
+    results = measure_all(options.processes, options.only)
     if options.table:
         print(table(results))
     problems = [f"{name}: {text}" for name in results for text in violations(name, results[name])]
     path, budget = committed()
-    if options.update and not problems:
+    if options.only:
+        budget = None
+    elif options.update and not problems:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
     elif budget is not None:

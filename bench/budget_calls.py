@@ -1,4 +1,7 @@
-"""The calls whose launches `bench/budget.py` compiles: every entry of every launch table."""
+"""The calls whose launches `bench/budget.py` compiles: every entry of every launch table.
+
+Tensors have no data and, but for what decides the code, no particular size.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from lvspec.kernels import verify_attention
+from lvspec.policy import AcceptancePolicy
 
 CAPABILITY = {"sm80": 80, "sm90": 90, "sm100": 100}
 
@@ -22,7 +27,7 @@ def _int32(*shape: int) -> torch.Tensor:
     return _empty(*shape, dtype=torch.int32)
 
 
-def _attention(
+def attention(
     dtype: torch.dtype,
     head_dim: int,
     rows: int,
@@ -74,7 +79,7 @@ def _attention_calls() -> list[Call]:
         words += [name if value else f"no-{name}" for name, value in flags.items()]
         words += ["few-rows"] if rows < 64 else []
         calls.append(
-            ("verify_attention", " ".join(words), _attention(dtype, head_dim, rows, **flags))
+            ("verify_attention", " ".join(words), attention(dtype, head_dim, rows, **flags))
         )
 
     for rows in (16, 32, 64, 128):
@@ -95,4 +100,62 @@ def _attention_calls() -> list[Call]:
     return calls
 
 
-CALLS: list[Call] = _attention_calls()
+def _call(operation: str, label: str, *arguments: Any) -> Call:
+    return operation, label, lambda device_class: (arguments, CAPABILITY[device_class])
+
+
+def _logits(dtype: torch.dtype, rows: int) -> torch.Tensor:
+    return _empty(1, rows, 152064, dtype=dtype)
+
+
+def _acceptance_calls() -> list[Call]:
+    calls: list[Call] = []
+    slots, kept = 17, 5
+    for dtype in (torch.bfloat16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        logits = _logits(dtype, slots)
+        calls.append(_call("logit_stats", name, logits, kept, None))
+        nodes = (_empty(1, slots), _int32(1, slots))
+        calls.append(_call("expand_tree", name, logits, *nodes, 16, 4, None))
+    calls.append(_call("logit_stats", "bfloat16 K=16", _logits(torch.bfloat16, slots), 16, None))
+    for slots in (9, 17, 64):
+        logits = _logits(torch.bfloat16, slots)
+        tokens = _empty(1, slots, dtype=torch.int64)
+        statistics = (_int32(1, slots, kept), _empty(1, slots, kept), *[_empty(1, slots)] * 2)
+        ids = _empty(2, dtype=torch.int64)
+        draft = (logits, tokens, _int32(1, slots), _int32(1), *statistics)
+        rule = AcceptancePolicy.lvspec().rule
+        label = f"bfloat16 S={slots}"
+        calls.append(_call("accept", label, *draft, _empty(1, slots), _empty(1), ids, ids, *rule))
+    logits = _logits(torch.bfloat16, 17)
+    draft = (_empty(1, 17, dtype=torch.int64), _int32(1), _empty(1, 17))
+    for label, draft_logits in (("draft-logits", logits[:, :-1]), ("no-draft-logits", None)):
+        calls.append(
+            _call("accept_sampled", f"bfloat16 {label}", logits, draft_logits, *draft, 1.0, None)
+        )
+    return calls
+
+
+def _cache_calls() -> list[Call]:
+    calls: list[Call] = []
+    for dtype in (torch.bfloat16, torch.float32, torch.float8_e4m3fn):
+        name = str(dtype).removeprefix("torch.")
+        cache = _empty(36, 1, 8, 4608, 128, dtype=dtype)
+        for slots in (17, 64):
+            path = (_int32(1), _int32(1, slots), _int32(1))
+            calls.append(_call("commit_kv", f"{name} S={slots}", cache, cache, *path))
+    for dtype, head_dim in (
+        (torch.bfloat16, 64),
+        (torch.bfloat16, 128),
+        (torch.bfloat16, 256),
+        (torch.float32, 128),
+        (torch.float32, 256),
+    ):
+        name = str(dtype).removeprefix("torch.")
+        q, cache = (_empty(1, heads, 32, head_dim, dtype=dtype) for heads in (40, 8))
+        scored = (_int32(1), _empty(1, 32, dtype=torch.uint8), _empty(1, 40, 32), 0.125)
+        calls.append(_call("visual_importance", f"{name} D={head_dim}", q, cache, *scored))
+    return calls
+
+
+CALLS: list[Call] = [*_attention_calls(), *_acceptance_calls(), *_cache_calls()]

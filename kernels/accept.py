@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from lvspec.kernels import launch
 
 _INFINITY = tl.constexpr(float("inf"))

@@ -21,6 +21,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+
 from lvspec.kernels import launch
 from lvspec.kernels.workspace import SAMPLING_BLOCK
 
@@ -41,16 +42,6 @@ def _load_block(logits_row, stride_token, ids, vocabulary):
 
 
 @triton.jit
-def _without_nan(values):
-    return tl.where(values == values, values, -_INFINITY)
-
-
-@triton.jit
-def _finite_or_zero(value):
-    return tl.where(tl.abs(value) < _INFINITY, value, 0.0)
-
-
-@triton.jit
 def _power(values, highest, scale, shift):
     """`exp2((values - highest) * scale - shift)`, with the same bits in every kernel.
 
@@ -64,8 +55,9 @@ def _power(values, highest, scale, shift):
 def _sum_block(logits_row, stride_token, ids, vocabulary, scale, block_max, block_sum, place):
     """NaN is left out of the maximum and makes the sum NaN."""
     values = _load_block(logits_row, stride_token, ids, vocabulary)
-    highest = _without_nan(tl.max(values, axis=0))
-    weights = _power(values, _finite_or_zero(highest), scale, 0.0)
+    highest = tl.max(values, axis=0)
+    highest = tl.where(highest == highest, highest, -_INFINITY)
+    weights = _power(values, tl.where(tl.abs(highest) < _INFINITY, highest, 0.0), scale, 0.0)
     tl.store(block_max + place, highest)
     tl.store(block_sum + place, tl.sum(weights, axis=0))
 
@@ -80,14 +72,16 @@ def _merge_blocks(block_max, block_sum, row, num_blocks, scale, BLOCKS: tl.const
         here = tl.load(block_max + places + start, mask=start + lane < num_blocks, other=-_INFINITY)
         maxima = tl.maximum(maxima, here)
     highest = tl.max(maxima, axis=0)
+    is_finite = tl.abs(highest) < _INFINITY
+    level = tl.where(is_finite, highest, 0.0)
     total = tl.zeros((BLOCKS,), tl.float32)
     for start in range(0, num_blocks, BLOCKS):
         in_row = start + lane < num_blocks
         here = tl.load(block_max + places + start, mask=in_row, other=-_INFINITY)
         sums = tl.load(block_sum + places + start, mask=in_row, other=0.0)
-        total += sums * _power(here, _finite_or_zero(highest), scale, 0.0)
+        total += sums * _power(here, level, scale, 0.0)
     log_total = tl.log2(tl.sum(total, axis=0))
-    return highest, tl.where(tl.abs(highest) < _INFINITY, log_total, float("nan"))
+    return highest, tl.where(is_finite, log_total, float("nan"))
 
 
 @triton.jit
@@ -95,11 +89,6 @@ def _probability(logits_row, stride_token, token, vocabulary, highest, log_total
     is_inside = (token >= 0) & (token < vocabulary)
     own = tl.load(logits_row + token * stride_token, mask=is_inside, other=-_INFINITY)
     return _power(own.to(tl.float32), highest, scale, log_total)
-
-
-@triton.jit
-def _slots_in_use(num_slots, sequence, stride, num_rows):
-    return tl.minimum(tl.maximum(tl.load(num_slots + sequence * stride), 1), num_rows)
 
 
 @triton.jit
@@ -174,7 +163,8 @@ def sum_blocks_kernel(
     block = tl.program_id(0)
     slot = tl.program_id(1).to(tl.int64)
     sequence = tl.program_id(2).to(tl.int64)
-    in_use = _slots_in_use(num_slots, sequence, num_slots_stride, num_rows)
+    in_use = tl.load(num_slots + sequence * num_slots_stride)
+    in_use = tl.minimum(tl.maximum(in_use, 1), num_rows)
     ids = block * BLOCK + tl.arange(0, BLOCK)
     if slot < num_rows:
         if (slot < in_use) & (block < num_blocks):
@@ -260,7 +250,8 @@ def judge_slots_kernel(
     """One row of target and draft, and whether the slot behind it is accepted."""
     slot = tl.program_id(0).to(tl.int64)
     sequence = tl.program_id(1).to(tl.int64)
-    in_use = _slots_in_use(num_slots, sequence, num_slots_stride, num_rows)
+    in_use = tl.load(num_slots + sequence * num_slots_stride)
+    in_use = tl.minimum(tl.maximum(in_use, 1), num_rows)
     row = sequence * num_rows + slot
     if slot < in_use:
         highest, log_total = _merge_blocks(block_max, block_sum, row, num_blocks, scale, BLOCKS)
@@ -340,7 +331,8 @@ def sum_residual_kernel(
     """One block of the row whose token was rejected; nothing where none was."""
     block = tl.program_id(0)
     sequence = tl.program_id(1).to(tl.int64)
-    in_use = _slots_in_use(num_slots, sequence, num_slots_stride, num_rows)
+    in_use = tl.load(num_slots + sequence * num_slots_stride)
+    in_use = tl.minimum(tl.maximum(in_use, 1), num_rows)
     last = _last_of_path(verdict, sequence, in_use, num_rows, BLOCK_S).to(tl.int64)
     if last + 1 < in_use:
         row = sequence * num_rows + last
@@ -380,6 +372,7 @@ def _block_weights(
     blocks,
     num_blocks,
     highest,
+    level,
     scale,
     mode,
 ):
@@ -389,7 +382,7 @@ def _block_weights(
     sums = tl.load(block_sum + row * num_blocks + blocks, mask=exists, other=0.0)
     num_left = tl.where(mode == _RESIDUAL, num_blocks, 0)
     left = tl.load(residual_sum + sequence * num_blocks + blocks, mask=blocks < num_left, other=0.0)
-    sums *= _power(maxima, _finite_or_zero(highest), scale, 0.0)
+    sums *= _power(maxima, level, scale, 0.0)
     marks = tl.where(exists & (maxima == highest), 1.0, 0.0)
     weights = tl.where(mode == _RESIDUAL, left, tl.where(mode == _TARGET, sums, marks))
     return weights.to(tl.float64)
@@ -443,7 +436,8 @@ def draw_kernel(
 ):
     """One sequence: its path, and the bonus token."""
     sequence = tl.program_id(0).to(tl.int64)
-    in_use = _slots_in_use(num_slots, sequence, num_slots_stride, num_rows)
+    in_use = tl.load(num_slots + sequence * num_slots_stride)
+    in_use = tl.minimum(tl.maximum(in_use, 1), num_rows)
     last = _last_of_path(verdict, sequence, in_use, num_rows, BLOCK_S)
     slot = tl.arange(0, BLOCK_S)
     is_path = slot <= last
@@ -457,6 +451,7 @@ def draw_kernel(
     last_slot = last.to(tl.int64)
     row = sequence * num_rows + last_slot
     highest = tl.load(row_max + row)
+    level = tl.where(tl.abs(highest) < _INFINITY, highest, 0.0)
     log_total = tl.load(row_log_sum + row)
     is_rejected = last + 1 < in_use
     mode = tl.where(log_total == log_total, tl.where(is_rejected, _RESIDUAL, _TARGET), _MAXIMUM)
@@ -493,6 +488,7 @@ def draw_kernel(
             start + lane,
             num_blocks,
             highest,
+            level,
             scale,
             mode,
         )
@@ -515,6 +511,7 @@ def draw_kernel(
             start + lane,
             num_blocks,
             highest,
+            level,
             scale,
             mode,
         )
@@ -551,12 +548,9 @@ def draw_kernel(
         )
     else:
         values = _load_block(logits_row, logits_stride_token, ids, vocabulary)
-        is_highest = (ids < vocabulary) & (_without_nan(values) == highest)
-        weights = tl.where(
-            mode == _TARGET,
-            _power(values, _finite_or_zero(highest), scale, 0.0),
-            tl.where(is_highest, 1.0, 0.0),
-        )
+        ranked = tl.where(values == values, values, -_INFINITY)
+        marks = tl.where((ids < vocabulary) & (ranked == highest), 1.0, 0.0)
+        weights = tl.where(mode == _TARGET, _power(values, level, scale, 0.0), marks)
     is_behind = (weights > 0.0) & (tl.cumsum(weights, axis=0) > left.to(tl.float32))
     token = tl.min(tl.where(is_behind, ids, _NO_ID), axis=0)
     fallback = tl.max(tl.where(weights > 0.0, ids, 0), axis=0)
@@ -565,9 +559,9 @@ def draw_kernel(
 
 # A thread of the kernels over blocks holds 32 logits of a row: in bfloat16 4 loads of 16 bytes.
 _LAUNCH = {
-    "sm80": {"block_warps": 4, "draw_warps": 8, "num_stages": 1},
-    "sm90": {"block_warps": 4, "draw_warps": 8, "num_stages": 1},
-    "sm100": {"block_warps": 4, "draw_warps": 8, "num_stages": 1},
+    "sm80": {"block_warps": 4, "draw_warps": 16, "num_stages": 1},
+    "sm90": {"block_warps": 4, "draw_warps": 16, "num_stages": 1},
+    "sm100": {"block_warps": 4, "draw_warps": 16, "num_stages": 1},
 }
 
 _SLOTS = 64

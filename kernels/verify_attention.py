@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from lvspec.kernels import launch
 from lvspec.kernels.workspace import MASKED_PIECE, num_masked_pieces
 
@@ -482,7 +483,7 @@ LAUNCH: dict[tuple[str, int, int], tuple[int, dict[int, tuple[int, int]]]] = {
     ("sm80", 64, 1): (32, {16: (4, 2), 32: (4, 2), 64: (4, 2)}),
     ("sm80", 64, 2): (64, {16: (4, 3), 32: (4, 3), 64: (4, 3), 128: (8, 3)}),
     ("sm80", 128, 1): (64, {16: (4, 2), 32: (8, 2), 64: (8, 2)}),
-    ("sm80", 128, 2): (64, {16: (4, 2), 32: (4, 2), 128: (8, 2)}),
+    ("sm80", 128, 2): (32, {16: (4, 3), 32: (4, 3), 128: (8, 3)}),
     ("sm80", 256, 1): (32, {16: (4, 2), 32: (8, 2)}),
     ("sm80", 256, 2): (32, {16: (4, 2), 32: (8, 2)}),
     ("sm90", 64, 1): (64, {16: (4, 4), 32: (4, 4), 64: (4, 4), 128: (8, 4)}),
@@ -495,6 +496,7 @@ LAUNCH: dict[tuple[str, int, int], tuple[int, dict[int, tuple[int, int]]]] = {
 for _head_dim in (64, 128, 256):
     for _size in (1, 2):
         LAUNCH["sm100", _head_dim, _size] = LAUNCH["sm90", _head_dim, _size]
+LAUNCH["sm100", 128, 2] = (64, {16: (4, 3), 32: (4, 3), 64: (8, 3), 128: (8, 3)})
 # float32 has no tensor cores that keep its precision: plain products, which need many registers.
 for _device_class in launch.DEVICE_CLASSES:
     LAUNCH[_device_class, 64, 4] = (32, {16: (8, 2), 32: (8, 2)})

@@ -44,6 +44,15 @@ def arguments(name, dtype=torch.float32):
             "policy": POLICY,
             "regret_used": torch.rand(B),
         }
+    if name == "accept_sampled":
+        return {
+            "logits": logits,
+            "draft_logits": torch.randn(B, S - 1, V + 2).to(dtype),
+            "tokens": torch.randint(0, V, (B, S)),
+            "num_slots": int32(B, high=S) + 1,
+            "uniforms": torch.rand(B, S),
+            "temperature": 0.7,
+        }
     if name == "commit_kv":
         path = torch.tensor([[0, 1, 3, -1, -1]] * B, dtype=torch.int32)
         layers = {name: torch.stack([x] * L) for name, x in cache.items()}
@@ -67,6 +76,7 @@ def arguments(name, dtype=torch.float32):
 
 
 NAMES = sorted(schemas.SCHEMAS)
+PER_SLOT = ("logits", "tokens", "uniforms")
 
 
 class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
@@ -103,7 +113,13 @@ def variants(name):
         yield {"policy": strict, "relevance": None, "regret_used": None}
         for preset in ("fly", "typical"):
             yield {"policy": AcceptancePolicy.preset(preset)}
-        yield arguments(name, torch.float64)
+        yield arguments(name, ops.float_dtypes("cpu")[-1])
+    if name == "accept_sampled":
+        yield {"draft_logits": None, "temperature": 1}
+        yield arguments(name, ops.float_dtypes("cpu")[-1])
+        yield arguments(name, torch.bfloat16) | {"draft_logits": torch.randn(B, S - 1, V - 1)}
+        one = {key: x[:, :1] for key, x in arguments(name).items() if key in PER_SLOT}
+        yield {**one, "draft_logits": torch.randn(B, 0, V)}
     if name == "commit_kv":
         yield {cache: torch.randn(B, HKV, N, D) for cache in ("k_cache", "v_cache")}
     if name in ("logit_stats", "expand_tree", "visual_importance"):
@@ -250,7 +266,13 @@ MISTAKES = [
     ("logit_stats", "logits", lambda x: x[..., :2], "top_k: expected 1 to 2 for a vocabulary of 2"),
     ("logit_stats", "top_k", lambda x: 0, "top_k: expected 1 to 11 for a vocabulary of 11, got 0"),
     ("accept", "logits", lambda x: x[0], "logits: expected shape"),
-    ("accept", "logits", lambda x: x.double(), "stats.top_logits: expected dtype float64, got"),
+    (
+        "accept",
+        "logits",
+        lambda x: x.double(),
+        "stats.top_logits: expected dtype float64, got|"
+        "logits: expected dtype float32 or bfloat16 or float16, got",  # not of the reference
+    ),
     ("accept", "tokens", lambda x: x.int(), "tokens: expected dtype int64, got torch.int"),
     ("accept", "parents", lambda x: x[0], r"parents: expected shape \(3, 5\), got \(5,\)"),
     ("accept", "num_slots", lambda x: x.long(), "num_slots: expected dtype int32"),
@@ -264,6 +286,36 @@ MISTAKES = [
     ("accept", "relevance", lambda x: x.half(), "relevance: expected dtype float32 or float64"),
     ("accept", "relevance", lambda x: None, "relevance: expected a tensor, .*anchor_threshold"),
     ("accept", "regret_used", lambda x: x[:2], r"regret_used: expected shape \(3,\), got \(2,\)"),
+    (
+        "accept_sampled",
+        "logits",
+        lambda x: x[0],
+        r"logits: expected shape \[B, S, V\], got \(5, 11",
+    ),
+    ("accept_sampled", "logits", lambda x: x.long(), "logits: expected dtype"),
+    ("accept_sampled", "logits", lambda x: x[:, :0], "logits: expected 1 to 64 slots S, got 0"),
+    ("accept_sampled", "logits", lambda x: x[..., :0], "logits: .* V of at least 1, got 0"),
+    (
+        "accept_sampled",
+        "draft_logits",
+        lambda x: x[0],
+        r"draft_logits: expected shape \[B, S - 1, Vd\], got \(4, 13\)",
+    ),
+    (
+        "accept_sampled",
+        "draft_logits",
+        lambda x: x[:, :3],
+        r"draft_logits: expected shape \(3, 4, 13\), got \(3, 3, 13\)",
+    ),
+    ("accept_sampled", "draft_logits", lambda x: x[..., :0], "draft_logits: .* Vd of at least 1"),
+    ("accept_sampled", "draft_logits", lambda x: x.int(), "draft_logits: expected dtype float32"),
+    ("accept_sampled", "tokens", lambda x: x.int(), "tokens: expected dtype int64, got"),
+    ("accept_sampled", "num_slots", lambda x: x[:2], r"num_slots: expected shape \(3,\), got"),
+    ("accept_sampled", "uniforms", lambda x: x.double(), "uniforms: expected dtype float32, got"),
+    ("accept_sampled", "uniforms", lambda x: x[0], r"uniforms: expected shape \(3, 5\), got"),
+    ("accept_sampled", "temperature", lambda x: 0.0, "temperature: .* number > 0, got 0.0"),
+    ("accept_sampled", "temperature", lambda x: float("inf"), "temperature: expected a finite"),
+    ("accept_sampled", "temperature", lambda x: float("nan"), "temperature: .*, got nan"),
     ("commit_kv", "k_cache", lambda x: x[0, 0], r"k_cache: expected shape \[L, B, Hkv, N, D\] or"),
     ("commit_kv", "v_cache", lambda x: x[:1], r"v_cache: expected shape \(2, 3, 2, 19, 7\)"),
     ("commit_kv", "path", lambda x: x.long(), "path: expected dtype int32"),

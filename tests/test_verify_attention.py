@@ -5,9 +5,9 @@ import random
 
 import pytest
 import torch
-from lvspec.kernels.workspace import num_masked_pieces, verify_attention_bytes
 
 from lvspec import ops, tree
+from lvspec.kernels.workspace import num_masked_pieces, verify_attention_bytes
 
 DTYPES = ops.float_dtypes("cpu")
 WIDEST = torch.float64 if torch.float64 in DTYPES else torch.float32

@@ -1,0 +1,141 @@
+"""Every operation on a device against lvspec.reference, at odd and at real sizes.
+
+    python bench/correctness.py [--device cuda] [--set small odd usual] [--json FILE]
+
+Exit code 1 if any result is wrong. What does not fit into the device's memory is left out, and said
+to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cases
+import checks
+import torch
+from cases import Case, DoesNotFit
+from rich.console import Console
+from rich.table import Table
+
+from lvspec import ops
+from lvspec.environment import check_json_path, environment, write_json
+
+
+def _verify_attention(case: Case, inputs: cases.VerifyInputs) -> None:
+    got = ops.verify_attention(*inputs[:6], plan=inputs.plan)
+    checks.check_verify_attention(inputs, got)
+    checks.check_verify_attention(inputs, ops.verify_attention(*inputs[:6]))  # by the mask
+    without = ops.verify_attention(*inputs[:6], plan=inputs.plan, scores=False)
+    if not (torch.equal(without.out, got.out) and torch.equal(without.lse, got.lse)):
+        raise checks.Wrong("out, lse: expected the same bits without scores, got others")
+
+
+def _logit_stats(case: Case, logits: torch.Tensor) -> None:
+    for top_k in (1, 8, 16):
+        checks.check_logit_stats(logits, top_k, ops.logit_stats(logits, top_k=top_k))
+
+
+def _accept(case: Case, inputs: cases.AcceptInputs) -> None:
+    for policy in cases.POLICIES.values():
+        checks.check_accept(inputs, policy, ops.accept(*inputs, policy))
+
+
+def _accept_sampled(case: Case, inputs: cases.SampledInputs) -> None:
+    checks.check_accept_sampled(inputs, ops.accept_sampled(*inputs))
+
+
+def _commit_kv(case: Case, inputs: cases.CommitInputs) -> None:
+    before = [rows.clone() for rows in cases.committed_rows(case, inputs)]
+    ops.commit_kv(*inputs)
+    checks.check_commit_kv(inputs, before, cases.committed_rows(case, inputs))
+
+
+def _visual_importance(case: Case, inputs: cases.ImportanceInputs) -> None:
+    checks.check_visual_importance(inputs, ops.visual_importance(*inputs))
+
+
+def _expand_tree(case: Case, inputs: cases.ExpandInputs) -> None:
+    width, top_k = checks.expand_width(inputs)
+    got = ops.expand_tree(*inputs, width=width, top_k=top_k)
+    checks.check_expand_tree(inputs, top_k, got)
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""At odd sizes; at real ones what models decode in."""
+
+RUNS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
+    "verify_attention": (cases.verify_inputs, _verify_attention),
+    "logit_stats": (cases.logits_of, _logit_stats),
+    "accept": (cases.accept_inputs, _accept),
+    "accept_sampled": (cases.sampled_inputs, _accept_sampled),
+    "commit_kv": (cases.commit_inputs, _commit_kv),
+    "visual_importance": (cases.importance_inputs, _visual_importance),
+    "expand_tree": (cases.expand_inputs, _expand_tree),
+}
+
+
+def run(operation: str, case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """One row: ok, wrong, error or left out, and why."""
+    make, check = RUNS[operation]
+    row = {"operation": operation, "case": str(case), "dtype": str(dtype).split(".")[1]}
+    try:
+        check(case, make(case, device, dtype))
+        return {**row, "result": "ok", "reason": None}
+    except (DoesNotFit, torch.OutOfMemoryError) as reason:
+        return {**row, "result": "left out", "reason": str(reason)}
+    except checks.Wrong as reason:
+        return {**row, "result": "wrong", "reason": str(reason)}
+    except Exception as error:
+        return {**row, "result": "error", "reason": f"{type(error).__name__}: {error}"}
+
+
+def summary(rows: list[dict[str, Any]]) -> Table:
+    table = Table("operation", "dtype", "ok", "wrong", "error", "left out")
+    for operation in RUNS:
+        mine = [row for row in rows if row["operation"] == operation]
+        for dtype in dict.fromkeys(row["dtype"] for row in mine):
+            results = [row["result"] for row in mine if row["dtype"] == dtype]
+            counts = [results.count(name) for name in ("ok", "wrong", "error", "left out")]
+            table.add_row(operation, dtype, *map(str, counts))
+    return table
+
+
+@torch.inference_mode()
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=torch.device, default=torch.device(default))
+    parser.add_argument("--set", nargs="+", choices=["small", "odd", "usual"], dest="sets")
+    parser.add_argument("--operations", nargs="+", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.json:
+        check_json_path(arguments.json)
+    device = arguments.device
+    on_cuda = device.type == "cuda"
+    sets = arguments.sets or (["small", "odd", "usual"] if on_cuda else ["small"])
+    console, rows, start = Console(), [], time.perf_counter()
+    for operation in arguments.operations:
+        for name in sets:
+            chosen = cases.odd_cases(operation) if name == "odd" else cases.cases(operation, name)
+            for dtype in (torch.bfloat16,) if name == "usual" else DTYPES:
+                for case in chosen:
+                    row = run(operation, case, device, dtype)
+                    rows.append(row)
+                    if row["result"] != "ok":
+                        words = [row[key] for key in ("operation", "case", "dtype", "result")]
+                        console.print(" ".join(words), row["reason"], sep=": ", soft_wrap=True)
+    console.print(summary(rows))
+    console.print(f"{len(rows)} checks in {time.perf_counter() - start:.0f} s")
+    if arguments.json:
+        facts = {"backend": ops.active_backend(device.type), "environment": environment(device)}
+        write_json(arguments.json, {"rows": rows, **facts})
+    return 1 if any(row["result"] in ("wrong", "error") for row in rows) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
