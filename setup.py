@@ -1,8 +1,22 @@
-"""Packaging: the version, the requirements and the map of the folders stand here only."""
+"""Packaging: the version, the requirements and the map of the folders stand here only.
 
+The C++ operations in csrc/ are built where torch can be imported, that is without build isolation.
+Where they cannot be built, lvspec is installed without them and computes with PyTorch instead;
+LVSPEC_REQUIRE_EXT=1 makes that an error.
+"""
+
+import os
+import platform
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools below 70.1: that of the wheel package
+    from wheel.bdist_wheel import bdist_wheel
 
 README = Path(__file__).with_name("README.md")
 
@@ -10,6 +24,87 @@ README = Path(__file__).with_name("README.md")
 TRITON_MACHINES = (
     'platform_system == "Linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
 )
+
+REQUIRED = os.environ.get("LVSPEC_REQUIRE_EXT", "") not in ("", "0")
+
+COMMON_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wno-psabi", "-g0"]
+# The oldest torch whose stable interface has everything that is used: one binary serves all later.
+COMMON_FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+SOURCE_FLAGS = {
+    "arch_avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "arch_avx512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
+    ],
+}
+
+
+def explain(reason: object) -> None:
+    """One line that says why there are no C++ operations, or the error if they are required."""
+    if REQUIRED:
+        raise SystemExit(f"lvspec: LVSPEC_REQUIRE_EXT=1, but the C++ operations fail: {reason}")
+    print(f"lvspec: installing without the C++ operations: {reason}", file=sys.stderr, flush=True)
+
+
+def extensions() -> list:
+    try:
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except ImportError:
+        explain("torch cannot be imported here (pip install --no-build-isolation builds them)")
+        return []
+    sources = ["csrc/binding.cpp", "csrc/arch_portable.cpp"]
+    if platform.machine() in ("x86_64", "AMD64"):
+        sources += ["csrc/arch_avx2.cpp", "csrc/arch_avx512.cpp"]
+    return [
+        Extension(
+            "lvspec._C",
+            sources,
+            depends=[str(path) for path in sorted(Path("csrc").glob("*")) if path.suffix != ".cpp"],
+            include_dirs=["csrc", *include_paths()],
+            library_dirs=library_paths(),
+            libraries=["torch", "torch_cpu", "c10"],
+            py_limited_api=True,
+            optional=not REQUIRED,
+        )
+    ]
+
+
+class BuildOperations(build_ext):
+    """Every source with the flags of its instruction set; a failure leaves the operations out."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            objects = []
+            for source in ext.sources:
+                objects += self.compiler.compile(
+                    [source],
+                    output_dir=self.build_temp,
+                    include_dirs=ext.include_dirs,
+                    depends=ext.depends,
+                    extra_postargs=COMMON_FLAGS + SOURCE_FLAGS.get(Path(source).stem, []),
+                )
+            self.compiler.link_shared_object(
+                objects,
+                self.get_ext_fullpath(ext.name),
+                libraries=ext.libraries,
+                library_dirs=ext.library_dirs,
+                build_temp=self.build_temp,
+                target_lang="c++",
+            )
+        except Exception as error:
+            explain(f"{type(error).__name__}: {error}")
+            for stale in Path("lvspec").glob("_C.*"):  # an older one would have other arguments
+                stale.unlink()
+
+
+class AbiWheel(bdist_wheel):
+    """Nothing in the extension depends on the version of Python: it is not a module of Python's."""
+
+    def finalize_options(self) -> None:
+        if self.distribution.has_ext_modules():
+            self.py_limited_api = "cp310"
+        super().finalize_options()
+
 
 setup(
     name="lvspec",
@@ -24,6 +119,8 @@ setup(
     # named `kernels` would shadow the HuggingFace package that transformers looks for.
     packages=[*find_packages(include=["lvspec", "lvspec.*"]), "lvspec.kernels"],
     package_dir={"lvspec.kernels": "kernels"},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildOperations, "bdist_wheel": AbiWheel},
     package_data={"lvspec.shapes": ["**/*.safetensors", "**/*.json", "**/*.md"]},
     install_requires=[
         # 2.10 is the first torch whose CUDA build goes with triton 3.6.

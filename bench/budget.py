@@ -8,8 +8,8 @@ The launchers of `lvspec.kernels` run on tensors without data; their launches ar
 compiled for sm_80, sm_90 and sm_100 as they would be there. Whatever the triton version, nothing
 may spill, a program's shared memory must fit, and a dot product of 16-bit numbers must be on the
 tensor cores with its operands fetched asynchronously. Besides, where `bench/budgets/` has a table
-of this triton version (code generation differs between versions), registers and shared memory may
-not grow, nor occupancy fall.
+of this triton version (code generation differs between versions), registers, shared memory and the
+bytes of the tensors that a launch is given may not grow, nor occupancy fall.
 """
 
 from __future__ import annotations
@@ -207,6 +207,8 @@ def measure(job: tuple[int, str]) -> list[tuple[str, dict[str, int]]]:
     for recorded in launches_of(operation, arguments, device_class):
         figures = compile_launch(recorded, capability)
         figures["occupancy"] = occupancy(figures, CHIPS[device_class])
+        tensors = [x for x in recorded[1].values() if isinstance(x, torch.Tensor)]
+        figures["bytes"] = sum(x.numel() * x.element_size() for x in tensors)
         name = f"{device_class} {operation}.{recorded[0].__name__} {label}"
         results.append((name, figures))
     return results
@@ -249,7 +251,7 @@ _DOT_KERNELS = ("verify_attention.attend_kernel", "visual_importance.visual_impo
 def regressions(figures: dict[str, int], budget: dict[str, int]) -> list[str]:
     """What is worse than in the committed table."""
     found = []
-    for field in ("registers", "shared"):
+    for field in ("registers", "shared", "bytes"):
         if figures[field] > budget[field]:
             found.append(f"{field}: {figures[field]}, expected at most {budget[field]}")
     for field in ("occupancy", "cp.async", "mma.sync", "wgmma", "tcgen05"):

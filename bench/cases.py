@@ -129,6 +129,14 @@ _EXPAND = [
     *(Case(LLAVA_05B, 0, nodes, 8, is_tree=True) for nodes in (1, 8)),
 ]
 
+COMPILED = {
+    Case(QWEN_7B, 16384, 9, 1),
+    Case(QWEN_7B, 16384, 64, 1, is_tree=True),
+    Case(QWEN_7B, 0, 9, 1),
+    Case(QWEN_7B, 0, 64, 32),
+}
+"""Where peers that take many seconds to compile are measured."""
+
 _WITHOUT_CONTEXT = {"logit_stats", "accept", "accept_sampled", "expand_tree"}
 # These know of neither chains nor trees; the last is about trees.
 _WITHOUT_TREES = {"logit_stats", "visual_importance", "expand_tree"}

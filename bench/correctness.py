@@ -3,14 +3,19 @@
     python bench/correctness.py [--device cuda] [--set small odd usual] [--json FILE]
 
 Exit code 1 if any result is wrong. What does not fit into the device's memory is left out, and said
-to be.
+to be. On CUDA most of the time is Triton's compilation of every variant: odd sizes, which need
+little memory, go to several processes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +83,7 @@ RUNS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
 }
 
 
+@torch.inference_mode()
 def run(operation: str, case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """One row: ok, wrong, error or left out, and why."""
     make, check = RUNS[operation]
@@ -93,6 +99,27 @@ def run(operation: str, case: Case, device: torch.device, dtype: torch.dtype) ->
         return {**row, "result": "error", "reason": f"{type(error).__name__}: {error}"}
 
 
+Task = tuple[str, list[Case], torch.device, torch.dtype]
+
+
+def run_task(task: Task) -> list[dict[str, Any]]:
+    """Rows of cases that compile for each other: one operation, one shape, one type."""
+    operation, chosen, device, dtype = task
+    return [run(operation, case, device, dtype) for case in chosen]
+
+
+def tasks(operations: list[str], sets: list[str], device: torch.device) -> Iterator[Task]:
+    """Those of verify_attention, which compile longest, come first."""
+    for operation, name in itertools.product(operations, sets):
+        chosen = cases.odd_cases(operation) if name == "odd" else cases.cases(operation, name)
+        by_shape: dict[str, list[Case]] = {}
+        for case in chosen:
+            by_shape.setdefault(case.shape.name, []).append(case)
+        for dtype in (torch.bfloat16,) if name == "usual" else DTYPES:
+            for mine in by_shape.values():
+                yield operation, mine, device, dtype
+
+
 def summary(rows: list[dict[str, Any]]) -> Table:
     table = Table("operation", "dtype", "ok", "wrong", "error", "left out")
     for operation in RUNS:
@@ -104,13 +131,13 @@ def summary(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-@torch.inference_mode()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=torch.device(default))
     parser.add_argument("--set", nargs="+", choices=["small", "odd", "usual"], dest="sets")
     parser.add_argument("--operations", nargs="+", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--processes", type=int, help="default: 1, on CUDA up to 12")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.json:
@@ -118,17 +145,26 @@ def main() -> int:
     device = arguments.device
     on_cuda = device.type == "cuda"
     sets = arguments.sets or (["small", "odd", "usual"] if on_cuda else ["small"])
-    console, rows, start = Console(), [], time.perf_counter()
-    for operation in arguments.operations:
-        for name in sets:
-            chosen = cases.odd_cases(operation) if name == "odd" else cases.cases(operation, name)
-            for dtype in (torch.bfloat16,) if name == "usual" else DTYPES:
-                for case in chosen:
-                    row = run(operation, case, device, dtype)
-                    rows.append(row)
-                    if row["result"] != "ok":
-                        words = [row[key] for key in ("operation", "case", "dtype", "result")]
-                        console.print(" ".join(words), row["reason"], sep=": ", soft_wrap=True)
+    processes = arguments.processes or (min(12, os.cpu_count() or 1) if on_cuda else 1)
+    start, rows = time.perf_counter(), []
+    light = list(tasks(arguments.operations, [name for name in sets if name != "usual"], device))
+    if processes > 1 and light:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+            for found in pool.map(run_task, light):
+                rows += found
+    else:
+        for task in light:
+            rows += run_task(task)
+    # One after the other: each may need much of the device's memory.
+    for task in tasks(arguments.operations, [name for name in sets if name == "usual"], device):
+        rows += run_task(task)
+
+    console = Console()
+    for row in rows:
+        if row["result"] != "ok":
+            words = [row[key] for key in ("operation", "case", "dtype", "result")]
+            console.print(" ".join(words), row["reason"], sep=": ", soft_wrap=True, markup=False)
     console.print(summary(rows))
     console.print(f"{len(rows)} checks in {time.perf_counter() - start:.0f} s")
     if arguments.json:

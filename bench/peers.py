@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from cases import (
+    COMPILED,
     EXPAND_WIDTH,
     AcceptInputs,
     Case,
@@ -104,8 +105,7 @@ def sdpa_grouped(case: Case, inputs: VerifyInputs) -> Call:
 
 def flex_attention(case: Case, inputs: VerifyInputs) -> Call:
     """FlexAttention with the tree in its mask, compiled. No scores; the mask is not timed."""
-    if inputs.q.device.type != "cuda":
-        raise Unavailable("compiled for CUDA only")
+    _check_compiled(case, inputs.q)
     from torch.nn.attention.flex_attention import create_block_mask
     from torch.nn.attention.flex_attention import flex_attention as attention
 
@@ -150,6 +150,14 @@ def flashinfer(case: Case, inputs: VerifyInputs) -> Call:
     )
 
 
+def _check_compiled(case: Case, tensor: Tensor) -> None:
+    if tensor.device.type != "cuda":
+        raise Unavailable("compiled for CUDA only")
+    if case not in COMPILED:
+        raise Unavailable("compiled for two cases only")
+    torch.compiler.reset()  # there is a limit to how many shapes a function is compiled for
+
+
 @functools.cache
 def _module(name: str) -> ModuleType:
     try:
@@ -173,8 +181,7 @@ def torch_logit_stats(case: Case, logits: Tensor, top_k: int) -> Call:
 
 def compiled_logit_stats(case: Case, logits: Tensor, top_k: int) -> Call:
     """The same, fused by torch.compile where it can."""
-    if logits.device.type != "cuda":
-        raise Unavailable("compiled for CUDA only")
+    _check_compiled(case, logits)
     compiled = torch.compile(torch_statistics, dynamic=False)
     return lambda: compiled(logits, top_k)
 

@@ -64,7 +64,6 @@ def _late_slots(
     ancestor = parent
     reached = has_parent
     for _ in range(shift_window):
-        reached &= ancestor >= 1
         node = tl.where(reached, ancestor, 0).to(tl.int64)
         above = tl.load(parents_row + node * parents_stride_slot, mask=reached, other=-1)
         reached &= (above >= 0) & (above < ancestor)
@@ -317,7 +316,7 @@ def accept_kernel(
             early = slot < 0
             for back in range(1, tl.minimum(shift_window, length - 1) + 1):
                 displaced = tl.max(tl.where(slot == length - back, lost, -1), axis=0)
-                early |= is_open & (token == displaced)
+                early |= token == displaced
             is_candidate = (open_parent == last) & (loose | late | early)
             least = tl.min(tl.where(is_candidate, key, _LAST_KEY), axis=0)
             # The lowest slot, and below it whether it is loose and early.

@@ -376,14 +376,17 @@ def _block_weights(
     scale,
     mode,
 ):
-    """What each block weighs in the draw; by the maximum, whether it has it."""
+    """What each block weighs in the draw; by the maximum, whether it has it.
+
+    If that is -inf blocks past the last have it too, but the first one is drawn.
+    """
     exists = blocks < num_blocks
     maxima = tl.load(block_max + row * num_blocks + blocks, mask=exists, other=-_INFINITY)
     sums = tl.load(block_sum + row * num_blocks + blocks, mask=exists, other=0.0)
     num_left = tl.where(mode == _RESIDUAL, num_blocks, 0)
     left = tl.load(residual_sum + sequence * num_blocks + blocks, mask=blocks < num_left, other=0.0)
     sums *= _power(maxima, level, scale, 0.0)
-    marks = tl.where(exists & (maxima == highest), 1.0, 0.0)
+    marks = tl.where(maxima == highest, 1.0, 0.0)
     weights = tl.where(mode == _RESIDUAL, left, tl.where(mode == _TARGET, sums, marks))
     return weights.to(tl.float64)
 
@@ -549,7 +552,7 @@ def draw_kernel(
     else:
         values = _load_block(logits_row, logits_stride_token, ids, vocabulary)
         ranked = tl.where(values == values, values, -_INFINITY)
-        marks = tl.where((ids < vocabulary) & (ranked == highest), 1.0, 0.0)
+        marks = tl.where(ranked == highest, 1.0, 0.0)
         weights = tl.where(mode == _TARGET, _power(values, level, scale, 0.0), marks)
     is_behind = (weights > 0.0) & (tl.cumsum(weights, axis=0) > left.to(tl.float32))
     token = tl.min(tl.where(is_behind, ids, _NO_ID), axis=0)

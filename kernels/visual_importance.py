@@ -119,21 +119,21 @@ def visual_importance_kernel(
 _LAUNCH = {
     "sm80": {
         (2, False): {"block_m": 32, "block_n": 64, "num_warps": 4, "num_stages": 2},
-        (2, True): {"block_m": 16, "block_n": 32, "num_warps": 4, "num_stages": 2},
+        (2, True): {"block_m": 16, "block_n": 64, "num_warps": 8, "num_stages": 2},
         (4, False): {"block_m": 32, "block_n": 16, "num_warps": 4, "num_stages": 1},
-        (4, True): {"block_m": 16, "block_n": 32, "num_warps": 8, "num_stages": 1},
+        (4, True): {"block_m": 16, "block_n": 16, "num_warps": 8, "num_stages": 1},
     },
     "sm90": {
         (2, False): {"block_m": 64, "block_n": 128, "num_warps": 8, "num_stages": 3},
         (2, True): {"block_m": 64, "block_n": 64, "num_warps": 8, "num_stages": 2},
-        (4, False): {"block_m": 16, "block_n": 32, "num_warps": 8, "num_stages": 1},
-        (4, True): {"block_m": 16, "block_n": 32, "num_warps": 8, "num_stages": 1},
+        (4, False): {"block_m": 16, "block_n": 16, "num_warps": 4, "num_stages": 1},
+        (4, True): {"block_m": 16, "block_n": 16, "num_warps": 8, "num_stages": 1},
     },
     "sm100": {
-        (2, False): {"block_m": 64, "block_n": 128, "num_warps": 8, "num_stages": 3},
+        (2, False): {"block_m": 32, "block_n": 128, "num_warps": 8, "num_stages": 3},
         (2, True): {"block_m": 32, "block_n": 64, "num_warps": 4, "num_stages": 2},
-        (4, False): {"block_m": 32, "block_n": 16, "num_warps": 8, "num_stages": 1},
-        (4, True): {"block_m": 16, "block_n": 32, "num_warps": 8, "num_stages": 1},
+        (4, False): {"block_m": 16, "block_n": 16, "num_warps": 4, "num_stages": 1},
+        (4, True): {"block_m": 16, "block_n": 16, "num_warps": 8, "num_stages": 1},
     },
 }
 

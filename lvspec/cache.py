@@ -66,6 +66,22 @@ class SlotCache(Cache):
             )
             self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
 
+    @classmethod
+    def over(
+        cls, k: Tensor, v: Tensor, kv_len: Tensor, visual: Tensor, positions: Tensor
+    ) -> SlotCache:
+        """A cache of these very tensors, for one pass over them."""
+        cache = cls.__new__(cls)
+        Cache.__init__(cache, layers=[])
+        cache.k, cache.v = k, v
+        cache.kv_len, cache.visual, cache.positions = kv_len, visual, positions
+        cache.plan = cache.workspace = cache._written = None
+        return cache
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What `over` takes."""
+        return self.k, self.v, self.kv_len, self.visual, self.positions
+
     @property
     def capacity(self) -> int:
         return self.k.shape[3]

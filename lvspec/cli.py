@@ -17,6 +17,7 @@ from lvspec.commands import say
 
 COMMANDS = {
     "generate": ("lvspec.commands.generate", "caption videos with a target and a draft"),
+    "info": ("lvspec.commands.info", "versions, backends and devices, and why one is missing"),
     "demo": ("lvspec.shapes.demo", "caption held-out clips with the embedded pair"),
 }
 """Name: (module with `add_parser(subparsers)`, which sets `func`; what it does)."""

@@ -23,6 +23,8 @@ class DecodeConfig:
             generation config.
         scorer: Visual relevance of a row: a name in `lvspec.relevance.SCORERS`, or a function of
             the target's `StepOutput` that returns float32 `[B, S]`.
+        capture: Whether to record the models' passes and replay them without HF's Python (on a
+            CPU; see `lvspec.capture`). Modules with hooks are never recorded.
         trace: Whether to keep what happened to every drafted token (`Generation.trace`).
 
     Raises:
@@ -35,6 +37,7 @@ class DecodeConfig:
     cache_capacity: int | None = None
     eos_ids: tuple[int, ...] | None = None
     scorer: str | Callable[..., Tensor] = "attention_peak"
+    capture: bool = True
     trace: bool = False
 
     def __post_init__(self) -> None:

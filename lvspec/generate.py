@@ -91,11 +91,11 @@ def generate(
     policy = AcceptancePolicy.lvspec() if policy is None else policy
     _check_type("config", config, DecodeConfig)
     _check_type("policy", policy, AcceptancePolicy)
-    target_model = Model(target, "target")
+    target_model = Model(target, "target", capture=config.capture)
     target_inputs = check_inputs(target_model, inputs)
     drafter = None
     if draft is not None:
-        draft_model = Model(draft, "draft")
+        draft_model = Model(draft, "draft", capture=config.capture)
         check_pair(target_model, draft_model)
         drafter = ModelDrafter(
             draft_model, gamma=config.gamma, target_vocab=target_model.vocab_size

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lvspec.attention import AttentionStep
 from lvspec.cache import SlotCache
+from lvspec.capture import PassRecorder, is_recordable
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,12 @@ class StepOutput:
 
     Attributes:
         logits: `[B, S, V]`, the model's dtype.
-        masses, peaks: float32 `[B, Hq, S]` of every layer in order; empty without scores.
+        masses, peaks: float32 `[L, B, Hq, S]`, one entry for every layer; None without scores.
     """
 
     logits: Tensor
-    masses: list[Tensor]
-    peaks: list[Tensor]
+    masses: Tensor | None
+    peaks: Tensor | None
 
 
 class Model:
@@ -95,13 +97,14 @@ class Model:
     Args:
         model: The HF model.
         role: "target" or "draft", for messages.
+        capture: Whether to record passes and replay them, see `lvspec.capture`.
 
     Raises:
         TypeError: `model` is not an HF model.
         ValueError: The family is not supported, or uses sliding-window attention.
     """
 
-    def __init__(self, model: PreTrainedModel, role: str) -> None:
+    def __init__(self, model: PreTrainedModel, role: str, *, capture: bool = True) -> None:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"{role}: expected a transformers model, got {type(model).__name__}")
         self.hf, self.role = model, role
@@ -113,6 +116,7 @@ class Model:
                 f"{role}: expected full attention in every layer, got {sorted(layer_types)}"
             )
         self.visual_ids = self.family.visual_ids(model)
+        self._recorder = PassRecorder(self.text) if capture else None
 
     @property
     def device(self) -> torch.device:
@@ -171,22 +175,96 @@ class Model:
             cache: This model's cache.
             scores: Whether attention leaves masses and peaks.
         """
-        batch_size, num_slots = tokens.shape
-        index = (cache.kv_len[:, None] + depths).long()
-        positions = cache.positions.gather(2, index.expand(3, batch_size, num_slots))
-        cache.begin_step(num_slots)
-        step = AttentionStep(
-            cache.kv_len, ancestors, cache.visual, scores, cache.plan, cache.workspace
-        )
-        hidden = self.text(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask={"full_attention": None},
-            past_key_values=cache,
-            use_cache=True,
-            lvspec_step=step,
-        ).last_hidden_state
-        return StepOutput(self.hf.lm_head(hidden), step.masses, step.peaks)
+        arguments = (tokens, depths, ancestors, *cache.tensors())
+        recorded = None
+        if self._recorder is not None and is_recordable(tokens.device, cache.workspace):
+            key = (*tokens.shape, depths.dim(), scores)
+            recorded = self._recorder.get(
+                key,
+                lambda: _Pass(self.text, self.hf.lm_head, scores),
+                partial(_example, *arguments),
+            )
+        if recorded is None:
+            output = _run_pass(self.text, self.hf.lm_head, tokens, depths, ancestors, cache, scores)
+        else:
+            output = recorded(*arguments)
+        return StepOutput(*_with_scores(output))
+
+
+def _run_pass(
+    text: nn.Module,
+    head: nn.Module,
+    tokens: Tensor,
+    depths: Tensor,
+    ancestors: Tensor,
+    cache: SlotCache,
+    scores: bool,
+) -> tuple[Tensor, ...]:
+    """Logits, and with `scores` masses and peaks of all layers."""
+    batch_size, num_slots = tokens.shape
+    index = (cache.kv_len[:, None] + depths).long()
+    positions = cache.positions.gather(2, index.expand(3, batch_size, num_slots))
+    cache.begin_step(num_slots)
+    step = AttentionStep(cache.kv_len, ancestors, cache.visual, scores, cache.plan, cache.workspace)
+    hidden = text(
+        input_ids=tokens,
+        position_ids=positions,
+        attention_mask={"full_attention": None},
+        past_key_values=cache,
+        use_cache=True,
+        lvspec_step=step,
+    ).last_hidden_state
+    logits = head(hidden)
+    return (logits, torch.stack(step.masses), torch.stack(step.peaks)) if scores else (logits,)
+
+
+class _Pass(nn.Module):
+    """`_run_pass` as a module whose arguments are tensors."""
+
+    def __init__(self, text: nn.Module, head: nn.Module, scores: bool) -> None:
+        super().__init__()
+        self.text, self.head, self.scores = text, head, scores
+        self.train(text.training)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        depths: Tensor,
+        ancestors: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv_len: Tensor,
+        visual: Tensor,
+        positions: Tensor,
+    ) -> tuple[Tensor, ...]:
+        cache = SlotCache.over(k, v, kv_len, visual, positions)
+        return _run_pass(self.text, self.head, tokens, depths, ancestors, cache, self.scores)
+
+
+def _with_scores(
+    output: tuple[Tensor, ...] | Tensor,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Logits, masses, peaks; a recorded pass returns a single result as it is."""
+    if isinstance(output, Tensor):
+        output = (output,)
+    return (*output, None, None)[:3]
+
+
+def _example(tokens: Tensor, depths: Tensor, ancestors: Tensor, *cached: Tensor) -> tuple:
+    """Arguments like these to record a pass with: an empty cache with room for its slots."""
+    k, v, kv_len, visual, positions = cached
+    slots = tokens.shape[1]
+    room = max(slots, int(depths.max()) + 1)
+    return (
+        torch.zeros_like(tokens),
+        depths.clone(),
+        ancestors.clone(),
+        torch.zeros_like(k[..., :room, :]),
+        torch.zeros_like(v[..., :room, :]),
+        torch.zeros_like(kv_len),
+        torch.zeros_like(visual[:, :room]),
+        torch.zeros_like(positions[..., :room]),
+    )
 
 
 def check_pair(target: Model, draft: Model) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from lvspec.models import StepOutput
@@ -16,9 +15,9 @@ from lvspec.models import StepOutput
 Scorer = Callable[[StepOutput], Tensor]
 
 
-def _mean_over(scores: list[Tensor], layers: Sequence[int] | None) -> Tensor:
-    chosen = scores if layers is None else [scores[layer] for layer in layers]
-    return torch.stack(chosen).mean(dim=(0, 2))
+def _mean_over(scores: Tensor, layers: Sequence[int] | None) -> Tensor:
+    chosen = scores if layers is None else scores[list(layers)]
+    return chosen.mean(dim=(0, 2))
 
 
 def attention_peak(output: StepOutput, *, layers: Sequence[int] | None = None) -> Tensor:

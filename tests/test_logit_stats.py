@@ -5,9 +5,9 @@ import math
 import numpy
 import pytest
 import torch
-from lvspec.kernels.workspace import logit_stats_bytes
 
 from lvspec import ops
+from lvspec.kernels.workspace import logit_stats_bytes
 
 DTYPES = ops.float_dtypes("cpu")
 KERNEL = ops.active_backend("cpu") == "triton"  # in its interpreter: fewer rows

@@ -149,7 +149,10 @@ def test_tree_step_is_sequential_decoding(target, prompts, prefilled, scores):
             assert tensor[:, sequence, :, :length].equal(before[:, sequence, :, :length])
             assert tensor[:, sequence, :, end:].equal(before[:, sequence, :, end:])
             assert not tensor[:, sequence, :, length:end].equal(before[:, sequence, :, length:end])
-    assert len(output.masses) == len(output.peaks) == (2 if scores else 0)
+    if not scores:
+        assert output.masses is None and output.peaks is None
+        return
+    assert len(output.masses) == len(output.peaks) == 2
     for mass, peak in zip(output.masses, output.peaks):
         assert mass.shape == peak.shape == (3, 4, len(TREE))
         assert (peak[:2] > 0).all() and (peak <= mass).all() and (mass <= 1).all()

@@ -24,7 +24,7 @@ LEVELS = [
     {"policy", "config", "tree", "stats", "trace", "video", "preprocess", "environment"},
     {"reference"},
     {"ops"},
-    {"cache", "attention", "relevance", "models", "processing", "loading"},
+    {"cache", "capture", "attention", "relevance", "models", "processing", "loading"},
     {"draft", "verify", "accept", "commit", "graph"},
     {"generate"},
     {"calibrate", "report", "terminal", "shapes"},

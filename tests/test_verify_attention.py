@@ -447,3 +447,28 @@ def test_piece_length():
     assert ops.piece_length(65536, 2) == 512 and ops.piece_length(10**6, 8) == 4096
     plan = ops.plan_splits(torch.ones(1, 1000, dtype=torch.uint8), torch.tensor([900]))
     assert plan.start[0, :3].tolist() == [0, 128, 256] and plan.start[0, 8:].tolist() == [900]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("with_plan", [False, True])
+def test_bits_on_a_device(dtype, with_plan):
+    """One slot takes a tile of 16 rows, seventeen one of 128: the same bits for the row they share.
+
+    Matrix instructions of different shapes must add the dimensions in the same order for this.
+    """
+    q, k_cache, v_cache, kv_len, ancestors, visual = (
+        x.cuda() for x in problem(2, 40, 8, 17, 3000, 128, dtype)
+    )
+    visual[:, 2000:] = 0
+    kv_len.fill_(2500)
+    plan = None
+    if with_plan:
+        plan = ops.plan_splits(visual.cpu(), torch.tensor([2000, 2000]))
+        plan = ops.SplitPlan(*(table.cuda() for table in plan))
+    rest = (k_cache, v_cache, kv_len)
+    many = ops.verify_attention(q, *rest, ancestors, visual, plan=plan)
+    one = ops.verify_attention(q[:, :, :1], *rest, ancestors[:, :1], visual, plan=plan)
+    for name, ours, theirs in zip(many._fields, many, one):
+        assert torch.equal(ours[:, :, :1], theirs), name

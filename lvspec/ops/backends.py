@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import torch
 
+from lvspec.ops import cpp_backend
+
 VARIABLE = "LVSPEC_BACKEND"
 
-_REFERENCE_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_KERNEL_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_ALL_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TRITON_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Backend(NamedTuple):
@@ -53,13 +55,14 @@ def active_backend(device_type: str) -> str:
     """Name of the backend that computes on tensors of a device type, such as "cuda"."""
     if REQUESTED is not None:
         return REQUESTED
-    return "triton" if device_type == "cuda" else "reference"
+    if device_type == "cuda":
+        return "triton"
+    return "cpp" if device_type == "cpu" and _CPP_PROBLEM is None else "reference"
 
 
 def float_dtypes(device_type: str) -> tuple[torch.dtype, ...]:
     """Types of logits, queries and caches that the active backend of a device type takes."""
-    is_reference = active_backend(device_type) == "reference"
-    return _REFERENCE_FLOATS if is_reference else _KERNEL_FLOATS
+    return _TRITON_FLOATS if active_backend(device_type) == "triton" else _ALL_FLOATS
 
 
 def triton_is_interpreted() -> bool:
@@ -68,7 +71,9 @@ def triton_is_interpreted() -> bool:
 
 
 def _cpp() -> Backend:
-    return Backend(False, "this version of lvspec has no C++ operations")
+    if _CPP_PROBLEM is not None:
+        return Backend(False, _CPP_PROBLEM)
+    return Backend(True, "CPU")
 
 
 def _triton() -> Backend:
@@ -81,6 +86,13 @@ def _triton() -> Backend:
     return Backend(False, "no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)")
 
 
+_CPP_PROBLEM = cpp_backend.why_missing()
+
 REQUESTED = requested_backend()
 """What LVSPEC_BACKEND asked for when `lvspec.ops` was imported; an impossible request fails here,
 not at the first call."""
+
+if REQUESTED in (None, "cpp") and _CPP_PROBLEM is None:
+    _CPP_PROBLEM = cpp_backend.load()
+    if REQUESTED == "cpp" and _CPP_PROBLEM is not None:
+        raise RuntimeError(f"{VARIABLE}=cpp, but that backend is not available: {_CPP_PROBLEM}")

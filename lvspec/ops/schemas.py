@@ -296,6 +296,8 @@ def _register() -> None:
         triton_backend.register(library, "CUDA")
     if REQUESTED == "triton":
         triton_backend.register(library, "CPU")
+    if REQUESTED == "cpp":
+        triton_backend.refuse(library, "CUDA")
 
 
 _register()

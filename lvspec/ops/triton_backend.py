@@ -32,6 +32,18 @@ def register(library: torch.library.Library, key: str) -> None:
         library.impl(name, _launcher(name, key), key)
 
 
+def refuse(library: torch.library.Library, key: str) -> None:
+    """Raise for tensors of dispatch key `key`, for which the backend that was asked for is none."""
+
+    def refused(*arguments: Any) -> Any:
+        raise RuntimeError(
+            f"lvspec.ops: expected tensors on the CPU, as {VARIABLE} asks for, got {key} tensors"
+        )
+
+    for name in OPERATIONS:
+        library.impl(name, refused, key)
+
+
 def _launcher(name: str, key: str) -> Callable[..., Any]:
     loaded: list[Callable[..., Any]] = []
 

@@ -1,0 +1,2 @@
+#define LVSPEC_ARCH avx2
+#include "arch.inc"

@@ -1,0 +1,2 @@
+#define LVSPEC_ARCH avx512
+#include "arch.inc"

@@ -1,0 +1,2 @@
+#define LVSPEC_ARCH portable
+#include "arch.inc"

@@ -1,0 +1,141 @@
+// What the kernels are given: raw pointers, sizes and strides, nothing of torch.
+//
+// Strides count elements. Meaning, shapes and ranges are those of lvspec.reference; the caller has
+// checked them. Tensors without a stride here are contiguous.
+#pragma once
+
+#include <cstdint>
+
+namespace lvspec {
+
+enum class Type : int32_t { f32, bf16, f16, f64, f8_e4m3 };
+
+// Calls body(begin, end, context) on ranges that together are [0, count), on any threads.
+using ParallelFor = void (*)(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                             void* context);
+
+struct VerifyAttention {
+  Type type, stored;  // of q and out; of the caches
+  const void *q, *k_cache, *v_cache;
+  const int32_t* kv_len;
+  const int64_t* ancestors;
+  const uint8_t* visual;
+  double scale;
+  const int32_t* block_table;  // null: not paged
+  const int32_t *plan_start, *plan_end, *plan_kind;  // null: no plan
+  const float *k_scale, *v_scale;  // null: 1
+  void *out, *lse;
+  void *mass, *peak;  // null: not wanted
+  int64_t batch_size, num_q_heads, num_kv_heads, num_slots, head_dim, capacity;
+  int64_t page_size, max_pages, num_pages, num_pieces;
+  int64_t q_stride[4], k_stride[4], v_stride[4];
+  ParallelFor parallel_for;
+};
+
+// The most draft slots a pass has; `accept` keeps a sequence of them on the stack.
+constexpr int64_t kMaxSlots = 64;
+
+struct Accept {
+  Type type;                            // of logits; statistics are float64 where these are
+  Type relevance_type, regret_used_type;  // f32 or f64
+  const void* logits;
+  const int64_t* tokens;
+  const int32_t *parents, *num_slots, *top_ids;
+  const void *top_logits, *lse, *entropy;
+  const void *relevance, *regret_used;  // null: not given
+  const int64_t *strict_ids, *eos_ids;
+  double anchor_threshold, max_regret;
+  int64_t top_k;
+  double min_log_prob, typical_log_eps, typical_log_delta, min_entropy;
+  int64_t entropy_top, shift_window, window, max_run;
+  double regret_budget;
+  int32_t *path, *num_accepted;
+  int64_t* bonus_id;
+  uint8_t* kind;
+  void* regret;
+  int64_t batch_size, num_rows, vocabulary, kept, num_strict_ids, num_eos_ids;
+  int64_t logits_stride[3], tokens_stride[2], parents_stride[2], num_slots_stride;
+  int64_t top_ids_stride[3], top_logits_stride[3], lse_stride[2], entropy_stride[2];
+  int64_t relevance_stride[2], regret_used_stride;
+  ParallelFor parallel_for;
+};
+
+struct AcceptSampled {
+  Type type, draft_type;
+  const void *logits, *draft_logits;  // draft_logits null: chosen without sampling
+  const int64_t* tokens;
+  const int32_t* num_slots;
+  const float* uniforms;
+  double temperature;
+  int32_t *path, *num_accepted;
+  int64_t* bonus_id;
+  uint8_t* kind;
+  void* regret;
+  int64_t batch_size, num_rows, vocabulary, draft_vocabulary;
+  int64_t logits_stride[3], draft_stride[3], tokens_stride[2], num_slots_stride;
+  int64_t uniforms_stride[2];
+  ParallelFor parallel_for;
+};
+
+struct LogitStats {
+  Type type;
+  const void* logits;
+  int32_t* top_ids;
+  void *top_logits, *lse, *entropy;
+  int64_t batch_size, num_slots, vocabulary, top_k;
+  int64_t stride[3];
+  ParallelFor parallel_for;
+};
+
+struct ExpandTree {
+  Type type;
+  const void *logits, *log_probs;
+  const int32_t* slots;
+  int64_t* out_tokens;
+  int32_t* out_parents;
+  void* out_log_probs;
+  int64_t batch_size, num_nodes, vocabulary, width, top_k;
+  int64_t logits_stride[3], log_probs_stride[2], slots_stride[2];
+  ParallelFor parallel_for;
+};
+
+struct CommitKv {
+  int64_t element_size;
+  void *k_cache, *v_cache;
+  const int32_t *kv_len, *path, *num_accepted;
+  int64_t num_layers, batch_size, num_kv_heads, capacity, head_dim, num_slots;
+  int64_t k_stride[5], v_stride[5];
+  ParallelFor parallel_for;
+};
+
+struct VisualImportance {
+  Type type;
+  const void *q, *k_cache;
+  const int32_t* kv_len;
+  const uint8_t* visual;
+  const void* lse;
+  double scale;
+  void* out;
+  int64_t batch_size, num_q_heads, num_kv_heads, num_rows, capacity, head_dim;
+  int64_t q_stride[4], k_stride[4];
+  ParallelFor parallel_for;
+};
+
+struct Kernels {
+  const char* name;
+  void (*verify_attention)(const VerifyAttention&);
+  void (*accept)(const Accept&);
+  void (*accept_sampled)(const AcceptSampled&);
+  void (*logit_stats)(const LogitStats&);
+  void (*expand_tree)(const ExpandTree&);
+  void (*commit_kv)(const CommitKv&);
+  void (*visual_importance)(const VisualImportance&);
+};
+
+const Kernels& portable_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+#endif
+
+}  // namespace lvspec

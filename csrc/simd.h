@@ -1,0 +1,109 @@
+// Vectors of the compiler's own, as wide as the instruction set this file is compiled for.
+//
+// Every kernel header is compiled once per instruction set into a namespace of its own
+// (LVSPEC_ARCH); which one runs is chosen when the library is loaded. Nothing here may be an inline
+// function of the standard library: the linker keeps one copy of those, perhaps the one with
+// instructions that this processor does not have.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifndef LVSPEC_ARCH
+#error "compile csrc/arch_*.cpp, which say for which instruction set"
+#endif
+
+#if defined(__AVX512F__)
+#define LVSPEC_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define LVSPEC_VECTOR_BYTES 32
+#else
+#define LVSPEC_VECTOR_BYTES 16
+#endif
+
+namespace lvspec::LVSPEC_ARCH {
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(LVSPEC_VECTOR_BYTES)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+template <class T>
+constexpr int64_t kLanes = LVSPEC_VECTOR_BYTES / sizeof(T);
+
+template <class T>
+static inline Vec<T> load(const T* from) {
+  Vec<T> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class T>
+static inline void store(T* to, Vec<T> v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+template <class T>
+static inline Vec<T> broadcast(T x) {
+  return x - Vec<T>{};  // minus, not plus: -0.0 + 0.0 is 0.0
+}
+
+template <class T>
+static inline T sum_lanes(Vec<T> v) {
+  // Halves onto halves: a fixed order, whatever the compiler makes of it.
+  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) v[i] += v[i + half];
+  return v[0];
+}
+
+template <class T>
+static inline T max_lanes(Vec<T> v) {
+  T best = v[0];
+  for (int64_t i = 1; i < kLanes<T>; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// a where it is larger or equal, else b: with NaN in a, b.
+template <class T>
+static inline Vec<T> maximum(Vec<T> a, Vec<T> b) {
+  return a >= b ? a : b;
+}
+
+// exp for x <= 0 (and NaN): relative error below 2 ulp, 0 below -87.3. Cephes' polynomial on
+// [-ln2/2, ln2/2], ln 2 in two parts.
+static inline Vec<float> exp_nonpositive(Vec<float> x) {
+  using Ints = Vec<int32_t>;
+  const Vec<float> lowest = broadcast(-87.33654f);
+  const Ints underflow = x < lowest;
+  const Vec<float> bounded = underflow ? lowest : x;
+  const Vec<float> shifter = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec<float> shifted = bounded * 1.44269504f + shifter;
+  const Vec<float> n = shifted - shifter;
+  Vec<float> r = bounded - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  Vec<float> p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const Vec<float> y = p * r * r + r + 1.0f;
+  Ints bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23);  // n's low bits are the low bits of `shifted`
+  Ints value;
+  std::memcpy(&value, &y, sizeof value);
+  value += bits;
+  Vec<float> result;
+  std::memcpy(&result, &value, sizeof result);
+  return underflow ? Vec<float>{} : result;
+}
+
+static inline Vec<double> exp_nonpositive(Vec<double> x) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) x[i] = ::exp(x[i]);
+  return x;
+}
+
+}  // namespace lvspec::LVSPEC_ARCH

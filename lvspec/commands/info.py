@@ -1,0 +1,73 @@
+"""`lvspec info`: what is installed, who computes, and why something is missing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "info", help="versions, backends and devices", description=__doc__
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    facts = collect()
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for section, entries in facts.items():
+        print(section)
+        for name, value in entries.items():
+            print(f"  {name:<20} {value}")
+    return 0
+
+
+def collect() -> dict[str, dict[str, Any]]:
+    """Everything that the command prints, by section."""
+    import torch
+
+    from lvspec import ops
+    from lvspec.environment import environment
+    from lvspec.ops import cpp_backend
+
+    on_cuda = torch.cuda.is_available()
+    versions = environment("cuda" if on_cuda else "cpu")
+    backends = {
+        name: f"{'yes' if backend else 'no '}  {backend.reason}"
+        for name, backend in ops.backends().items()
+    }
+    used = {kind: ops.active_backend(kind) for kind in ("cpu", "cuda")}
+    if used["cpu"] == "cpp":
+        used["cpu"] += f" ({cpp_backend.instruction_set()})"
+    devices = {"cpu": f"{versions['cpu']}, {versions['threads']} threads"}
+    if on_cuda:
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            memory = properties.total_memory / 2**30
+            devices[f"cuda:{index}"] = (
+                f"{properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB"
+            )
+    else:
+        built = torch.version.cuda
+        devices["cuda"] = (
+            f"no device (torch is built {f'for CUDA {built}' if built else 'for CPU'})"
+        )
+    optional = {
+        name: "yes" if importlib.util.find_spec(name) else "no"
+        for name in ("flash_attn", "flashinfer", "torchvision")
+    }
+    names = ("lvspec", "commit", "python", "torch", "transformers", "triton", "platform")
+    return {
+        "versions": {**{name: versions[name] for name in names}, "executable": sys.executable},
+        "backends": backends,
+        "computes": used,
+        "devices": devices,
+        "optional packages": optional,
+    }

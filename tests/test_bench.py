@@ -1,0 +1,169 @@
+"""bench/: its scripts run on the CPU, refuse wrong results, and write the figures they promise."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCH = ROOT / "bench"
+OPERATIONS = {
+    "verify_attention",
+    "logit_stats",
+    "accept",
+    "accept_sampled",
+    "commit_kv",
+    "visual_importance",
+    "expand_tree",
+}
+FIGURES = {"bytes", "limit_ms", "gb_per_s", "share_of_copy", "launch_ms", "median_ms"}
+
+
+def run(*command, **variables):
+    """A command in the root, with the backend that the CPU has by itself."""
+    dropped = ("LVSPEC_BACKEND", "TRITON_INTERPRET", "PYTHONPATH", "PYTEST_ADDOPTS")
+    env = {key: value for key, value in os.environ.items() if key not in dropped}
+    env |= {"OMP_NUM_THREADS": "1", **variables}
+    command = [str(part) for part in command]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+
+
+def run_benchmarks(*options, **variables):
+    pytest_here = (sys.executable, "-P", "-m", "pytest", "-q", "--bench-device=cpu")
+    return run(*pytest_here, *sorted(BENCH.glob("bench_*.py")), *options, **variables)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "micro.json"
+    done = run_benchmarks(f"--benchmark-json={path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path
+
+
+def test_every_operation_has_a_benchmark_and_its_figures(results):
+    document = json.loads(results.read_text())
+    facts = document["machine_info"]["lvspec"]
+    assert {"commit", "torch", "device_name"} <= facts["environment"].keys()
+    assert facts["limits"]["copy_gb_per_s"] > 0
+    assert "node" not in document["machine_info"]
+    found = set()
+    for benchmark in document["benchmarks"]:
+        info = benchmark["extra_info"]
+        found.add(info["operation"])
+        assert FIGURES <= info.keys()
+        assert info["bytes"] > 0 and info["p20_ms"] <= info["median_ms"] <= info["p80_ms"]
+        for peer in info["peers"].values():
+            assert ("median_ms" in peer) != ("unavailable" in peer)
+    assert found == OPERATIONS
+
+
+def test_peers_run(results):
+    """Those that PyTorch alone can be, on at least one case each."""
+    document = json.loads(results.read_text())
+    measured = {
+        name
+        for benchmark in document["benchmarks"]
+        for name, peer in benchmark["extra_info"]["peers"].items()
+        if "median_ms" in peer
+    }
+    expected = {"eager, weights", "sdpa", "sdpa grouped", "torch", "specvlm", "fly", "index_copy"}
+    assert measured >= expected
+
+
+def test_summary(results, tmp_path):
+    path = tmp_path / "correctness.json"
+    script = (BENCH / "correctness.py", "--device", "cpu", "--operations", "commit_kv")
+    done = run(sys.executable, *script, "--json", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run(sys.executable, BENCH / "summary.py", results, path, tmp_path / "missing.json")
+    assert done.returncode == 0, done.stderr
+    assert OPERATIONS <= set(done.stdout.split())
+    assert "FileNotFoundError" in done.stdout and "commit_kv            18 ok" in done.stdout
+
+
+SPOIL = """
+import dataclasses, torch
+from lvspec import ops
+
+def spoiled(name):
+    original = getattr(ops, name)
+    def call(*arguments, **options):
+        result = original(*arguments, **options)
+        fields = [result] if isinstance(result, torch.Tensor) else list(result)
+        index = torch.zeros(fields[-1].dim(), dtype=torch.long).tolist()
+        fields[-1][tuple(index)] += 1
+        return result
+    setattr(ops, name, call)
+
+for name in ("verify_attention", "logit_stats", "accept", "accept_sampled", "visual_importance",
+             "expand_tree"):
+    spoiled(name)
+ops.commit_kv = lambda *arguments: None
+"""
+
+
+def test_a_wrong_result_is_not_timed(tmp_path):
+    (tmp_path / "spoil.py").write_text(SPOIL)
+    path = tmp_path / "micro.json"
+    options = ("-p", "spoil", f"--benchmark-json={path}", "--no-peers", "--tb=line")
+    done = run_benchmarks(*options, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1, done.stdout + done.stderr
+    document = json.loads(path.read_text())
+    timed = {benchmark["name"] for benchmark in document["benchmarks"]}
+    # Only commits that move nothing are right without doing anything.
+    assert timed and all(name.startswith("test_commit_kv") for name in timed)
+    assert not any("s9" in name and "tree" in name for name in timed)
+
+
+@pytest.mark.parametrize("peer", ["specvlm", "fly"])
+def test_acceptance_peers_accept_what_we_do(peer, tmp_path):
+    """The comparison is of like with like: the same number of tokens under the same rule."""
+    script = tmp_path / "compare.py"
+    script.write_text(
+        "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
+        "import cases, peers; from lvspec import ops; from lvspec.policy import AcceptancePolicy\n"
+        "policy = AcceptancePolicy.preset('strict' if sys.argv[2] == 'specvlm' else 'fly')\n"
+        "chosen = [cases.Case(cases.SMALL, 0, s, 40, t) for s in (2, 9, 33) for t in (0, 1)]\n"
+        "for case in chosen[:: 1 if sys.argv[2] == 'specvlm' else 2]:\n"
+        "    inputs = cases.accept_inputs(case, torch.device('cpu'), torch.float32)\n"
+        "    theirs = peers.ACCEPT[sys.argv[2]](case, inputs)()\n"
+        "    theirs = theirs[0] if isinstance(theirs, tuple) else theirs\n"
+        "    ours = ops.accept(*inputs, policy).num_accepted\n"
+        "    assert torch.equal(ours.long(), theirs.long()), (case, ours, theirs)\n"
+        "    print(ours.float().mean().item())\n"
+    )
+    done = run(sys.executable, script, BENCH, peer)
+    assert done.returncode == 0, done.stderr
+    assert max(map(float, done.stdout.split())) > 1
+
+
+def test_gpu_script_explains_itself(tmp_path):
+    assert run("bash", "-n", BENCH / "gpu.sh").returncode == 0
+    done = run("bash", BENCH / "gpu.sh", "--help")
+    assert done.returncode == 0 and "correctness, micro, e2e, profile" in done.stdout
+    done = run("bash", BENCH / "gpu.sh", "macro")
+    assert done.returncode == 2 and "got macro" in done.stderr
+
+
+def test_gpu_script_without_a_gpu(tmp_path):
+    variables = {"DEVICE": "cpu", "OUT": str(tmp_path), "PYTHON": sys.executable}
+    done = run("bash", BENCH / "gpu.sh", "profile", **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "cpu-gpu.log",
+        "cpu-profile.json",
+        "cpu-summary.txt",
+    }
+    assert "hf sdpa, 13 rows" in done.stdout
+
+
+def test_operation_tests_run_on_a_named_device():
+    """The plugin that takes the tests of the operations to a GPU, here to the CPU."""
+    pytest_here = (sys.executable, "-P", "-m", "pytest", "-q", "-p", "default_device")
+    variables = {"PYTHONPATH": str(BENCH), "LVSPEC_TEST_DEVICE": "cpu"}
+    done = run(*pytest_here, "tests/test_commit_kv.py", "-k", "float8", **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
