@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint venv train clean
+.PHONY: demo test lint sanitize venv train clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.for-use
@@ -30,6 +30,30 @@ OPERATION_TESTS = $(addprefix tests/test_,$(addsuffix .py,verify_attention logit
 
 lint: $(VENV)/.for-tests
 	$(BIN)/ruff check .
+
+# The C++ operations on random arrays, under the sanitizers of g++ or clang++. Needs no Python.
+#   make sanitize ROUNDS=3000 SEED=7
+ROUNDS ?= 300
+SEED   ?= 1
+
+sanitize: build/sanitize/fuzz
+	$< $(ROUNDS) $(SEED)
+
+SANITIZE = $(CXX) -std=c++17 -O1 -g -Wall -Wextra -Wno-psabi -fsanitize=address,undefined \
+	-fno-sanitize-recover=all -fno-omit-frame-pointer
+INSTRUCTION_SETS = portable $(if $(filter x86_64,$(shell uname -m)),avx2 avx512)
+AVX2_FLAGS   = -mavx2 -mfma -mf16c
+AVX512_FLAGS = $(AVX2_FLAGS) -mavx512f -mavx512bw -mavx512dq -mavx512vl
+
+build/sanitize/arch_avx2.o: SANITIZE += $(AVX2_FLAGS)
+build/sanitize/arch_avx512.o: SANITIZE += $(AVX512_FLAGS)
+
+build/sanitize/%.o: csrc/%.cpp $(wildcard csrc/*.h csrc/*.inc)
+	mkdir -p $(@D)
+	$(SANITIZE) -c $< -o $@
+
+build/sanitize/fuzz: build/sanitize/fuzz.o $(INSTRUCTION_SETS:%=build/sanitize/arch_%.o)
+	$(SANITIZE) $^ -o $@
 
 venv: $(VENV)/.for-tests
 

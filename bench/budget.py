@@ -252,8 +252,8 @@ def regressions(figures: dict[str, int], budget: dict[str, int]) -> list[str]:
     """What is worse than in the committed table."""
     found = []
     for field in ("registers", "shared", "bytes"):
-        if figures[field] > budget[field]:
-            found.append(f"{field}: {figures[field]}, expected at most {budget[field]}")
+        if figures[field] > budget.get(field, 0):
+            found.append(f"{field}: {figures[field]}, expected at most {budget.get(field)}")
     for field in ("occupancy", "cp.async", "mma.sync", "wgmma", "tcgen05"):
         worse = figures[field] < budget[field] if field == "occupancy" else False
         lost = budget[field] > 0 and figures[field] == 0

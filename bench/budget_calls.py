@@ -152,9 +152,13 @@ def _cache_calls() -> list[Call]:
         (torch.float32, 256),
     ):
         name = str(dtype).removeprefix("torch.")
-        q, cache = (_empty(1, heads, 32, head_dim, dtype=dtype) for heads in (40, 8))
-        scored = (_int32(1), _empty(1, 32, dtype=torch.uint8), _empty(1, 40, 32), 0.125)
-        calls.append(_call("visual_importance", f"{name} D={head_dim}", q, cache, *scored))
+        for rows in (1, 4, 32):  # tiles of 16, 32 and 64 rows at most
+            q = _empty(1, 40, rows, head_dim, dtype=dtype)
+            cache = _empty(1, 8, 32, head_dim, dtype=dtype)
+            scored = (_int32(1), _empty(1, 32, dtype=torch.uint8), _empty(1, 40, rows), 0.125)
+            calls.append(
+                _call("visual_importance", f"{name} D={head_dim} R={rows}", q, cache, *scored)
+            )
     return calls
 
 

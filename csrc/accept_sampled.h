@@ -222,7 +222,8 @@ static int64_t accept_sampled_chain(const AcceptSampled& a, int64_t sequence, in
   SampledRow<A> target{}, draft{};
   double temperature = a.temperature;
   // What the type rounds to 0 or inf would make NaN of 0 / 0 and -inf / inf.
-  const double least = sizeof(A) == 4 ? FLT_MIN : DBL_MIN, most = sizeof(A) == 4 ? FLT_MAX : DBL_MAX;
+  const double least = sizeof(A) == 4 ? FLT_MIN : DBL_MIN;
+  const double most = sizeof(A) == 4 ? FLT_MAX : DBL_MAX;
   temperature = temperature < least ? least : temperature > most ? most : temperature;
   target.temperature = draft.temperature = A(temperature);
   target.type = a.type, draft.type = a.draft_type;

@@ -29,8 +29,9 @@ struct ScoringRows {
 };
 
 static inline Vec<float> exp_of_any(Vec<float> x) {
-  // x + inf: inf where exp overflows, NaN for NaN.
-  return x <= broadcast(88.72283f) ? exp_nonpositive(x) : x + INFINITY;
+  // The algorithm holds up to where exp overflows. x + inf: inf from there on, NaN for NaN.
+  const Vec<int32_t> fits = x <= broadcast(88.72283f);
+  return fits ? exp_nonpositive(fits ? x : Vec<float>{}) : x + INFINITY;
 }
 
 static inline Vec<double> exp_of_any(Vec<double> x) { return exp_nonpositive(x); }

@@ -114,26 +114,32 @@ def visual_importance_kernel(
     )
 
 
-# By bytes per number and by whether head_dim is beyond 128. The larger the block of keys, the fewer
-# times q comes from L2; what bounds it is registers, of which none may spill.
+# By bytes per number and largest head dimension. The larger the block of keys, the fewer times q
+# comes from L2; what bounds it is registers, of which none may spill with triton 3.6 or 3.9.
 _LAUNCH = {
     "sm80": {
-        (2, False): {"block_m": 32, "block_n": 64, "num_warps": 4, "num_stages": 2},
-        (2, True): {"block_m": 16, "block_n": 64, "num_warps": 8, "num_stages": 2},
-        (4, False): {"block_m": 32, "block_n": 16, "num_warps": 4, "num_stages": 1},
-        (4, True): {"block_m": 16, "block_n": 16, "num_warps": 8, "num_stages": 1},
+        (2, 64): {"block_m": 32, "block_n": 64, "num_warps": 4, "num_stages": 2},
+        (2, 128): {"block_m": 32, "block_n": 64, "num_warps": 4, "num_stages": 2},
+        (2, 256): {"block_m": 16, "block_n": 64, "num_warps": 8, "num_stages": 2},
+        (4, 64): {"block_m": 32, "block_n": 16, "num_warps": 4, "num_stages": 1},
+        (4, 128): {"block_m": 32, "block_n": 16, "num_warps": 4, "num_stages": 1},
+        (4, 256): {"block_m": 16, "block_n": 16, "num_warps": 8, "num_stages": 1},
     },
     "sm90": {
-        (2, False): {"block_m": 64, "block_n": 128, "num_warps": 8, "num_stages": 3},
-        (2, True): {"block_m": 64, "block_n": 64, "num_warps": 8, "num_stages": 2},
-        (4, False): {"block_m": 16, "block_n": 16, "num_warps": 4, "num_stages": 1},
-        (4, True): {"block_m": 16, "block_n": 16, "num_warps": 8, "num_stages": 1},
+        (2, 64): {"block_m": 64, "block_n": 128, "num_warps": 8, "num_stages": 3},
+        (2, 128): {"block_m": 64, "block_n": 128, "num_warps": 8, "num_stages": 3},
+        (2, 256): {"block_m": 64, "block_n": 64, "num_warps": 8, "num_stages": 2},
+        (4, 64): {"block_m": 16, "block_n": 16, "num_warps": 4, "num_stages": 1},
+        (4, 128): {"block_m": 16, "block_n": 16, "num_warps": 4, "num_stages": 1},
+        (4, 256): {"block_m": 16, "block_n": 16, "num_warps": 8, "num_stages": 1},
     },
     "sm100": {
-        (2, False): {"block_m": 32, "block_n": 128, "num_warps": 8, "num_stages": 3},
-        (2, True): {"block_m": 32, "block_n": 64, "num_warps": 4, "num_stages": 2},
-        (4, False): {"block_m": 16, "block_n": 16, "num_warps": 4, "num_stages": 1},
-        (4, True): {"block_m": 16, "block_n": 16, "num_warps": 8, "num_stages": 1},
+        (2, 64): {"block_m": 64, "block_n": 64, "num_warps": 8, "num_stages": 3},
+        (2, 128): {"block_m": 32, "block_n": 64, "num_warps": 4, "num_stages": 2},
+        (2, 256): {"block_m": 32, "block_n": 64, "num_warps": 4, "num_stages": 2},
+        (4, 64): {"block_m": 16, "block_n": 16, "num_warps": 4, "num_stages": 1},
+        (4, 128): {"block_m": 16, "block_n": 16, "num_warps": 4, "num_stages": 1},
+        (4, 256): {"block_m": 16, "block_n": 16, "num_warps": 8, "num_stages": 1},
     },
 }
 
@@ -152,9 +158,9 @@ def visual_importance(
     group = num_q_heads // num_kv_heads
     importance = torch.empty((batch_size, capacity), dtype=torch.float32, device=q.device)
 
-    table = _LAUNCH[launch.device_class(q.device)][q.itemsize, head_dim > 128]
     block_d = max(16, triton.next_power_of_2(head_dim))
-    block_m = min(max(16, triton.next_power_of_2(group * num_rows)), table["block_m"])
+    table = _LAUNCH[launch.device_class(q.device)][q.itemsize, max(64, block_d)]
+    block_m = 16 if group * num_rows <= 16 else table["block_m"]
     block_n = table["block_n"]
     num_blocks = triton.cdiv(capacity, block_n)
     with launch.device_guard(q):

@@ -15,10 +15,10 @@ import torch
 from lvspec import ops, reference, tree
 from lvspec.policy import AcceptancePolicy
 
-# 28,000 cases, or 400 in Triton's interpreter, which takes about 15 ms for one.
+# 28,000 cases, or 3,000 in Triton's interpreter, which takes about 15 ms for one.
 INTERPRETED = ops.active_backend("cpu") == "triton"
 CASES_PER_BATCH = 8 if INTERPRETED else 40
-BATCHES = 50 if INTERPRETED else 700
+BATCHES = 375 if INTERPRETED else 700
 DTYPES = [
     dtype
     for dtype in (torch.float32, torch.float64, torch.bfloat16)
@@ -320,8 +320,9 @@ def test_equals_brute_force():
         policy = random_policy(rng, vocabulary)
         sequences = [random_sequence(rng, num_slots, vocabulary) for _ in range(CASES_PER_BATCH)]
         compare(sequences, policy, DTYPES[batch % len(DTYPES)], seen)
-    rare = {what: seen[what] for what in EXERCISED if seen[what] < 40}
-    assert INTERPRETED or not rare, f"the cases hardly exercise {rare}; all: {dict(seen)}"
+    enough = 1 if INTERPRETED else 40
+    rare = {what: seen[what] for what in EXERCISED if seen[what] < enough}
+    assert not rare, f"the cases hardly exercise {rare}; all: {dict(seen)}"
 
 
 EXERCISED = (

@@ -1,0 +1,341 @@
+// Calls every kernel of every instruction set with random sizes, strides and values, and compares.
+//
+//   fuzz [rounds] [seed]      a failure names the seed that repeats it: fuzz 1 SEED
+//
+// Meant for the sanitizers (make sanitize): every array ends where its data ends. A kernel must
+// give the same bits however its work is divided, write all of its results, and agree with the
+// other instruction sets: in ids and paths exactly, in numbers up to rounding. What results mean is
+// tested in Python.
+#define LVSPEC_ARCH fuzz
+
+#include "fuzz.h"
+
+namespace {
+
+// Arguments are as lvspec.ops lets them through.
+
+// Mostly small, now and then `most`.
+int64_t any_size(Random& random, int64_t most) {
+  const int64_t usual = most < 12 ? most : 12;
+  return random.one_in(4) ? random.between(1, most) : random.between(1, usual);
+}
+
+void fuzz_verify_attention(Random& random) {
+  lvspec::VerifyAttention a{};
+  a.type = any_float(random);
+  a.stored = random.one_in(5) ? Type::f8_e4m3 : a.type;
+  a.batch_size = random.between(1, 3);
+  a.num_kv_heads = random.between(1, 3);
+  a.num_q_heads = a.num_kv_heads * random.between(1, 4);
+  a.num_slots = any_size(random, 64);
+  a.head_dim = any_size(random, 130);
+  a.scale = 1 / std::sqrt(double(a.head_dim));
+  const bool is_paged = random.one_in(3), is_scattered = random.one_in(2);
+  Array q = numbers(random, a.type, {a.batch_size, a.num_q_heads, a.num_slots, a.head_dim},
+                    is_scattered, 1, false);
+  Shape cache_shape = {a.batch_size, a.num_kv_heads, a.num_slots + random.between(0, 150),
+                       a.head_dim};
+  a.capacity = cache_shape[2];
+  if (is_paged) {
+    a.page_size = cache_shape[2] = any_size(random, 40);
+    a.max_pages = (a.num_slots + a.page_size - 1) / a.page_size + random.between(0, 4);
+    a.num_pages = cache_shape[0] = random.between(1, 9);
+    a.capacity = a.page_size * a.max_pages;
+  }
+  Array k = numbers(random, a.stored, cache_shape, is_scattered, 1, false);
+  Array v = numbers(random, a.stored, cache_shape, is_scattered && random.one_in(2), 1, false);
+  // Of a table all entries are brought into range, so garbage is harmless.
+  Array table = integers<int32_t>(random, {a.batch_size, a.max_pages}, false, -2, 12);
+  Array kv_len = integers<int32_t>(random, {a.batch_size}, false, -1, a.capacity + 1);
+  Array ancestors(random, 8, {a.batch_size, a.num_slots}, false);
+  int64_t slot = 0;
+  ancestors.each([&](int64_t i) {
+    const uint64_t others = random.next() & random.next();
+    ancestors.as<int64_t>()[i] = int64_t(others | uint64_t(1) << slot++ % a.num_slots);
+  });
+  if (random.one_in(8)) ancestors.as<int64_t>()[0] = 0;
+  Array visual = integers<uint8_t>(random, {a.batch_size, a.capacity}, false, 0, 2);
+  a.num_pieces = random.between(1, 6);
+  const Shape plan_shape = {a.batch_size, a.num_pieces};
+  Array start = integers<int32_t>(random, plan_shape, false, 0, a.capacity);
+  Array end = integers<int32_t>(random, plan_shape, false, 0, a.capacity);
+  Array kind = integers<int32_t>(random, plan_shape, false, -1, 2);
+  Array k_scale = numbers(random, Type::f32, {a.num_kv_heads}, false, 1, false);
+  Array v_scale = numbers(random, Type::f32, {a.num_kv_heads}, false, 1, false);
+  a.q = q.as<void>(), a.k_cache = k.as<void>(), a.v_cache = v.as<void>();
+  a.kv_len = kv_len.as<int32_t>();
+  a.ancestors = ancestors.as<int64_t>(), a.visual = visual.as<uint8_t>();
+  if (is_paged) a.block_table = table.as<int32_t>();
+  if (random.one_in(2)) {
+    a.plan_start = start.as<int32_t>(), a.plan_end = end.as<int32_t>();
+    a.plan_kind = kind.as<int32_t>();
+  }
+  if (a.stored != a.type || random.one_in(4)) {
+    a.k_scale = k_scale.as<float>();
+    if (random.one_in(2)) a.v_scale = v_scale.as<float>();
+  }
+  q.copy_strides(a.q_stride), k.copy_strides(a.k_stride), v.copy_strides(a.v_stride);
+  const int64_t rows = a.batch_size * a.num_q_heads * a.num_slots;
+  const Type statistics = accumulate(a.type);
+  std::vector<Output> outputs = {rounded(a.out, a.type, rows * a.head_dim),
+                                 rounded(a.lse, statistics, rows)};
+  if (random.one_in(2)) {
+    outputs.push_back(rounded(a.mass, statistics, rows));
+    outputs.push_back(rounded(a.peak, statistics, rows));
+  }
+  run("verify_attention", &Kernels::verify_attention, a, outputs);
+}
+
+int64_t any_vocabulary(Random& random) {
+  return random.one_in(3) ? random.between(1, 2600) : random.between(1, 40);
+}
+
+void fuzz_logit_stats(Random& random) {
+  lvspec::LogitStats a{};
+  a.type = any_float(random);
+  a.batch_size = random.between(0, 3), a.num_slots = random.between(0, 5);
+  a.vocabulary = any_vocabulary(random);
+  a.top_k = random.between(1, a.vocabulary < 16 ? a.vocabulary : 16);
+  const int64_t rows = a.batch_size * a.num_slots;
+  Array logits = numbers(random, a.type, {a.batch_size, a.num_slots, a.vocabulary},
+                         random.one_in(2), 3, true);
+  a.logits = logits.as<void>();
+  logits.copy_strides(a.stride);
+  Output top_logits = rounded(a.top_logits, accumulate(a.type), rows * a.top_k);
+  top_logits.comparison = Output::exact;
+  run("logit_stats", &Kernels::logit_stats, a,
+      {exact(a.top_ids, rows * a.top_k), top_logits, rounded(a.lse, accumulate(a.type), rows),
+       rounded(a.entropy, accumulate(a.type), rows)});
+}
+
+void fuzz_expand_tree(Random& random) {
+  lvspec::ExpandTree a{};
+  a.type = any_float(random);
+  a.batch_size = random.between(0, 3), a.num_nodes = any_size(random, 20);
+  a.vocabulary = any_vocabulary(random);
+  a.top_k = random.between(1, a.vocabulary < 16 ? a.vocabulary : 16);
+  a.width = random.between(1, a.num_nodes * a.top_k);
+  const Shape nodes = {a.batch_size, a.num_nodes};
+  Array logits = numbers(random, a.type, {a.batch_size, a.num_nodes, a.vocabulary},
+                         random.one_in(2), 3, true);
+  Array log_probs = numbers(random, accumulate(a.type), nodes, random.one_in(2), 2, true);
+  Array slots = integers<int32_t>(random, nodes, random.one_in(2), 0, 63);
+  a.logits = logits.as<void>(), a.log_probs = log_probs.as<void>();
+  a.slots = slots.as<int32_t>();
+  logits.copy_strides(a.logits_stride);
+  log_probs.copy_strides(a.log_probs_stride), slots.copy_strides(a.slots_stride);
+  const int64_t count = a.batch_size * a.width;
+  Output tokens = exact(a.out_tokens, count), parents = exact(a.out_parents, count);
+  tokens.comparison = parents.comparison = Output::left_to_caller;
+  const Type type = accumulate(a.type);
+  const auto results = run("expand_tree", &Kernels::expand_tree, a,
+                           {rounded(a.out_log_probs, type, count), tokens, parents});
+  // Rounding may swap two children whose log-probabilities are nearly equal.
+  for (int64_t i = 0; i < count; ++i) {
+    const double here = number(type, results[0][0].data(), i);
+    const bool is_first = i % a.width == 0, is_last = i % a.width == a.width - 1;
+    const double above = is_first ? INFINITY : number(type, results[0][0].data(), i - 1);
+    const double below = is_last ? here : number(type, results[0][0].data(), i + 1);
+    if (!(above - here > 0.01 && here - below > 0.01)) continue;
+    for (const std::vector<Bytes>& other : results)
+      require(std::memcmp(&results[0][1][size_t(8 * i)], &other[1][size_t(8 * i)], 8) == 0 &&
+                  std::memcmp(&results[0][2][size_t(4 * i)], &other[2][size_t(4 * i)], 4) == 0,
+              "expand_tree: child %d differs", int(i));
+  }
+}
+
+void fuzz_commit_kv(Random& random) {
+  lvspec::CommitKv a{};
+  a.element_size = int64_t(1) << random.between(0, 3);
+  a.num_layers = random.between(1, 3), a.batch_size = random.between(1, 3);
+  a.num_kv_heads = random.between(1, 3), a.head_dim = any_size(random, 70);
+  a.num_slots = any_size(random, 64), a.capacity = a.num_slots + random.between(0, 40);
+  const Shape shape = {a.num_layers, a.batch_size, a.num_kv_heads, a.capacity, a.head_dim};
+  Array k(random, a.element_size, shape, random.one_in(2));
+  Array v(random, a.element_size, shape, random.one_in(2));
+  for (char& byte : k.bytes) byte = char(random.next());
+  for (char& byte : v.bytes) byte = char(random.next());
+  Array kv_len = integers<int32_t>(random, {a.batch_size}, false, -1, a.capacity + 1);
+  Array path = integers<int32_t>(random, {a.batch_size, a.num_slots}, false, -1, a.num_slots + 1);
+  if (random.one_in(2)) {  // as `accept` returns it
+    int64_t slot = 0;
+    path.each([&](int64_t i) {
+      slot = i % a.num_slots == 0 ? 0 : slot + random.between(1, 3);
+      path.as<int32_t>()[i] = slot < a.num_slots ? int32_t(slot) : -1;
+    });
+  }
+  Array num_accepted = integers<int32_t>(random, {a.batch_size}, false, -1, a.num_slots + 1);
+  a.kv_len = kv_len.as<int32_t>(), a.path = path.as<int32_t>();
+  a.num_accepted = num_accepted.as<int32_t>();
+  k.copy_strides(a.k_stride), v.copy_strides(a.v_stride);
+  const auto in_place = [](void*& place, Array& x) {
+    const int64_t front = x.front * x.element, size = int64_t(x.bytes.size());
+    const auto put = [&place, front](void* p) { place = static_cast<char*>(p) + front; };
+    return Output{put, size, 1, Output::exact, {}, x.bytes};
+  };
+  run("commit_kv", &Kernels::commit_kv, a, {in_place(a.k_cache, k), in_place(a.v_cache, v)});
+}
+
+void fuzz_visual_importance(Random& random) {
+  lvspec::VisualImportance a{};
+  a.type = any_float(random);
+  a.batch_size = random.between(1, 3), a.num_kv_heads = random.between(1, 3);
+  a.num_q_heads = a.num_kv_heads * random.between(1, 4);
+  a.num_rows = any_size(random, 40), a.head_dim = any_size(random, 130);
+  a.capacity = random.between(1, 200);
+  a.scale = 1 / std::sqrt(double(a.head_dim));
+  Array q = numbers(random, a.type, {a.batch_size, a.num_q_heads, a.num_rows, a.head_dim},
+                    random.one_in(2), 1, false);
+  Array k = numbers(random, a.type, {a.batch_size, a.num_kv_heads, a.capacity, a.head_dim},
+                    random.one_in(2), 1, false);
+  Array lse = numbers(random, accumulate(a.type), {a.batch_size, a.num_q_heads, a.num_rows}, false,
+                      1, false);
+  Array visual = integers<uint8_t>(random, {a.batch_size, a.capacity}, false, 0, 2);
+  Array kv_len = integers<int32_t>(random, {a.batch_size}, false, -1, a.capacity + 1);
+  a.q = q.as<void>(), a.k_cache = k.as<void>(), a.lse = lse.as<void>();
+  a.visual = visual.as<uint8_t>(), a.kv_len = kv_len.as<int32_t>();
+  q.copy_strides(a.q_stride), k.copy_strides(a.k_stride);
+  run("visual_importance", &Kernels::visual_importance, a,
+      {rounded(a.out, accumulate(a.type), a.batch_size * a.capacity)});
+}
+
+void fuzz_accept(Random& random) {
+  lvspec::Accept a{};
+  a.type = any_float(random);
+  const Type statistics = accumulate(a.type);
+  a.batch_size = random.between(0, 4), a.num_rows = any_size(random, 64);
+  a.vocabulary = any_vocabulary(random);
+  a.kept = random.between(1, a.vocabulary < 16 ? a.vocabulary : 16);
+  const Shape slots = {a.batch_size, a.num_rows}, best = {a.batch_size, a.num_rows, a.kept};
+  const bool is_scattered = random.one_in(2);
+  Array logits = numbers(random, a.type, {a.batch_size, a.num_rows, a.vocabulary}, is_scattered, 2,
+                         true);
+  Array top_ids(random, 4, best, false), top_logits(random, size_of(statistics), best, false);
+  Array lse(random, size_of(statistics), slots, false), entropy = lse;
+  lvspec::LogitStats stats{};
+  stats.type = a.type, stats.logits = logits.as<void>(), stats.top_ids = top_ids.as<int32_t>();
+  stats.top_logits = top_logits.as<void>();
+  stats.lse = lse.as<void>(), stats.entropy = entropy.as<void>();
+  stats.batch_size = a.batch_size, stats.num_slots = a.num_rows;
+  stats.vocabulary = a.vocabulary, stats.top_k = a.kept;
+  logits.copy_strides(stats.stride);
+  stats.parallel_for = all_at_once;
+  lvspec::portable_kernels().logit_stats(stats);
+
+  Array num_slots = integers<int32_t>(random, {a.batch_size}, is_scattered, -1, a.num_rows + 1);
+  Array parents = integers<int32_t>(random, slots, is_scattered, -1, a.num_rows);
+  Array tokens = integers<int64_t>(random, slots, is_scattered, -1, a.vocabulary);
+  const int64_t keenness = random.between(2, 6), reach = random.one_in(2) ? 1 : a.num_rows;
+  for (int64_t b = 0; b < a.batch_size; ++b)
+    for (int64_t t = 1; t < a.num_rows; ++t) {  // most of them as a draft makes them
+      if (random.one_in(20)) continue;
+      const int64_t parent = random.between(t - reach < 0 ? 0 : t - reach, t - 1);
+      const int64_t rank = random.one_in(keenness) ? random.between(0, a.kept - 1) : 0;
+      parents.as<int32_t>()[b * parents.stride[0] + t * parents.stride[1]] = int32_t(parent);
+      tokens.as<int64_t>()[b * tokens.stride[0] + t * tokens.stride[1]] =
+          top_ids.as<int32_t>()[b * top_ids.stride[0] + parent * top_ids.stride[1] +
+                                rank * top_ids.stride[2]];
+    }
+  a.relevance_type = random.one_in(2) ? Type::f32 : Type::f64;
+  a.regret_used_type = random.one_in(2) ? Type::f32 : Type::f64;
+  Array relevance = numbers(random, a.relevance_type, slots, is_scattered, 1, true);
+  Array used = numbers(random, a.regret_used_type, {a.batch_size}, is_scattered, 1, true);
+  a.num_strict_ids = random.between(0, 3), a.num_eos_ids = random.between(0, 2);
+  Array strict = integers<int64_t>(random, {a.num_strict_ids}, false, 0, a.vocabulary);
+  Array eos = integers<int64_t>(random, {a.num_eos_ids}, false, 0, 2 * a.vocabulary);
+  a.logits = logits.as<void>(), a.tokens = tokens.as<int64_t>();
+  a.parents = parents.as<int32_t>(), a.num_slots = num_slots.as<int32_t>();
+  a.top_ids = top_ids.as<int32_t>(), a.top_logits = top_logits.as<void>();
+  a.lse = lse.as<void>(), a.entropy = entropy.as<void>();
+  if (!random.one_in(4)) a.relevance = relevance.as<void>();
+  if (random.one_in(2)) a.regret_used = used.as<void>();
+  a.strict_ids = strict.as<int64_t>(), a.eos_ids = eos.as<int64_t>();
+  const auto limit = [&](double value, double off) { return random.one_in(3) ? value : off; };
+  a.anchor_threshold = limit(random.normal(), random.one_in(4) ? -INFINITY : INFINITY);
+  a.max_regret = limit(4 * random.uniform(), INFINITY);
+  a.top_k = random.one_in(3) ? random.between(1, a.kept) : 0;
+  a.min_log_prob = limit(-4 * random.uniform(), -INFINITY);
+  a.typical_log_eps = limit(-4 * random.uniform(), -INFINITY);
+  a.typical_log_delta = random.normal();
+  a.min_entropy = limit(random.uniform(), -INFINITY);
+  a.entropy_top = random.between(1, a.kept);
+  a.shift_window = random.one_in(2) ? random.between(0, 4) : 0;
+  a.window = random.one_in(3) ? random.between(0, 3) : 0;
+  a.max_run = random.one_in(3) ? random.between(1, 3) : 63;
+  a.regret_budget = limit(9 * random.uniform(), INFINITY);
+  logits.copy_strides(a.logits_stride), tokens.copy_strides(a.tokens_stride);
+  parents.copy_strides(a.parents_stride), num_slots.copy_strides(&a.num_slots_stride);
+  top_ids.copy_strides(a.top_ids_stride), top_logits.copy_strides(a.top_logits_stride);
+  lse.copy_strides(a.lse_stride), entropy.copy_strides(a.entropy_stride);
+  relevance.copy_strides(a.relevance_stride), used.copy_strides(&a.regret_used_stride);
+  const int64_t count = a.batch_size * a.num_rows;
+  Output regret = rounded(a.regret, statistics, a.batch_size);
+  regret.comparison = Output::exact;
+  run("accept", &Kernels::accept, a,
+      {exact(a.path, count), exact(a.num_accepted, a.batch_size), exact(a.bonus_id, a.batch_size),
+       exact(a.kind, count), regret});
+}
+
+void fuzz_accept_sampled(Random& random) {
+  lvspec::AcceptSampled a{};
+  a.type = any_float(random), a.draft_type = any_float(random);
+  a.batch_size = random.between(0, 4), a.num_rows = any_size(random, 64);
+  a.vocabulary = any_vocabulary(random);
+  a.draft_vocabulary = random.one_in(2) ? a.vocabulary : any_vocabulary(random);
+  const bool is_scattered = random.one_in(2);
+  const double spread = random.one_in(2) ? 0.3 : 2;
+  Array logits = numbers(random, a.type, {a.batch_size, a.num_rows, a.vocabulary}, is_scattered,
+                         spread, true);
+  Array draft = numbers(random, a.draft_type, {a.batch_size, a.num_rows - 1, a.draft_vocabulary},
+                        is_scattered, spread, true);
+  const Shape slots = {a.batch_size, a.num_rows};
+  Array tokens = integers<int64_t>(random, slots, is_scattered, -1, a.vocabulary);
+  Array num_slots = integers<int32_t>(random, {a.batch_size}, is_scattered, -1, a.num_rows + 1);
+  Array uniforms(random, 4, slots, is_scattered);
+  const double bound = random.one_in(2) ? 1 : 0.1;
+  uniforms.each([&](int64_t i) { uniforms.as<float>()[i] = float(bound * random.uniform()); });
+  a.logits = logits.as<void>(), a.tokens = tokens.as<int64_t>();
+  if (!random.one_in(3)) a.draft_logits = draft.as<void>();
+  a.num_slots = num_slots.as<int32_t>(), a.uniforms = uniforms.as<float>();
+  a.temperature = random.one_in(8) ? 1e-30 : random.one_in(8) ? 1e30 : 0.3 + random.uniform();
+  logits.copy_strides(a.logits_stride), draft.copy_strides(a.draft_stride);
+  tokens.copy_strides(a.tokens_stride), uniforms.copy_strides(a.uniforms_stride);
+  num_slots.copy_strides(&a.num_slots_stride);
+  const int64_t count = a.batch_size * a.num_rows;
+  Output bonus = exact(a.bonus_id, a.batch_size);
+  // In float32 a uniform is within rounding of some token's bound, if there are many of them.
+  if (a.type != Type::f64 && a.vocabulary > 40) bonus.comparison = Output::left_to_caller;
+  const auto results =
+      run("accept_sampled", &Kernels::accept_sampled, a,
+          {bonus, exact(a.path, count), exact(a.num_accepted, a.batch_size), exact(a.kind, count),
+           rounded(a.regret, accumulate(a.type), a.batch_size)});
+  for (const std::vector<Bytes>& result : results)
+    for (int64_t b = 0; b < a.batch_size; ++b) {
+      int64_t id;
+      std::memcpy(&id, &result[0][size_t(8 * b)], sizeof id);
+      require(id >= 0 && id < a.vocabulary, "accept_sampled: no token");
+    }
+}
+
+void (*const kOperations[])(Random&) = {
+    fuzz_verify_attention,  fuzz_logit_stats, fuzz_expand_tree,    fuzz_commit_kv,
+    fuzz_visual_importance, fuzz_accept,      fuzz_accept_sampled,
+};
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const long rounds = count > 1 ? std::atol(arguments[1]) : 300;
+  const long seed = count > 2 ? std::atol(arguments[2]) : 1;
+  for (long i = 0; i < rounds; ++i) {
+    current_seed = uint64_t(seed + i);
+    for (const auto operation : kOperations) {
+      Random random{current_seed};
+      operation(random);
+    }
+  }
+  const int operations = int(sizeof kOperations / sizeof *kOperations);
+  std::printf("%ld rounds of %d operations:", rounds, operations);
+  for (const Kernels* kernels : instruction_sets()) std::printf(" %s", kernels->name);
+  std::puts("");
+}
