@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify_attention(
     Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor ancestors, Tensor visual,
     double scale, std::optional<Tensor> block_table, std::optional<Tensor> plan_start,
     std::optional<Tensor> plan_end, std::optional<Tensor> plan_kind, std::optional<Tensor> k_scale,
-    std::optional<Tensor> v_scale, bool scores, std::optional<Tensor> workspace) {
+    std::optional<Tensor> v_scale, bool scores, std::optional<Tensor> /*workspace*/) {
   lvspec::VerifyAttention a{};
   a.batch_size = q.size(0), a.num_q_heads = q.size(1);
   a.num_slots = q.size(2), a.head_dim = q.size(3);

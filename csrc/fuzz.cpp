@@ -62,7 +62,10 @@ void fuzz_verify_attention(Random& random) {
   Array kind = integers<int32_t>(random, plan_shape, false, -1, 2);
   Array k_scale = numbers(random, Type::f32, {a.num_kv_heads}, false, 1, false);
   Array v_scale = numbers(random, Type::f32, {a.num_kv_heads}, false, 1, false);
-  a.q = q.as<void>(), a.k_cache = k.as<void>(), a.v_cache = v.as<void>();
+  const auto bind = [&] {
+    a.q = q.as<void>(), a.k_cache = k.as<void>(), a.v_cache = v.as<void>();
+    q.copy_strides(a.q_stride), k.copy_strides(a.k_stride), v.copy_strides(a.v_stride);
+  };
   a.kv_len = kv_len.as<int32_t>();
   a.ancestors = ancestors.as<int64_t>(), a.visual = visual.as<uint8_t>();
   if (is_paged) a.block_table = table.as<int32_t>();
@@ -74,7 +77,6 @@ void fuzz_verify_attention(Random& random) {
     a.k_scale = k_scale.as<float>();
     if (random.one_in(2)) a.v_scale = v_scale.as<float>();
   }
-  q.copy_strides(a.q_stride), k.copy_strides(a.k_stride), v.copy_strides(a.v_stride);
   const int64_t rows = a.batch_size * a.num_q_heads * a.num_slots;
   const Type statistics = accumulate(a.type);
   std::vector<Output> outputs = {rounded(a.out, a.type, rows * a.head_dim),
@@ -83,7 +85,7 @@ void fuzz_verify_attention(Random& random) {
     outputs.push_back(rounded(a.mass, statistics, rows));
     outputs.push_back(rounded(a.peak, statistics, rows));
   }
-  run("verify_attention", &Kernels::verify_attention, a, outputs);
+  run("verify_attention", &Kernels::verify_attention, a, outputs, {&q, &k, &v}, bind);
 }
 
 int64_t any_vocabulary(Random& random) {
@@ -99,13 +101,13 @@ void fuzz_logit_stats(Random& random) {
   const int64_t rows = a.batch_size * a.num_slots;
   Array logits = numbers(random, a.type, {a.batch_size, a.num_slots, a.vocabulary},
                          random.one_in(2), 3, true);
-  a.logits = logits.as<void>();
-  logits.copy_strides(a.stride);
+  const auto bind = [&] { a.logits = logits.as<void>(), logits.copy_strides(a.stride); };
   Output top_logits = rounded(a.top_logits, accumulate(a.type), rows * a.top_k);
   top_logits.comparison = Output::exact;
   run("logit_stats", &Kernels::logit_stats, a,
       {exact(a.top_ids, rows * a.top_k), top_logits, rounded(a.lse, accumulate(a.type), rows),
-       rounded(a.entropy, accumulate(a.type), rows)});
+       rounded(a.entropy, accumulate(a.type), rows)},
+      {&logits}, bind);
 }
 
 void fuzz_expand_tree(Random& random) {
@@ -120,16 +122,19 @@ void fuzz_expand_tree(Random& random) {
                          random.one_in(2), 3, true);
   Array log_probs = numbers(random, accumulate(a.type), nodes, random.one_in(2), 2, true);
   Array slots = integers<int32_t>(random, nodes, random.one_in(2), 0, 63);
-  a.logits = logits.as<void>(), a.log_probs = log_probs.as<void>();
-  a.slots = slots.as<int32_t>();
-  logits.copy_strides(a.logits_stride);
-  log_probs.copy_strides(a.log_probs_stride), slots.copy_strides(a.slots_stride);
+  const auto bind = [&] {
+    a.logits = logits.as<void>(), a.log_probs = log_probs.as<void>();
+    a.slots = slots.as<int32_t>();
+    logits.copy_strides(a.logits_stride);
+    log_probs.copy_strides(a.log_probs_stride), slots.copy_strides(a.slots_stride);
+  };
   const int64_t count = a.batch_size * a.width;
   Output tokens = exact(a.out_tokens, count), parents = exact(a.out_parents, count);
   tokens.comparison = parents.comparison = Output::left_to_caller;
   const Type type = accumulate(a.type);
   const auto results = run("expand_tree", &Kernels::expand_tree, a,
-                           {rounded(a.out_log_probs, type, count), tokens, parents});
+                           {rounded(a.out_log_probs, type, count), tokens, parents},
+                           {&logits, &log_probs, &slots}, bind);
   // Rounding may swap two children whose log-probabilities are nearly equal.
   for (int64_t i = 0; i < count; ++i) {
     const double here = number(type, results[0][0].data(), i);
@@ -173,7 +178,8 @@ void fuzz_commit_kv(Random& random) {
     const auto put = [&place, front](void* p) { place = static_cast<char*>(p) + front; };
     return Output{put, size, 1, Output::exact, {}, x.bytes};
   };
-  run("commit_kv", &Kernels::commit_kv, a, {in_place(a.k_cache, k), in_place(a.v_cache, v)});
+  run("commit_kv", &Kernels::commit_kv, a, {in_place(a.k_cache, k), in_place(a.v_cache, v)},
+      {}, [] {});
 }
 
 void fuzz_visual_importance(Random& random) {
@@ -192,11 +198,14 @@ void fuzz_visual_importance(Random& random) {
                       1, false);
   Array visual = integers<uint8_t>(random, {a.batch_size, a.capacity}, false, 0, 2);
   Array kv_len = integers<int32_t>(random, {a.batch_size}, false, -1, a.capacity + 1);
-  a.q = q.as<void>(), a.k_cache = k.as<void>(), a.lse = lse.as<void>();
+  a.lse = lse.as<void>();
   a.visual = visual.as<uint8_t>(), a.kv_len = kv_len.as<int32_t>();
-  q.copy_strides(a.q_stride), k.copy_strides(a.k_stride);
+  const auto bind = [&] {
+    a.q = q.as<void>(), a.k_cache = k.as<void>();
+    q.copy_strides(a.q_stride), k.copy_strides(a.k_stride);
+  };
   run("visual_importance", &Kernels::visual_importance, a,
-      {rounded(a.out, accumulate(a.type), a.batch_size * a.capacity)});
+      {rounded(a.out, accumulate(a.type), a.batch_size * a.capacity)}, {&q, &k}, bind);
 }
 
 void fuzz_accept(Random& random) {
@@ -243,12 +252,7 @@ void fuzz_accept(Random& random) {
   a.num_strict_ids = random.between(0, 3), a.num_eos_ids = random.between(0, 2);
   Array strict = integers<int64_t>(random, {a.num_strict_ids}, false, 0, a.vocabulary);
   Array eos = integers<int64_t>(random, {a.num_eos_ids}, false, 0, 2 * a.vocabulary);
-  a.logits = logits.as<void>(), a.tokens = tokens.as<int64_t>();
-  a.parents = parents.as<int32_t>(), a.num_slots = num_slots.as<int32_t>();
-  a.top_ids = top_ids.as<int32_t>(), a.top_logits = top_logits.as<void>();
-  a.lse = lse.as<void>(), a.entropy = entropy.as<void>();
-  if (!random.one_in(4)) a.relevance = relevance.as<void>();
-  if (random.one_in(2)) a.regret_used = used.as<void>();
+  const bool has_relevance = !random.one_in(4), has_used = random.one_in(2);
   a.strict_ids = strict.as<int64_t>(), a.eos_ids = eos.as<int64_t>();
   const auto limit = [&](double value, double off) { return random.one_in(3) ? value : off; };
   a.anchor_threshold = limit(random.normal(), random.one_in(4) ? -INFINITY : INFINITY);
@@ -263,17 +267,26 @@ void fuzz_accept(Random& random) {
   a.window = random.one_in(3) ? random.between(0, 3) : 0;
   a.max_run = random.one_in(3) ? random.between(1, 3) : 63;
   a.regret_budget = limit(9 * random.uniform(), INFINITY);
-  logits.copy_strides(a.logits_stride), tokens.copy_strides(a.tokens_stride);
-  parents.copy_strides(a.parents_stride), num_slots.copy_strides(&a.num_slots_stride);
-  top_ids.copy_strides(a.top_ids_stride), top_logits.copy_strides(a.top_logits_stride);
-  lse.copy_strides(a.lse_stride), entropy.copy_strides(a.entropy_stride);
-  relevance.copy_strides(a.relevance_stride), used.copy_strides(&a.regret_used_stride);
+  const auto bind = [&] {
+    a.logits = logits.as<void>(), a.tokens = tokens.as<int64_t>();
+    a.parents = parents.as<int32_t>(), a.num_slots = num_slots.as<int32_t>();
+    a.top_ids = top_ids.as<int32_t>(), a.top_logits = top_logits.as<void>();
+    a.lse = lse.as<void>(), a.entropy = entropy.as<void>();
+    if (has_relevance) a.relevance = relevance.as<void>();
+    if (has_used) a.regret_used = used.as<void>();
+    logits.copy_strides(a.logits_stride), tokens.copy_strides(a.tokens_stride);
+    parents.copy_strides(a.parents_stride), num_slots.copy_strides(&a.num_slots_stride);
+    top_ids.copy_strides(a.top_ids_stride), top_logits.copy_strides(a.top_logits_stride);
+    lse.copy_strides(a.lse_stride), entropy.copy_strides(a.entropy_stride);
+    relevance.copy_strides(a.relevance_stride), used.copy_strides(&a.regret_used_stride);
+  };
   const int64_t count = a.batch_size * a.num_rows;
   Output regret = rounded(a.regret, statistics, a.batch_size);
   regret.comparison = Output::exact;
   run("accept", &Kernels::accept, a,
       {exact(a.path, count), exact(a.num_accepted, a.batch_size), exact(a.bonus_id, a.batch_size),
-       exact(a.kind, count), regret});
+       exact(a.kind, count), regret},
+      {&logits, &tokens, &parents, &num_slots, &relevance, &used}, bind);
 }
 
 void fuzz_accept_sampled(Random& random) {
@@ -294,13 +307,16 @@ void fuzz_accept_sampled(Random& random) {
   Array uniforms(random, 4, slots, is_scattered);
   const double bound = random.one_in(2) ? 1 : 0.1;
   uniforms.each([&](int64_t i) { uniforms.as<float>()[i] = float(bound * random.uniform()); });
-  a.logits = logits.as<void>(), a.tokens = tokens.as<int64_t>();
-  if (!random.one_in(3)) a.draft_logits = draft.as<void>();
-  a.num_slots = num_slots.as<int32_t>(), a.uniforms = uniforms.as<float>();
+  const bool is_sampled = !random.one_in(3);
   a.temperature = random.one_in(8) ? 1e-30 : random.one_in(8) ? 1e30 : 0.3 + random.uniform();
-  logits.copy_strides(a.logits_stride), draft.copy_strides(a.draft_stride);
-  tokens.copy_strides(a.tokens_stride), uniforms.copy_strides(a.uniforms_stride);
-  num_slots.copy_strides(&a.num_slots_stride);
+  const auto bind = [&] {
+    a.logits = logits.as<void>(), a.tokens = tokens.as<int64_t>();
+    if (is_sampled) a.draft_logits = draft.as<void>();
+    a.num_slots = num_slots.as<int32_t>(), a.uniforms = uniforms.as<float>();
+    logits.copy_strides(a.logits_stride), draft.copy_strides(a.draft_stride);
+    tokens.copy_strides(a.tokens_stride), uniforms.copy_strides(a.uniforms_stride);
+    num_slots.copy_strides(&a.num_slots_stride);
+  };
   const int64_t count = a.batch_size * a.num_rows;
   Output bonus = exact(a.bonus_id, a.batch_size);
   // In float32 a uniform is within rounding of some token's bound, if there are many of them.
@@ -308,7 +324,8 @@ void fuzz_accept_sampled(Random& random) {
   const auto results =
       run("accept_sampled", &Kernels::accept_sampled, a,
           {bonus, exact(a.path, count), exact(a.num_accepted, a.batch_size), exact(a.kind, count),
-           rounded(a.regret, accumulate(a.type), a.batch_size)});
+           rounded(a.regret, accumulate(a.type), a.batch_size)},
+          {&logits, &draft, &tokens, &num_slots, &uniforms}, bind);
   for (const std::vector<Bytes>& result : results)
     for (int64_t b = 0; b < a.batch_size; ++b) {
       int64_t id;

@@ -78,6 +78,18 @@ struct Array {
       f(offset);
     }
   }
+  void pack() {
+    std::vector<char> packed;
+    each([&](int64_t offset) {
+      const char* from = bytes.data() + (front + offset) * element;
+      packed.insert(packed.end(), from, from + element);
+    });
+    packed.shrink_to_fit();
+    bytes = std::move(packed);
+    front = 0;
+    int64_t step = 1;
+    for (size_t i = shape.size(); i-- > 0; step *= shape[i]) stride[i] = step;
+  }
   void copy_strides(int64_t* to) const {
     for (size_t i = 0; i < stride.size(); ++i) to[i] = stride[i];
   }
@@ -193,41 +205,51 @@ void one_by_one(int64_t count, int64_t, void (*body)(int64_t, int64_t, void*), v
   while (count-- > 0) body(count, count + 1, context);
 }
 
-// Runs one operation everywhere; returns the bytes of every result by instruction set.
+// Runs one operation everywhere; returns the bytes of every result by instruction set. `bind` gives
+// it the arrays of `scattered`, which are contiguous the second time.
 template <class Arguments>
 std::vector<std::vector<Bytes>> run(const char* name,
                                     void (*Kernels::*operation)(const Arguments&), Arguments& a,
-                                    const std::vector<Output>& outputs) {
-  std::vector<std::vector<Bytes>> all;
-  for (const Kernels* kernels : instruction_sets()) {
-    std::vector<Bytes> runs[2];
-    for (int division = 0; division < 2; ++division) {
+                                    const std::vector<Output>& outputs,
+                                    const std::vector<Array*>& scattered,
+                                    const std::function<void()>& bind) {
+  std::vector<std::vector<Bytes>> runs[2];
+  for (int time = 0; time < 2; ++time) {
+    if (time == 1)
+      for (Array* array : scattered) array->pack();
+    bind();
+    a.parallel_for = time == 0 ? all_at_once : one_by_one;
+    for (const Kernels* kernels : instruction_sets()) {
+      std::vector<Bytes> results;
       for (const Output& output : outputs) {
-        const Bytes fresh(size_t(output.count * output.element), division == 0 ? 0x55 : 0x2a);
-        runs[division].push_back(output.initial.empty() ? fresh : output.initial);
+        const Bytes poison(size_t(output.count * output.element), time == 0 ? 0x55 : 0x2a);
+        results.push_back(output.initial.empty() ? poison : output.initial);
       }
-      for (size_t i = 0; i < outputs.size(); ++i) outputs[i].put(runs[division][i].data());
-      a.parallel_for = division == 0 ? all_at_once : one_by_one;
+      for (size_t i = 0; i < outputs.size(); ++i) outputs[i].put(results[i].data());
       (kernels->*operation)(a);
+      runs[time].push_back(std::move(results));
     }
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      require(runs[0][i] == runs[1][i], "%s, %s: result %d depends on the division of the work",
-              name, kernels->name, int(i));
-      if (all.empty() || outputs[i].comparison == Output::left_to_caller) continue;
-      if (outputs[i].comparison == Output::exact)
-        require(runs[0][i] == all[0][i], "%s: result %d of portable and %s differ", name, int(i),
-                kernels->name);
-      else
-        for (int64_t j = 0; j < outputs[i].count; ++j) {
-          const double x = number(outputs[i].type, all[0][i].data(), j);
-          const double y = number(outputs[i].type, runs[0][i].data(), j);
-          require(is_near(outputs[i].type, x, y), "%s: result %d at %d: portable %g, %s %g", name,
-                  int(i), int(j), x, kernels->name, y);
-        }
-    }
-    all.push_back(std::move(runs[0]));
   }
-  return all;
+  for (size_t set = 0; set < runs[0].size(); ++set)
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const Output& output = outputs[i];
+      const char* set_name = instruction_sets()[set]->name;
+      const Bytes &portable = runs[0][0][i], &here = runs[0][set][i];
+      require(here == runs[1][set][i],
+              "%s, %s: result %d is not written, or depends on strides or the division of the work",
+              name, set_name, int(i));
+      if (output.comparison == Output::exact)
+        require(portable == here, "%s: result %d of portable and %s differ", name, int(i),
+                set_name);
+      if (output.comparison != Output::rounded) continue;
+      for (int64_t j = 0; j < output.count; ++j) {
+        const double x = number(output.type, portable.data(), j);
+        const double y = number(output.type, here.data(), j);
+        require(is_near(output.type, x, y), "%s: result %d at %d: portable %g, %s %g", name, int(i),
+                int(j), x, set_name, y);
+      }
+    }
+  return runs[0];
 }
 
 }  // namespace

@@ -91,8 +91,8 @@ static inline double next_above(double x) {
   return x;
 }
 
-// The best numbers so far, best first. Offered in the order of their ids, so that equal ones stay in
-// it: a later one must be above the last.
+// The best numbers so far, best first. Offered in the order of their ids, so that equal ones stay
+// in it: a later one must be above the last.
 template <class A>
 struct Ranking {
   A* values;

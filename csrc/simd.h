@@ -90,15 +90,15 @@ static inline Vec<float> exp_nonpositive(Vec<float> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const Vec<float> y = p * r * r + r + 1.0f;
-  Ints bits;
+  // n's low bits are the low bits of `shifted`; unsigned, for a NaN may bring any bits.
+  Vec<uint32_t> bits, value;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23);  // n's low bits are the low bits of `shifted`
-  Ints value;
   std::memcpy(&value, &y, sizeof value);
-  value += bits;
+  value += bits << 23;
   Vec<float> result;
   std::memcpy(&result, &value, sizeof result);
-  return underflow ? Vec<float>{} : result;
+  result = underflow ? Vec<float>{} : result;
+  return x == x ? result : x;
 }
 
 static inline Vec<double> exp_nonpositive(Vec<double> x) {

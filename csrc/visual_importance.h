@@ -1,8 +1,9 @@
 // visual_importance: see lvspec.reference.visual_importance.
 //
-// The rows of a KV head stand side by side in panels two vectors wide, [D][panel], the last of them
-// perhaps one vector, and meet a few keys at a time. Only video positions are computed. A position's sum is taken over the rows in
-// their order whatever its neighbours are, so the bits do not depend on how the cache is divided.
+// The rows of a KV head stand side by side in panels two vectors wide, [D][panel], the last of
+// them perhaps one vector, and meet a few keys at a time. Only video positions are computed. A
+// position's sum is taken over the rows in their order whatever its neighbours are, so the bits do
+// not depend on how the cache is divided.
 #pragma once
 
 #include <type_traits>
