@@ -14,9 +14,11 @@
 namespace lvspec::LVSPEC_ARCH {
 
 constexpr int64_t kKeyBlock = 64;
-constexpr int64_t kKeyTile = 6;   // keys a time in q K^T
-constexpr int64_t kRowTile = 6;   // rows a time in P V
-constexpr int64_t kDimTile = 4;   // vectors of V a time in P V
+// Sums that are under way at a time: enough to hide the latency of a multiply-add, and registers for
+// them. A tile of keys has 12 of them however many vectors of rows it has, one of rows up to 24.
+constexpr int64_t kSums = 12;
+constexpr int64_t kRowTile = 6;  // rows a time in P V
+constexpr int64_t kDimTile = 4;  // vectors of V a time in P V
 
 template <class A>
 struct AttentionRows {
@@ -53,9 +55,12 @@ static inline void multiply_keys(const AttentionRows<A>& t, const A* const* key_
 template <class A, int VECTORS>
 static inline void multiply_all_keys(const AttentionRows<A>& t, const A* const* key_rows,
                                      int64_t count, int64_t first_row) {
+  constexpr int64_t tile = kSums / VECTORS;
   int64_t k = 0;
-  for (; k + kKeyTile <= count; k += kKeyTile)
-    multiply_keys<A, kKeyTile, VECTORS>(t, key_rows + k, first_row, t.weights + k * t.padded);
+  for (; k + tile <= count; k += tile)
+    multiply_keys<A, tile, VECTORS>(t, key_rows + k, first_row, t.weights + k * t.padded);
+  for (; k + 4 <= count; k += 4)
+    multiply_keys<A, 4, VECTORS>(t, key_rows + k, first_row, t.weights + k * t.padded);
   for (; k < count; ++k)
     multiply_keys<A, 1, VECTORS>(t, key_rows + k, first_row, t.weights + k * t.padded);
 }
@@ -67,8 +72,7 @@ static inline void multiply_values(const AttentionRows<A>& t, const A* const* va
   Vec<A> sums[ROWS][VECTORS];
   A* out = t.out + first_row * t.padded_dim + first_dim;
   for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < VECTORS; ++v)
-      sums[r][v] = load(out + r * t.padded_dim + v * kLanes<A>) * t.rescale[first_row + r];
+    for (int v = 0; v < VECTORS; ++v) sums[r][v] = Vec<A>{};
   for (int64_t k = 0; k < count; ++k) {
     Vec<A> value[VECTORS];
     for (int v = 0; v < VECTORS; ++v) value[v] = load(value_rows[k] + first_dim + v * kLanes<A>);
@@ -76,9 +80,13 @@ static inline void multiply_values(const AttentionRows<A>& t, const A* const* va
     for (int r = 0; r < ROWS; ++r)
       for (int v = 0; v < VECTORS; ++v) sums[r][v] += value[v] * weight[r];
   }
+  // The block's sum by itself, then onto that of the blocks before: a thousand additions in a row
+  // would lose three digits.
   for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < VECTORS; ++v)
-      store(out + r * t.padded_dim + v * kLanes<A>, sums[r][v]);
+    for (int v = 0; v < VECTORS; ++v) {
+      A* place = out + r * t.padded_dim + v * kLanes<A>;
+      store(place, load(place) * t.rescale[first_row + r] + sums[r][v]);
+    }
 }
 
 template <class A, int VECTORS>
@@ -88,6 +96,8 @@ static inline void multiply_values_of_all_rows(const AttentionRows<A>& t,
   int64_t row = 0;
   for (; row + kRowTile <= t.rows; row += kRowTile)
     multiply_values<A, kRowTile, VECTORS>(t, value_rows, count, row, first_dim);
+  for (; row + 2 <= t.rows; row += 2)
+    multiply_values<A, 2, VECTORS>(t, value_rows, count, row, first_dim);
   for (; row < t.rows; ++row) multiply_values<A, 1, VECTORS>(t, value_rows, count, row, first_dim);
 }
 
@@ -116,8 +126,7 @@ static void fold_block(const AttentionRows<A>& t, const A* const* key_rows,
       if (scores && is_video[k]) video_highest = maximum<A>(logit, video_highest);
     }
     const Vec<A> rescale = exp_nonpositive(before - highest);
-    Vec<A> sum = load(t.running_sum + row) * rescale;
-    Vec<A> video_sum = load(t.video_sum + row) * rescale;
+    Vec<A> sum{}, video_sum{};
     for (int64_t k = 0; k < count; ++k) {
       A* place = t.weights + k * t.padded + row;
       const Vec<A> weight = exp_nonpositive(load(place) - highest);
@@ -127,8 +136,8 @@ static void fold_block(const AttentionRows<A>& t, const A* const* key_rows,
     }
     store(t.running_max + row, highest);
     store(t.video_max + row, video_highest);
-    store(t.running_sum + row, sum);
-    store(t.video_sum + row, video_sum);
+    store(t.running_sum + row, load(t.running_sum + row) * rescale + sum);
+    store(t.video_sum + row, load(t.video_sum + row) * rescale + video_sum);
     store(t.rescale + row, rescale);
   }
   int64_t dim = 0;

@@ -95,6 +95,6 @@ def test_scores_where_relevance_is_needed(random_pair, make_prompt, monkeypatch,
         return verify_attention(*args, scores=scores, **kwargs)
 
     monkeypatch.setattr(attention.ops, "verify_attention", recorded)
-    config = DecodeConfig(gamma=3, max_new_tokens=5, eos_ids=())
+    config = DecodeConfig(gamma=3, max_new_tokens=5, eos_ids=(), capture=False)
     generate(*random_pair, make_prompt(8), policy=policy, config=config)
     assert seen == wanted

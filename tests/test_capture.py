@@ -1,0 +1,137 @@
+"""Recorded passes: the same numbers as HF's Python, and never a stale one."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+
+from lvspec import AcceptancePolicy, DecodeConfig, capture, generate
+from lvspec.attention import lvspec_attention_on
+from lvspec.models import Model, check_inputs
+from lvspec.tree import ancestors_from_parents
+
+pytestmark = pytest.mark.skipif(
+    not capture.is_recordable("cpu", None), reason="nothing is recorded here"
+)
+TREE = torch.tensor([-1, 0, 0, 1, 1, 2])
+
+
+@pytest.fixture
+def target(random_pair):
+    """A model of this test's own, so that nothing is recorded yet."""
+    return copy.deepcopy(random_pair[0])
+
+
+def step(hf, prompt, *, capture, batch_size=1, scores=True, capacity=70, tokens=None):
+    """One pass over a tree behind the prompt, and the cache it leaves."""
+    model = Model(hf, "target", capture=capture)
+    cache = model.new_cache(batch_size=batch_size, capacity=capacity, num_slots=len(TREE))
+    depths = torch.tensor([0, 1, 1, 2, 2, 2])
+    ancestors = ancestors_from_parents(TREE.repeat(batch_size, 1))
+    if tokens is None:
+        tokens = torch.arange(8, 8 + len(TREE)).repeat(batch_size, 1)
+    with torch.inference_mode(), lvspec_attention_on(model.text):
+        for sequence in range(batch_size):
+            model.prefill(check_inputs(model, prompt), cache, sequence)
+        return model.step(tokens, depths, ancestors, cache, scores=scores), cache
+
+
+def recordings(hf):
+    found = capture._RECORDINGS.get(hf.model.language_model)
+    return {} if found is None else found.passes
+
+
+@pytest.mark.parametrize("scores", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_same_numbers_in_any_cache(target, make_prompt, batch_size, scores):
+    """Recorded once; then other prompts, other tokens, caches of other capacities."""
+    for seed, capacity in ((0, 70), (1, 41), (2, 99)):
+        prompt = make_prompt(5, ("video", 2, 6, 4), 3, seed=seed)
+        tokens = torch.randint(8, 186, (batch_size, len(TREE)))
+        given = {"batch_size": batch_size, "scores": scores, "capacity": capacity}
+        given["tokens"] = tokens
+        eager, eager_cache = step(target, prompt, capture=False, **given)
+        replayed, cache = step(target, prompt, capture=True, **given)
+        assert torch.equal(replayed.logits, eager.logits)
+        assert torch.equal(cache.k, eager_cache.k) and torch.equal(cache.v, eager_cache.v)
+        for ours, theirs in ((replayed.masses, eager.masses), (replayed.peaks, eager.peaks)):
+            assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+        if scores:
+            assert (replayed.peaks > 0).any()
+    (recorded,) = recordings(target).values()
+    assert recorded is not None
+
+
+def test_weights_that_change_in_place_are_used(target, make_prompt):
+    prompt = make_prompt(5)
+    before, _ = step(target, prompt, capture=True)
+    with torch.no_grad():
+        target.model.language_model.layers[0].mlp.down_proj.weight.mul_(2)
+    after, _ = step(target, prompt, capture=True)
+    expected, _ = step(target, prompt, capture=False)
+    assert torch.equal(after.logits, expected.logits)
+    assert not torch.equal(after.logits, before.logits)
+
+
+def test_weights_that_are_replaced_are_used(target, make_prompt):
+    prompt = make_prompt(5)
+    step(target, prompt, capture=True)
+    layer = target.model.language_model.layers[0].mlp
+    layer.down_proj.weight = torch.nn.Parameter(layer.down_proj.weight * 2)
+    after, _ = step(target, prompt, capture=True)
+    expected, _ = step(target, prompt, capture=False)
+    assert torch.equal(after.logits, expected.logits)
+    converted, _ = step(target.double(), prompt, capture=True)
+    assert converted.logits.dtype == torch.float64
+
+
+def test_modules_with_hooks_are_not_recorded(target, make_prompt):
+    calls = []
+    layer = target.model.language_model.layers[1]
+    hook = layer.register_forward_hook(lambda *given: calls.append(1))
+    for _ in range(3):
+        step(target, make_prompt(5), capture=True)
+    hook.remove()
+    assert len(calls) == 6 and not recordings(target)  # a prefill and a pass each
+
+
+def test_what_cannot_be_recorded_runs_with_a_warning(target, make_prompt, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no tracing today")
+
+    prompt = make_prompt(5)
+    expected, _ = step(target, prompt, capture=False)
+    monkeypatch.setattr(torch.jit, "trace", fail)
+    with pytest.warns(RuntimeWarning, match="no tracing today"):
+        got, _ = step(target, prompt, capture=True)
+    assert torch.equal(got.logits, expected.logits)
+
+
+def test_recordings_go_with_the_model(random_pair, make_prompt):
+    model = copy.deepcopy(random_pair[0])
+    step(model, make_prompt(5), capture=True)
+    assert recordings(model)
+    text = weakref.ref(model.model.language_model)
+    del model
+    gc.collect()
+    assert text() is None
+
+
+@pytest.mark.parametrize("policy", [AcceptancePolicy.strict(), AcceptancePolicy.lvspec()])
+def test_generate_is_the_same(random_pair, noisy_draft, make_prompt, policy):
+    prompt = make_prompt(5, ("video", 2, 6, 4), 3)
+    results = [
+        generate(
+            random_pair[0],
+            noisy_draft,
+            prompt,
+            policy=policy,
+            config=DecodeConfig(gamma=4, max_new_tokens=24, eos_ids=(), capture=flag),
+        )
+        for flag in (False, True)
+    ]
+    assert torch.equal(results[0].tokens, results[1].tokens)
+    relevance = [result.relevance for result in results]
+    torch.testing.assert_close(*relevance, rtol=0, atol=0, equal_nan=True)
