@@ -315,6 +315,21 @@ Tensor visual_importance(Tensor q, Tensor k_cache, Tensor kv_len, Tensor visual,
   return importance;
 }
 
+// float32 and contiguous: lvspec/capture.py sees to it.
+Tensor cpu_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
+  lvspec::Linear a{};
+  a.inputs = weight.size(1), a.outputs = weight.size(0);
+  a.rows = x.numel() / a.inputs;
+  x = packed(x);
+  Tensor y = empty(x, {x.size(0), x.size(1), a.outputs}, ScalarType::Float);
+  a.x = pointer<float>(x), a.weight = pointer<float>(weight);
+  a.bias = pointer_or_null<float>(bias);
+  a.y = static_cast<float*>(y.mutable_data_ptr());
+  a.parallel_for = parallel_for;
+  kernels().linear(a);
+  return y;
+}
+
 }  // namespace
 
 // Read by lvspec.ops.backends with ctypes.
@@ -322,7 +337,12 @@ extern "C" __attribute__((visibility("default"))) const char* lvspec_instruction
   return kernels().name;
 }
 
+STABLE_TORCH_LIBRARY_FRAGMENT(lvspec, m) {
+  m.def("cpu_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {
+  m.impl("cpu_linear", TORCH_BOX(&cpu_linear));
   m.impl("verify_attention", TORCH_BOX(&verify_attention));
   m.impl("accept", TORCH_BOX(&accept));
   m.impl("accept_sampled", TORCH_BOX(&accept_sampled));

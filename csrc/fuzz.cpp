@@ -213,7 +213,7 @@ void fuzz_accept(Random& random) {
   a.type = any_float(random);
   const Type statistics = accumulate(a.type);
   a.batch_size = random.between(0, 4), a.num_rows = any_size(random, 64);
-  a.vocabulary = any_vocabulary(random);
+  a.vocabulary = random.one_in(2) ? random.between(1, 4) : any_vocabulary(random);
   a.kept = random.between(1, a.vocabulary < 16 ? a.vocabulary : 16);
   const Shape slots = {a.batch_size, a.num_rows}, best = {a.batch_size, a.num_rows, a.kept};
   const bool is_scattered = random.one_in(2);
@@ -231,10 +231,11 @@ void fuzz_accept(Random& random) {
   stats.parallel_for = all_at_once;
   lvspec::portable_kernels().logit_stats(stats);
 
-  Array num_slots = integers<int32_t>(random, {a.batch_size}, is_scattered, -1, a.num_rows + 1);
+  Array num_slots = integers<int32_t>(random, {a.batch_size}, is_scattered,
+                                     random.one_in(2) ? -1 : a.num_rows, a.num_rows + 1);
   Array parents = integers<int32_t>(random, slots, is_scattered, -1, a.num_rows);
   Array tokens = integers<int64_t>(random, slots, is_scattered, -1, a.vocabulary);
-  const int64_t keenness = random.between(2, 6), reach = random.one_in(2) ? 1 : a.num_rows;
+  const int64_t keenness = random.between(1, 4), reach = random.one_in(2) ? 1 : a.num_rows;
   for (int64_t b = 0; b < a.batch_size; ++b)
     for (int64_t t = 1; t < a.num_rows; ++t) {  // most of them as a draft makes them
       if (random.one_in(20)) continue;
@@ -249,23 +250,23 @@ void fuzz_accept(Random& random) {
   a.regret_used_type = random.one_in(2) ? Type::f32 : Type::f64;
   Array relevance = numbers(random, a.relevance_type, slots, is_scattered, 1, true);
   Array used = numbers(random, a.regret_used_type, {a.batch_size}, is_scattered, 1, true);
-  a.num_strict_ids = random.between(0, 3), a.num_eos_ids = random.between(0, 2);
-  Array strict = integers<int64_t>(random, {a.num_strict_ids}, false, 0, a.vocabulary);
-  Array eos = integers<int64_t>(random, {a.num_eos_ids}, false, 0, 2 * a.vocabulary);
+  a.num_strict_ids = random.between(0, 2), a.num_eos_ids = random.between(0, 2);
+  Array strict = integers<int64_t>(random, {a.num_strict_ids}, false, 0, 3 * a.vocabulary);
+  Array eos = integers<int64_t>(random, {a.num_eos_ids}, false, 0, 9 * a.vocabulary);
   const bool has_relevance = !random.one_in(4), has_used = random.one_in(2);
   a.strict_ids = strict.as<int64_t>(), a.eos_ids = eos.as<int64_t>();
-  const auto limit = [&](double value, double off) { return random.one_in(3) ? value : off; };
-  a.anchor_threshold = limit(random.normal(), random.one_in(4) ? -INFINITY : INFINITY);
+  const auto limit = [&](double value, double off) { return random.one_in(12) ? value : off; };
+  a.anchor_threshold = limit(random.normal(), random.one_in(3) ? -INFINITY : INFINITY);
   a.max_regret = limit(4 * random.uniform(), INFINITY);
-  a.top_k = random.one_in(3) ? random.between(1, a.kept) : 0;
+  a.top_k = random.one_in(6) ? random.between(1, a.kept) : 0;
   a.min_log_prob = limit(-4 * random.uniform(), -INFINITY);
   a.typical_log_eps = limit(-4 * random.uniform(), -INFINITY);
   a.typical_log_delta = random.normal();
   a.min_entropy = limit(random.uniform(), -INFINITY);
   a.entropy_top = random.between(1, a.kept);
-  a.shift_window = random.one_in(2) ? random.between(0, 4) : 0;
-  a.window = random.one_in(3) ? random.between(0, 3) : 0;
-  a.max_run = random.one_in(3) ? random.between(1, 3) : 63;
+  a.shift_window = random.between(0, 4);
+  a.window = random.one_in(6) ? random.between(0, 3) : 0;
+  a.max_run = random.one_in(6) ? random.between(1, 3) : 63;
   a.regret_budget = limit(9 * random.uniform(), INFINITY);
   const auto bind = [&] {
     a.logits = logits.as<void>(), a.tokens = tokens.as<int64_t>();
@@ -334,9 +335,23 @@ void fuzz_accept_sampled(Random& random) {
     }
 }
 
+void fuzz_linear(Random& random) {
+  lvspec::Linear a{};
+  a.rows = any_size(random, 70), a.inputs = any_size(random, 400);
+  a.outputs = any_size(random, 100);
+  Array x = numbers(random, Type::f32, {a.rows, a.inputs}, false, 1, false);
+  Array weight = numbers(random, Type::f32, {a.outputs, a.inputs}, false, 1, false);
+  Array bias = numbers(random, Type::f32, {a.outputs}, false, 1, false);
+  a.x = x.as<float>(), a.weight = weight.as<float>();
+  if (random.one_in(2)) a.bias = bias.as<float>();
+  Output y = exact(a.y, a.rows * a.outputs);
+  y.comparison = Output::rounded;
+  run("linear", &Kernels::linear, a, {y}, {}, [] {});
+}
+
 void (*const kOperations[])(Random&) = {
     fuzz_verify_attention,  fuzz_logit_stats, fuzz_expand_tree,    fuzz_commit_kv,
-    fuzz_visual_importance, fuzz_accept,      fuzz_accept_sampled,
+    fuzz_visual_importance, fuzz_accept,      fuzz_accept_sampled, fuzz_linear,
 };
 
 }  // namespace

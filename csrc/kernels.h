@@ -121,6 +121,13 @@ struct VisualImportance {
   ParallelFor parallel_for;
 };
 
+struct Linear {
+  const float *x, *weight, *bias;  // [rows, inputs], [outputs, inputs], [outputs] or null
+  float* y;                        // [rows, outputs]
+  int64_t rows, inputs, outputs;
+  ParallelFor parallel_for;
+};
+
 struct Kernels {
   const char* name;
   void (*verify_attention)(const VerifyAttention&);
@@ -130,6 +137,7 @@ struct Kernels {
   void (*expand_tree)(const ExpandTree&);
   void (*commit_kv)(const CommitKv&);
   void (*visual_importance)(const VisualImportance&);
+  void (*linear)(const Linear&);
 };
 
 const Kernels& portable_kernels();

@@ -2,8 +2,9 @@
 
 On a CPU, a pass of a small model is mostly Python: some thirty module calls a layer. The pass is
 the same every time but for its tensors, so it is traced once for each number of sequences and slots
-and replayed: the same kernels on the same weights, hence the same bits. HF's modules are left as
-they are.
+and replayed: the same kernels on the same weights. HF's modules are left as they are. One kind of
+kernel is exchanged while recording, where the C++ operations are there: matrix products of a few
+rows in float32, for which the library's own are made for many (`csrc/linear.h`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lvspec.ops import active_backend
 
 Pass = Callable[..., tuple[Tensor, ...]]
 _Key = tuple[int | bool, ...]
@@ -74,7 +78,8 @@ def _record(module: nn.Module, example: Callable[[], tuple[Tensor, ...]]) -> Pas
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constants: shapes are the key, values are not
-            return torch.jit.trace(module, example(), check_trace=False)
+            with _SmallProducts():
+                return torch.jit.trace(module, example(), check_trace=False)
     except Exception as error:
         warnings.warn(
             f"lvspec: passes are run by HF's Python instead of recorded, slower: {error}",
@@ -82,6 +87,34 @@ def _record(module: nn.Module, example: Callable[[], tuple[Tensor, ...]]) -> Pas
             stacklevel=2,
         )
         return None
+
+
+class _SmallProducts(TorchFunctionMode):
+    """Linear layers of a few rows are computed by csrc/linear.h."""
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if function is nn.functional.linear and _is_small(*args, **(kwargs or {})):
+            return torch.ops.lvspec.cpu_linear(*args, *([None] * (3 - len(args))), **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _is_small(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Two rows to a vector of them: one row is a matter of reading the weights for any library."""
+    return (
+        active_backend("cpu") == "cpp"
+        and input.dim() == 3
+        and 2 <= input.shape[0] * input.shape[1] <= MAX_SMALL_ROWS
+        and all(type(x) in (Tensor, nn.Parameter) for x in (input, weight))
+        and all(x.dtype == torch.float32 for x in (input, weight))
+        and weight.is_contiguous()
+        and (bias is None or (bias.dtype == torch.float32 and bias.is_contiguous()))
+    )
+
+
+MAX_SMALL_ROWS = 16
+"""Rows up to which csrc/linear.h is the faster one, on processors with vectors of 16 numbers."""
 
 
 def is_recordable(device: Any, workspace: Tensor | None) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
-from lvspec.models import Model
+from lvspec.models import Model, run_pass
 from lvspec.tree import chain_ancestors
 
 
@@ -59,12 +60,72 @@ class ModelDrafter:
             int64 `[B, gamma]`.
         """
         cache = self.cache
-        cache.kv_len.copy_(target_kv_len - 1)
-        tokens = last_two.clamp(max=self.model.vocab_size - 1)
+        arguments = (last_two, target_kv_len, *cache.tensors())
+        recorded = None
+        if self.model.records(cache):
+            key = (*last_two.shape, self.gamma, self._shared_vocab)
+            recorded = self.model.recorder.get(key, self._chain, partial(_example, *arguments))
+        if recorded is not None:
+            return recorded(*arguments)
+
+        def step(tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Tensor:
+            return self.model.step(tokens, depths, ancestors, cache).logits
+
+        return self._chain().run(step, last_two, target_kv_len, cache.kv_len)
+
+    def _chain(self) -> _Chain:
+        shapes = [self._pair] + [self._one] * (self.gamma - 1)
+        return _Chain(self.model, shapes, self._shared_vocab)
+
+
+class _Chain(nn.Module):
+    """A whole draft phase, as a module of tensors so that it can be recorded in one piece."""
+
+    def __init__(
+        self, model: Model, shapes: list[tuple[Tensor, Tensor]], shared_vocab: int
+    ) -> None:
+        super().__init__()
+        self.text, self.head = model.text, model.hf.lm_head
+        self.vocab_size, self.shared_vocab, self.shapes = model.vocab_size, shared_vocab, shapes
+        self.train(model.text.training)
+
+    def run(
+        self,
+        step: Callable[[Tensor, Tensor, Tensor], Tensor],
+        last_two: Tensor,
+        target_kv_len: Tensor,
+        kv_len: Tensor,
+    ) -> Tensor:
+        """The tokens; `step` gives the logits of a pass behind `kv_len`, which moves on."""
+        kv_len.copy_(target_kv_len - 1)
+        tokens = last_two.clamp(max=self.vocab_size - 1)
         proposed = []
-        for depths, ancestors in [self._pair] + [self._one] * (self.gamma - 1):
-            logits = self.model.step(tokens, depths, ancestors, cache).logits
-            cache.kv_len.add_(tokens.shape[1])
-            tokens = logits[:, -1:, : self._shared_vocab].argmax(-1)
+        for depths, ancestors in self.shapes:
+            logits = step(tokens, depths, ancestors)
+            kv_len.add_(tokens.shape[1])
+            tokens = logits[:, -1:, : self.shared_vocab].argmax(-1)
             proposed.append(tokens)
         return torch.cat(proposed, dim=1)
+
+    def forward(
+        self,
+        last_two: Tensor,
+        target_kv_len: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv_len: Tensor,
+        visual: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        cache = SlotCache.over(k, v, kv_len, visual, positions)
+
+        def step(tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Tensor:
+            return run_pass(self.text, self.head, tokens, depths, ancestors, cache, False)[0]
+
+        return self.run(step, last_two, target_kv_len, kv_len)
+
+
+def _example(last_two: Tensor, target_kv_len: Tensor, *cached: Tensor) -> tuple[Tensor, ...]:
+    """Arguments like these to record with: an empty cache as large as this one."""
+    tensors = (torch.zeros_like(x) for x in cached)
+    return torch.zeros_like(last_two), torch.ones_like(target_kv_len), *tensors

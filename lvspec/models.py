@@ -116,7 +116,7 @@ class Model:
                 f"{role}: expected full attention in every layer, got {sorted(layer_types)}"
             )
         self.visual_ids = self.family.visual_ids(model)
-        self._recorder = PassRecorder(self.text) if capture else None
+        self.recorder = PassRecorder(self.text) if capture else None
 
     @property
     def device(self) -> torch.device:
@@ -135,6 +135,10 @@ class Model:
             dtype=self.text.dtype,
             device=self.device,
         )
+
+    def records(self, cache: SlotCache) -> bool:
+        """Whether passes over this cache are recorded and replayed."""
+        return self.recorder is not None and is_recordable(cache.k.device, cache.workspace)
 
     def prefill(self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int) -> Tensor:
         """HF's own forward over the prompt of one sequence, into its slot of the cache.
@@ -177,21 +181,21 @@ class Model:
         """
         arguments = (tokens, depths, ancestors, *cache.tensors())
         recorded = None
-        if self._recorder is not None and is_recordable(tokens.device, cache.workspace):
+        if self.records(cache):
             key = (*tokens.shape, depths.dim(), scores)
-            recorded = self._recorder.get(
+            recorded = self.recorder.get(
                 key,
                 lambda: _Pass(self.text, self.hf.lm_head, scores),
                 partial(_example, *arguments),
             )
         if recorded is None:
-            output = _run_pass(self.text, self.hf.lm_head, tokens, depths, ancestors, cache, scores)
+            output = run_pass(self.text, self.hf.lm_head, tokens, depths, ancestors, cache, scores)
         else:
             output = recorded(*arguments)
         return StepOutput(*_with_scores(output))
 
 
-def _run_pass(
+def run_pass(
     text: nn.Module,
     head: nn.Module,
     tokens: Tensor,
@@ -219,7 +223,7 @@ def _run_pass(
 
 
 class _Pass(nn.Module):
-    """`_run_pass` as a module whose arguments are tensors."""
+    """`run_pass` as a module whose arguments are tensors."""
 
     def __init__(self, text: nn.Module, head: nn.Module, scores: bool) -> None:
         super().__init__()
@@ -238,7 +242,7 @@ class _Pass(nn.Module):
         positions: Tensor,
     ) -> tuple[Tensor, ...]:
         cache = SlotCache.over(k, v, kv_len, visual, positions)
-        return _run_pass(self.text, self.head, tokens, depths, ancestors, cache, self.scores)
+        return run_pass(self.text, self.head, tokens, depths, ancestors, cache, self.scores)
 
 
 def _with_scores(

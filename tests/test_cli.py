@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lvspec import terminal
+from lvspec import ops, terminal
 from lvspec.cli import COMMANDS, main
 from lvspec.commands.generate import POLICY_OPTIONS
 from lvspec.config import DecodeConfig
@@ -432,3 +432,18 @@ def test_the_embedded_pair_is_the_default(lvspec):
 def test_without_the_embedded_pair_others_are_asked_for(lvspec, monkeypatch, tmp_path):
     monkeypatch.setattr(embedded, "TARGET", tmp_path)
     assert_refused(lvspec(target=None, draft=None), "--target, --draft")
+
+
+def test_info(capsys):
+    """Versions, who computes, and a reason beside every backend."""
+    assert main(["info"]) == 0
+    page = capsys.readouterr().out
+    for word in ("versions", "backends", "computes", "devices", "reference", "cpp", "triton"):
+        assert word in page
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts["backends"]) == {"reference", "cpp", "triton"}
+    for text in facts["backends"].values():
+        assert text[:3] in ("yes", "no ") and len(text) > 6
+    assert facts["computes"]["cpu"].split()[0] == ops.active_backend("cpu")
+    assert facts["versions"]["torch"] == torch.__version__

@@ -35,20 +35,34 @@ LEVELS = [
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel built from a copy of the tree: no earlier build/ adds to it, none is left behind."""
-    source = tmp_path_factory.mktemp("source")
+def copy_of_the_tree(folder):
+    """The sources alone: no earlier build/ adds to a wheel made of them, none is left behind."""
     for room in ROOMS:
         if (ROOT / room).is_dir():
             ignore = shutil.ignore_patterns("__pycache__", "*.so")
-            shutil.copytree(ROOT / room, source / room, ignore=ignore)
+            shutil.copytree(ROOT / room, folder / room, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).exists():
-            shutil.copy(ROOT / name, source)
-    out = tmp_path_factory.mktemp("wheel")
+            shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def build_wheel(source, out, **environment):
     pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index"]
-    build = subprocess.run([*pip, "-w", out, source], cwd=out, capture_output=True, text=True)
+    return subprocess.run(
+        [*pip, "-v", "-w", out, source],
+        cwd=out,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    source = copy_of_the_tree(tmp_path_factory.mktemp("source"))
+    out = tmp_path_factory.mktemp("wheel")
+    build = build_wheel(source, out)
     assert build.returncode == 0, build.stdout + build.stderr
     (path,) = out.glob("*.whl")
     return path
@@ -86,6 +100,44 @@ def test_wheel_contains_the_embedded_models(wheel_names):
     assert data <= wheel_names, f"left out: {sorted(data - wheel_names)}"
     if data:
         assert any(name.endswith(".safetensors") for name in data)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_wheel_contains_the_cpp_operations(wheel, wheel_names):
+    """For any Python from 3.10 on, since nothing in them depends on its version."""
+    assert "lvspec/_C.abi3.so" in wheel_names
+    assert "-cp310-abi3-" in wheel.name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names a compiler that fails")
+def test_a_failing_compiler_leaves_the_cpp_operations_out(tmp_path):
+    source, out = copy_of_the_tree(tmp_path / "source"), tmp_path / "out"
+    out.mkdir()
+    compilers = {"CC": "/bin/false", "CXX": "/bin/false"}
+    build = build_wheel(source, out, **compilers)
+    assert build.returncode == 0, build.stdout + build.stderr
+    said = build.stdout + build.stderr
+    assert "lvspec: installing without the C++ operations: " in said
+    (path,) = out.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+    required = build_wheel(source, out, **compilers, LVSPEC_REQUIRE_EXT="1")
+    assert required.returncode != 0
+    assert "LVSPEC_REQUIRE_EXT=1, but the C++ operations fail" in required.stdout + required.stderr
+
+
+def test_without_torch_the_install_is_pure_python(tmp_path):
+    """As under build isolation, where torch cannot be imported."""
+    source, out = copy_of_the_tree(tmp_path / "source"), tmp_path / "out"
+    out.mkdir()
+    hidden = tmp_path / "hidden"
+    (hidden / "torch").mkdir(parents=True)
+    (hidden / "torch" / "__init__.py").write_text("raise ImportError('hidden')")
+    build = build_wheel(source, out, PYTHONPATH=str(hidden))
+    assert build.returncode == 0, build.stdout + build.stderr
+    assert "torch cannot be imported here" in build.stdout + build.stderr
+    (path,) = out.glob("*.whl")
+    assert path.name.endswith("-py3-none-any.whl")
 
 
 def test_wheel_metadata(wheel):
