@@ -1,0 +1,76 @@
+"""Where the time of a caption goes, by phase, on one CPU thread.
+
+    python bench/phases.py [--clips 8] [--eager] [--threads 1] [--gamma 12] [--json FILE]
+
+Milliseconds per iteration of lvspec and per token of autoregression with the embedded pair, medians
+over clips. `--eager` runs HF's modules in Python instead of replaying recorded passes, and
+LVSPEC_BACKEND=reference computes the operations with PyTorch: together the loop as it was before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+
+import lvspec
+from lvspec import ops
+from lvspec.environment import environment, write_json
+from lvspec.shapes.clips import write_clip
+from lvspec.shapes.pair import load_embedded_pair
+from lvspec.shapes.scenes import scenes
+
+PHASES = ("prefill", "draft", "verify", "accept", "commit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gamma", type=int, default=12)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    pair = load_embedded_pair()
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = []
+        for index, scene in enumerate(scenes("evaluation", options.clips)):
+            path = Path(folder, f"{index}.mp4")
+            write_clip(scene, path)
+            inputs.append(pair.processor(str(path), "describe the video."))
+    config = lvspec.DecodeConfig(gamma=options.gamma, max_new_tokens=160, capture=not options.eager)
+    results = {"backend": ops.active_backend("cpu"), "recorded": not options.eager}
+    print(results)
+    rates = {}
+    for name, draft in (("autoregression", None), ("lvspec", pair.draft)):
+        rows = []
+        for clip in [*inputs[:2], *inputs]:  # two to warm up
+            result = lvspec.generate(pair.target, draft, clip, config=config)
+            count = result.stats.num_iterations
+            seconds = result.stats.seconds
+            row = {phase: 1e3 * seconds[phase] / count for phase in PHASES[1:]}
+            row["prefill"] = 1e3 * seconds["prefill"]  # once a caption
+            row["caption"] = 1e3 * sum(seconds.values())
+            row["tokens"] = result.tokens.shape[1]
+            rows.append(row)
+        rows = rows[2:]
+        median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        rates[name] = statistics.median(1e3 * row["tokens"] / row["caption"] for row in rows)
+        iteration = sum(median[phase] for phase in PHASES[1:])
+        print(f"{name}: {rates[name]:.0f} tokens/s, prefill {median['prefill']:.1f} ms, iteration")
+        for phase in PHASES[1:]:
+            share = median[phase] / iteration
+            print(f"  {phase:<8} {median[phase]:6.2f} ms  {share:4.0%}")
+        print(f"  {'all':<8} {iteration:6.2f} ms")
+        results[name] = {**median, "tokens_per_second": rates[name]}
+    print(f"speed-up {rates['lvspec'] / rates['autoregression']:.2f}x")
+    if options.json:
+        write_json(options.json, {"environment": environment(), **results})
+
+
+if __name__ == "__main__":
+    main()
