@@ -22,9 +22,13 @@ test: export OMP_NUM_THREADS ?= 1
 test: lint
 	$(BIN)/python bench/budget.py
 	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest $(OPERATION_TESTS)
+	LVSPEC_BACKEND=reference $(BIN)/pytest -q $(OPERATION_TESTS)
+	LVSPEC_CPU=avx2 $(BIN)/pytest -q $(OPERATION_TESTS)
+	LVSPEC_CPU=portable $(BIN)/pytest -q $(OPERATION_TESTS)
 	$(BIN)/pytest
 
-# Run a second time with the Triton kernels, in Triton's interpreter, which needs its own process.
+# Run once for everyone who computes: the Triton kernels in Triton's interpreter, the reference, and
+# the C++ for other processors than this one. Each is chosen when lvspec is imported.
 OPERATION_TESTS = $(addprefix tests/test_,$(addsuffix .py,verify_attention logit_stats accept \
 	accept_sampled commit_kv visual_importance expand_tree))
 
@@ -73,11 +77,11 @@ $(VENV)/.torch:
 	  || { echo "$(TORCH) cannot be installed here; choose another: make TORCH='torch>=2.10'"; exit 1; }
 	touch $@
 
-$(VENV)/.for-use: $(VENV)/.torch setup.py pyproject.toml
+$(VENV)/.for-use: $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*)
 	$(BIN)/python -m pip install --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.for-tests: $(VENV)/.torch setup.py pyproject.toml
+$(VENV)/.for-tests: $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*)
 	$(BIN)/python -m pip install --no-build-isolation --editable '.[test]'
 	touch $(VENV)/.for-use $@
 

@@ -39,19 +39,24 @@ class PassRecorder:
     """Records and replays the passes of one model.
 
     Args:
-        model: The text model; its recordings live as long as it does.
+        text: The text model; its recordings live as long as it does.
+        head: What makes logits of its output.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._recordings = _RECORDINGS.setdefault(model, _Recordings())
-        weights = [(weight.data_ptr(), weight.dtype) for weight in model.parameters()]
-        if self._recordings.weights != weights:  # moved, converted or replaced since
-            self._recordings.weights = weights
-            self._recordings.passes.clear()
-        # What a hook does in Python would not be recorded.
-        self._has_hooks = any(
-            module._forward_hooks or module._forward_pre_hooks for module in model.modules()
+    def __init__(self, text: nn.Module, head: nn.Module) -> None:
+        self._recordings = _RECORDINGS.setdefault(text, _Recordings())
+        modules = [*text.modules(), *head.modules()]
+        weights = [*text.parameters(), *head.parameters()]
+        # What a hook does in Python would not be recorded, and quantised weights are more than one
+        # tensor each.
+        self._is_plain = all(type(weight) is nn.Parameter for weight in weights) and not any(
+            module._forward_hooks or module._forward_pre_hooks for module in modules
         )
+        if self._is_plain:
+            places = [(weight.data_ptr(), weight.dtype) for weight in weights]
+            if self._recordings.weights != places:  # moved, converted or replaced since
+                self._recordings.weights = places
+                self._recordings.passes.clear()
 
     def get(
         self,
@@ -66,7 +71,7 @@ class PassRecorder:
             make_pass: Makes the pass as a module of tensors; it may write into its arguments.
             example: Makes arguments to record with; any of the right shapes.
         """
-        if self._has_hooks:
+        if not self._is_plain:
             return None
         passes = self._recordings.passes
         if key not in passes:

@@ -87,7 +87,6 @@ class _Chain(nn.Module):
         super().__init__()
         self.text, self.head = model.text, model.hf.lm_head
         self.vocab_size, self.shared_vocab, self.shapes = model.vocab_size, shared_vocab, shapes
-        self.train(model.text.training)
 
     def run(
         self,

@@ -28,11 +28,14 @@ class Family:
         name: For messages.
         visual_inputs: Names of the inputs that hold pixels.
         position_inputs: Names of the inputs that HF's position computation takes.
+        has_static_pass: Whether a pass of the text model does the same whatever the numbers are, so
+            that it can be recorded (no experts that are chosen in Python, for instance).
     """
 
     name: str
     visual_inputs: tuple[str, ...]
     position_inputs: tuple[str, ...]
+    has_static_pass: bool
 
     def text_model(self, model: PreTrainedModel) -> PreTrainedModel:
         return model.model.language_model
@@ -61,8 +64,11 @@ FAMILIES: dict[str, Family] = {
             "video_grid_thw",
             "second_per_grid_ts",
         ),
+        has_static_pass=True,
     ),
 }
+
+_DYNAMIC_ROPE = ("dynamic", "longrope")
 
 
 def check_family(model_type: str, role: str) -> Family:
@@ -116,7 +122,10 @@ class Model:
                 f"{role}: expected full attention in every layer, got {sorted(layer_types)}"
             )
         self.visual_ids = self.family.visual_ids(model)
-        self.recorder = PassRecorder(self.text) if capture else None
+        # Rotary embeddings that follow the length of the sequence decide in Python what to compute.
+        rope = getattr(self.text.config, "rope_parameters", None) or {}
+        is_static = self.family.has_static_pass and rope.get("rope_type") not in _DYNAMIC_ROPE
+        self.recorder = PassRecorder(self.text, model.lm_head) if capture and is_static else None
 
     @property
     def device(self) -> torch.device:
@@ -228,7 +237,6 @@ class _Pass(nn.Module):
     def __init__(self, text: nn.Module, head: nn.Module, scores: bool) -> None:
         super().__init__()
         self.text, self.head, self.scores = text, head, scores
-        self.train(text.training)
 
     def forward(
         self,

@@ -104,6 +104,20 @@ def test_modules_with_hooks_are_not_recorded(target, make_prompt):
     assert len(calls) == 6 and not recordings(target)  # a prefill and a pass each
 
 
+def test_dynamic_rotary_embeddings_are_not_recorded(target, make_prompt):
+    target.model.language_model.config.rope_parameters["rope_type"] = "dynamic"
+    assert Model(target, "target").recorder is None
+
+
+def test_a_head_that_is_replaced_is_used(target, make_prompt):
+    prompt = make_prompt(5)
+    step(target, prompt, capture=True)
+    target.lm_head = torch.nn.Linear(256, 256, bias=False)
+    after, _ = step(target, prompt, capture=True)
+    expected, _ = step(target, prompt, capture=False)
+    close(after.logits, expected.logits)
+
+
 def test_what_cannot_be_recorded_runs_with_a_warning(target, make_prompt, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no tracing today")
