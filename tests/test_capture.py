@@ -13,9 +13,6 @@ from lvspec.attention import lvspec_attention_on
 from lvspec.models import Model, check_inputs
 from lvspec.tree import ancestors_from_parents
 
-pytestmark = pytest.mark.skipif(
-    not capture.is_recordable("cpu", None), reason="nothing is recorded here"
-)
 TREE = torch.tensor([-1, 0, 0, 1, 1, 2])
 
 
