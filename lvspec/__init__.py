@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lvspec.config import DecodeConfig
-    from lvspec.generate import GenerationInterrupted, NonFiniteLogits, generate
+    from lvspec.generate import (
+        GenerationInterrupted,
+        NonFiniteLogits,
+        generate,
+        generate_many,
+    )
     from lvspec.loading import Pair, load_pair
     from lvspec.policy import AcceptancePolicy
     from lvspec.trace import Generation
@@ -26,6 +31,7 @@ _HOMES = {
     "NonFiniteLogits": "generate",
     "Pair": "loading",
     "generate": "generate",
+    "generate_many": "generate",
     "load_pair": "loading",
 }
 __all__ = [
@@ -36,6 +42,7 @@ __all__ = [
     "NonFiniteLogits",
     "Pair",
     "generate",
+    "generate_many",
     "load_pair",
 ]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from lvspec import ops
+from lvspec.draft import Draft
 from lvspec.policy import AcceptancePolicy
-from lvspec.verify import DraftShape, Verification
+from lvspec.verify import Verification
 
 
 def accept(
     verification: Verification,
-    tokens: Tensor,
-    shape: DraftShape,
+    draft: Draft,
     policy: AcceptancePolicy,
     regret_used: Tensor,
     workspace: Tensor | None = None,
@@ -21,8 +21,7 @@ def accept(
 
     Args:
         verification: The target's word on every slot.
-        tokens: int64 `[B, S]`, slot 0 the root.
-        shape: The draft's shape.
+        draft: What was verified.
         policy: What may be accepted, `eos_ids` included.
         regret_used: float32 `[B]`, nats spent so far.
         workspace: Scratch for the operations, see `lvspec.ops.workspace_size`.
@@ -30,9 +29,9 @@ def accept(
     stats = ops.logit_stats(verification.logits, top_k=policy.needed_top_k, workspace=workspace)
     acceptance = ops.accept(
         verification.logits,
-        tokens,
-        shape.parents,
-        shape.num_slots,
+        draft.tokens,
+        draft.shape.parents,
+        draft.shape.num_slots,
         stats,
         verification.relevance,
         policy,

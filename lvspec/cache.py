@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, PretrainedConfig
 
 from lvspec import ops
@@ -54,17 +55,24 @@ class SlotCache(Cache):
         self.workspace: Tensor | None = None
         self._prompt_len = [0] * batch_size
         self._written: Tensor | None = None
-        if ops.active_backend(device.type) == "triton":
-            size = ops.workspace_size(
-                batch_size=batch_size,
-                num_slots=num_slots,
-                num_q_heads=heads,
-                head_dim=head_dim,
-                capacity=capacity,
-                vocabulary=text_config.vocab_size,
-                num_pieces=_most_pieces(capacity, kv_heads),
-            )
-            self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        self._sizes = (num_slots, heads, text_config.vocab_size)
+        self._make_workspace()
+
+    def _make_workspace(self) -> None:
+        if ops.active_backend(self.k.device.type) != "triton":
+            return
+        num_slots, num_q_heads, vocabulary = self._sizes
+        _, batch_size, kv_heads, capacity, head_dim = self.k.shape
+        size = ops.workspace_size(
+            batch_size=batch_size,
+            num_slots=num_slots,
+            num_q_heads=num_q_heads,
+            head_dim=head_dim,
+            capacity=capacity,
+            vocabulary=vocabulary,
+            num_pieces=_most_pieces(capacity, kv_heads),
+        )
+        self.workspace = torch.empty(size, dtype=torch.uint8, device=self.k.device)
 
     @classmethod
     def over(
@@ -85,6 +93,19 @@ class SlotCache(Cache):
     @property
     def capacity(self) -> int:
         return self.k.shape[3]
+
+    def grow(self, capacity: int) -> None:
+        """Make room for `capacity` positions, at new addresses; nothing to do if there is."""
+        more = capacity - self.capacity
+        if more <= 0:
+            return
+        self.k, self.v = (pad(x, (0, 0, 0, more)) for x in (self.k, self.v))
+        self.visual = pad(self.visual, (0, more))
+        following = self.positions[..., -1:] + torch.arange(1, more + 1, device=self.k.device)
+        self.positions = torch.cat([self.positions, following], dim=-1)
+        self._make_workspace()
+        if self.plan is not None:
+            self.plan = self._make_plan()
 
     def begin_step(self, num_slots: int) -> None:
         """The next forward writes `num_slots` rows per sequence, from `kv_len` on."""

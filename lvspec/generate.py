@@ -1,60 +1,64 @@
-"""generate: draft, verify, accept, commit, until the caption ends."""
+"""generate and generate_many: prompts in, captions out, sooner."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from lvspec.accept import accept
-from lvspec.attention import lvspec_attention_on
-from lvspec.cache import SlotCache
-from lvspec.commit import DecodeState, commit
 from lvspec.config import DecodeConfig
-from lvspec.draft import ModelDrafter
+from lvspec.draft import Drafter, ModelDrafter, NoDrafter
+from lvspec.engine import Engine, NonFiniteLogits
 from lvspec.models import Model, check_inputs, check_pair
 from lvspec.policy import AcceptancePolicy
-from lvspec.relevance import get_scorer
-from lvspec.stats import DecodeStats
-from lvspec.trace import Generation, Trace
-from lvspec.tree import chain_ancestors
-from lvspec.verify import DraftShape, verify
+from lvspec.sequence import Request
+from lvspec.trace import Generation
 
+__all__ = ["GenerationInterrupted", "NonFiniteLogits", "generate", "generate_many"]
 
-class NonFiniteLogits(RuntimeError):
-    """The target's logits were NaN. `generation` holds what was generated before."""
-
-    def __init__(self, message: str, generation: Generation) -> None:
-        super().__init__(message)
-        self.generation = generation
+Inputs = Mapping[str, Any]
 
 
 class GenerationInterrupted(KeyboardInterrupt):
-    """Ctrl-C while generating. `generation` holds what was generated before."""
+    """Ctrl-C while generating. `generations` holds what was generated and not yet returned.
 
-    def __init__(self, generation: Generation) -> None:
-        super().__init__(f"interrupted after {generation.tokens.shape[1]} tokens")
-        self.generation = generation
+    Attributes:
+        generations: In the order of the requests, those that had begun.
+    """
+
+    def __init__(self, generations: list[Generation]) -> None:
+        count = sum(generation.tokens.shape[1] for generation in generations)
+        super().__init__(f"interrupted after {count} tokens")
+        self.generations = generations
+
+    @property
+    def generation(self) -> Generation:
+        """The first of them; there is one whenever a single prompt was interrupted."""
+        return self.generations[0]
 
 
-@torch.inference_mode()
+@overload
+def generate(
+    target: PreTrainedModel, draft: PreTrainedModel | None, inputs: Inputs, **kwargs: Any
+) -> Generation: ...
+@overload
+def generate(
+    target: PreTrainedModel, draft: PreTrainedModel | None, inputs: Sequence[Inputs], **kwargs: Any
+) -> list[Generation]: ...
 def generate(
     target: PreTrainedModel,
     draft: PreTrainedModel | None,
-    inputs: Mapping[str, Any],
+    inputs: Inputs | Sequence[Inputs],
     *,
     policy: AcceptancePolicy | None = None,
     config: DecodeConfig | None = None,
-    draft_inputs: Mapping[str, Any] | None = None,
+    draft_inputs: Inputs | Sequence[Inputs] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    streamer: BaseStreamer | None = None,
-) -> Generation:
+    streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
+) -> Generation | list[Generation]:
     """Generate greedily with the target, sooner.
 
     Greedy is the largest logit. Logits processors of a generation config, such as a repetition
@@ -69,17 +73,19 @@ def generate(
         draft: A smaller model with the same tokenizer, on the same device. None generates token by
             token: plain autoregression over the same cache.
         inputs: What the target's processor returns for one prompt: `input_ids` `[1, T]`, pixels,
-            grids.
+            grids. Or a list of those, one entry a prompt: they are decoded together, each with its
+            own length and acceptance, and give what each gives alone.
         policy: Which draft tokens may be accepted; None is `AcceptancePolicy.lvspec()`.
             `AcceptancePolicy.strict()` gives the target's own greedy tokens.
         config: How to draft and run; None is `DecodeConfig()`.
-        draft_inputs: The prompt as the draft's processor returns it, where it differs.
+        draft_inputs: The prompt, or prompts, as the draft's processor returns them, where that
+            differs.
         tokenizer: For `Generation.text`.
         streamer: An HF streamer: gets the prompt, then tokens as they are committed. None is ever
-            taken back.
+            taken back. For several prompts a list of them.
 
     Returns:
-        The tokens, what kind each is, and statistics.
+        The tokens, what kind each is, and statistics; a list where `inputs` is one.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it, what was expected and
@@ -87,214 +93,194 @@ def generate(
         NonFiniteLogits: The target's logits were NaN; carries what was generated.
         GenerationInterrupted: Ctrl-C; carries what was generated.
     """
-    config = DecodeConfig() if config is None else config
-    policy = AcceptancePolicy.lvspec() if policy is None else policy
-    _check_type("config", config, DecodeConfig)
-    _check_type("policy", policy, AcceptancePolicy)
-    target_model = Model(target, "target", capture=config.capture)
-    target_inputs = check_inputs(target_model, inputs)
-    drafter = None
-    if draft is not None:
-        draft_model = Model(draft, "draft", capture=config.capture)
-        check_pair(target_model, draft_model)
-        drafter = ModelDrafter(
-            draft_model, gamma=config.gamma, target_vocab=target_model.vocab_size
-        )
-        draft_inputs = check_inputs(draft_model, inputs if draft_inputs is None else draft_inputs)
-    run = _Run(target_model, drafter, target_inputs, policy, config)
-    run.tokenizer, run.streamer = tokenizer, streamer
-    with ExitStack() as attention:
-        try:
-            run.prefill(draft_inputs)
-            attention.enter_context(lvspec_attention_on(target_model.text))
-            if drafter is not None:
-                attention.enter_context(drafter.active())
-            while run.goes_on():
-                run.iterate()
-        except KeyboardInterrupt:
-            raise GenerationInterrupted(run.result()) from None
-    if streamer is not None:
-        streamer.end()
-    return run.result()
+    is_batch = isinstance(inputs, (list, tuple))
+    prompts = list(inputs) if is_batch else [inputs]
+    if not prompts:
+        return []
+    draft_prompts = _one_each("draft_inputs", draft_inputs, len(prompts), is_batch)
+    streamers = _one_each("streamer", streamer, len(prompts), is_batch)
+    decoder = _Decoder(target, draft, policy, config, batch_size=len(prompts))
+    requests = [
+        decoder.request(*each, index=index, tokenizer=tokenizer)
+        for index, each in enumerate(zip(prompts, draft_prompts, streamers, strict=True))
+    ]
+    decoder.engine.reserve(max(request.prompt.shape[1] for request in requests))
+    generations = list(decoder.run(iter(requests), ordered=True, return_exceptions=False))
+    return generations if is_batch else generations[0]
 
 
-class _Run:
-    """One generation under way."""
+def generate_many(
+    target: PreTrainedModel,
+    draft: PreTrainedModel | None,
+    inputs: Iterable[Inputs],
+    *,
+    batch_size: int = 8,
+    policy: AcceptancePolicy | None = None,
+    config: DecodeConfig | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    ordered: bool = True,
+    return_exceptions: bool = False,
+) -> Iterator[Generation | Exception]:
+    """Generate for any number of prompts, `batch_size` at a time.
+
+    A prompt is taken from `inputs` when a place is free for it, so they may be made on the way, and
+    each gives what `generate` gives for it alone.
+
+    Args:
+        target, draft, policy, config, tokenizer: As for `generate`.
+        inputs: Prompts, each what a processor returns for one; or pairs of the target's and the
+            draft's, where their processors differ.
+        batch_size: Places, >= 1.
+        ordered: Whether results come in the order of `inputs`; if not, as they are completed, and
+            `Generation.index` says which is which.
+        return_exceptions: What becomes of a prompt that is refused (TypeError, ValueError) or whose
+            logits are NaN (NonFiniteLogits). True: the exception comes in place of the result, with
+            an attribute `index`, and the others go on. False: it is raised when its turn comes.
+
+    Yields:
+        One result a prompt.
+
+    Raises:
+        TypeError, ValueError, NonFiniteLogits, GenerationInterrupted: As `generate`.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: expected an integer >= 1, got {batch_size!r}")
+    if isinstance(inputs, Mapping):
+        raise TypeError("inputs: expected prompts one after the other, got a single one")
+    decoder = _Decoder(target, draft, policy, config, batch_size=batch_size)
+
+    def requests() -> Iterator[Request | Exception]:
+        for index, each in enumerate(inputs):
+            pair = each if isinstance(each, tuple) else (each, None)
+            try:
+                yield decoder.request(*pair, None, index=index, tokenizer=tokenizer)
+            except (TypeError, ValueError) as error:
+                error.index = index
+                yield error
+
+    return decoder.run(requests(), ordered=ordered, return_exceptions=return_exceptions)
+
+
+class _Decoder:
+    """An engine, and the requests that go through it."""
 
     def __init__(
         self,
-        target: Model,
-        drafter: ModelDrafter | None,
-        inputs: dict[str, Any],
-        policy: AcceptancePolicy,
-        config: DecodeConfig,
+        target: PreTrainedModel,
+        draft: PreTrainedModel | None,
+        policy: AcceptancePolicy | None,
+        config: DecodeConfig | None,
+        *,
+        batch_size: int,
     ) -> None:
-        self.target, self.drafter, self.config = target, drafter, config
-        self.inputs = inputs
-        self.prompt: Tensor = inputs["input_ids"]
-        device = target.device
-        gamma = config.gamma if drafter is not None else 0
-        self.num_slots = gamma + 1
-        self.eos_ids = config.eos_ids
-        if self.eos_ids is None:
-            self.eos_ids = policy.eos_ids or _eos_ids(target.hf)
-        self.policy = replace(policy, eos_ids=self.eos_ids)
-        scorer = get_scorer(config.scorer)
-        wants_scores = drafter is not None and (policy.needs_relevance or config.trace)
-        self.scorer = scorer if wants_scores else None
-        self.shape = DraftShape.chain(gamma, device) if drafter is not None else None
-        self.stats = DecodeStats(device, gamma)
-        self.trace = Trace() if config.trace else None
-        self.state: DecodeState | None = None
-        self.cache: SlotCache | None = None
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.streamer: BaseStreamer | None = None
-        self._root_only = (
-            torch.zeros(1, dtype=torch.int64, device=device),
-            chain_ancestors(1, batch_size=1, device=device),
-        )
+        config = DecodeConfig() if config is None else config
+        policy = AcceptancePolicy.lvspec() if policy is None else policy
+        _check_type("config", config, DecodeConfig)
+        _check_type("policy", policy, AcceptancePolicy)
+        self.target = Model(target, "target", capture=config.capture)
+        self.draft = None
+        drafter: Drafter = NoDrafter(self.target.device)
+        if draft is not None:
+            self.draft = Model(draft, "draft", capture=config.capture)
+            check_pair(self.target, self.draft)
+            vocabulary = self.target.vocab_size
+            drafter = ModelDrafter(self.draft, gamma=config.gamma, target_vocab=vocabulary)
+        self.engine = Engine(self.target, drafter, policy, config, batch_size=batch_size)
 
-    def prefill(self, draft_inputs: Mapping[str, Any] | None) -> None:
-        """Read the prompt with both models; the target's last row gives the first token."""
-        length = self.prompt.shape[1]
-        needed = length + self.config.max_new_tokens + self.num_slots
-        capacity = self.config.cache_capacity or needed
-        if capacity < needed:
-            raise ValueError(
-                f"cache_capacity: expected at least {needed} (a prompt of {length}, max_new_tokens="
-                f"{self.config.max_new_tokens}, {self.num_slots} slots), got {capacity}"
+    def request(
+        self,
+        inputs: Inputs,
+        draft_inputs: Inputs | None,
+        streamer: BaseStreamer | None,
+        *,
+        index: int,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> Request:
+        found = check_inputs(self.target, inputs)
+        if self.draft is not None:
+            draft_inputs = check_inputs(
+                self.draft, inputs if draft_inputs is None else draft_inputs
             )
-        with self.stats.timer.phase("prefill"):
-            self.cache = self.target.new_cache(
-                batch_size=1, capacity=capacity, num_slots=self.num_slots
-            )
-            logits = self.target.prefill(self.inputs, self.cache, 0)
-            if self.drafter is not None:
-                # One kv_len counts the rows of both caches.
-                draft_length = draft_inputs["input_ids"].shape[1]
-                if draft_length != length:
-                    raise ValueError(
-                        f"draft_inputs: expected a prompt of {length} tokens like the target's, "
-                        f"got {draft_length}"
-                    )
-                self.drafter.prefill(draft_inputs, capacity=capacity)
-        self._stop_on_nan(logits.max(-1).values, "the prompt")
-        self.state = DecodeState(
-            self.prompt[:, -1],
-            logits.argmax(-1),
-            max_new_tokens=self.config.max_new_tokens,
-            num_slots=self.num_slots,
-            eos_ids=torch.tensor(self.eos_ids, dtype=torch.int64, device=self.target.device),
-            regret_dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32,
-        )
-        self._stream(self.prompt[0])
-        self._stream(self.state.out_ids[0, :1])
-
-    def goes_on(self) -> bool:
-        return not bool(self.state.finished.all())
-
-    def iterate(self) -> None:
-        """One iteration: at most gamma draft tokens and one of the target's own."""
-        before = int(self.state.num_out)
-        if self.drafter is None:
-            self._one_token()
         else:
-            self._draft_and_verify()
-        self._stream(self.state.out_ids[0, before : int(self.state.num_out)])
+            draft_inputs = None
+        return Request(found, draft_inputs, index, tokenizer, streamer)
 
-    def _draft_and_verify(self) -> None:
-        state, cache, timer = self.state, self.cache, self.stats.timer
-        with timer.phase("draft"):
-            drafted = self.drafter.propose(state.last_two, cache.kv_len)
-            tokens = torch.cat([state.last_two[:, 1:], drafted], dim=1)
-        with timer.phase("verify"):
-            verification = verify(self.target, cache, tokens, self.shape, self.scorer)
-        with timer.phase("accept"):
-            acceptance, logit_stats = accept(
-                verification, tokens, self.shape, self.policy, state.regret_used, cache.workspace
-            )
-        # What is no slot counts as the root, which is on every path.
-        self._stop_on_nan(logit_stats.lse.gather(1, acceptance.path.long().clamp(min=0)))
-        with timer.phase("commit"):
-            commit(state, cache, tokens, acceptance, verification.relevance)
-        self.stats.record(acceptance.num_accepted)
-        if self.trace is not None:
-            self.trace.record(
-                tokens,
-                logit_stats.top_ids[..., 0],
-                verification.relevance,
-                acceptance.num_accepted,
-                acceptance.kind,
-            )
+    @torch.inference_mode()
+    def run(
+        self, requests: Iterator[Request | Exception], *, ordered: bool, return_exceptions: bool
+    ) -> Iterator[Generation | Exception]:
+        """Results of all requests."""
+        waiting: dict[int, Generation | Exception] = {}
+        following = 0
+        for index, result in self._completed(requests, waiting):
+            waiting[index] = result
+            while (following in waiting) if ordered else waiting:
+                index = following if ordered else next(iter(waiting))
+                result = waiting.pop(index)
+                following += 1
+                if isinstance(result, Exception) and not return_exceptions:
+                    raise result
+                yield result
 
-    def _one_token(self) -> None:
-        state, cache, timer = self.state, self.cache, self.stats.timer
-        with timer.phase("verify"):
-            depths, ancestors = self._root_only
-            logits = self.target.step(state.last_two[:, 1:], depths, ancestors, cache).logits
-            best = logits[:, -1].max(-1)
-        self._stop_on_nan(best.values)
-        with timer.phase("commit"):
-            place = state.num_out[:, None].long()
-            state.out_ids.scatter_(1, place, best.indices[:, None])
-            state.last_two = torch.cat([state.last_two[:, 1:], best.indices[:, None]], dim=1)
-            state.num_out += 1
-            state.finished |= torch.isin(best.indices, state.eos_ids)
-            state.finished |= state.num_out >= state.max_new_tokens
-            cache.kv_len += 1
-        self.stats.record(torch.zeros_like(state.num_out))
+    def _completed(
+        self,
+        requests: Iterator[Request | Exception],
+        waiting: Mapping[int, Generation | Exception],
+    ) -> Iterator[tuple[int, Generation | Exception]]:
+        """(index, result) of every request, as they are completed."""
+        engine = self.engine
+        try:
+            while True:
+                while engine.free_place is not None:
+                    request = next(requests, None)
+                    if request is None:
+                        break
+                    if isinstance(request, Exception):
+                        yield request.index, request
+                        continue
+                    try:
+                        engine.admit(request)
+                    except ValueError as error:
+                        error.index = request.index
+                        yield request.index, error
+                if engine.active and not engine.ended:
+                    with engine.attention():
+                        while not engine.ended:
+                            engine.iterate()
+                if not engine.ended:
+                    return
+                while engine.ended:
+                    # Taken off only when it is handed on: nothing is lost in between.
+                    sequence = engine.ended[0]
+                    yield sequence.request.index, sequence.outcome
+                    engine.ended.popleft()
+        except KeyboardInterrupt:
+            raise GenerationInterrupted(self._so_far(waiting)) from None
 
-    def _stop_on_nan(self, values: Tensor, where: str | None = None) -> None:
-        if not bool(values.isnan().any()):
-            return
-        row = int(values.isnan().int().argmax())
-        where = where or f"iteration {self.stats.num_iterations}, row {row}"
-        generation = self.result()
-        raise NonFiniteLogits(
-            f"target: expected finite logits, got NaN at {where}; "
-            f"{generation.tokens.shape[1]} tokens were generated before",
-            generation,
-        )
+    def _so_far(self, waiting: Mapping[int, Generation | Exception]) -> list[Generation]:
+        """What was generated and not returned, by request."""
+        found = dict(waiting)
+        for sequence in self.engine.ended:
+            found[sequence.request.index] = sequence.outcome
+        for sequence in self.engine.active:
+            found[sequence.request.index] = sequence.result(self.engine.state)
+        kept = (found[index] for index in sorted(found))
+        return [result for result in kept if isinstance(result, Generation)]
 
-    def _stream(self, tokens: Tensor) -> None:
-        if self.streamer is not None and tokens.numel():
-            self.streamer.put(tokens.cpu())
 
-    def result(self) -> Generation:
-        """What there is so far; ordinary tensors, for a caption may become a label in training."""
-        state = self.state
-        with torch.inference_mode(False):
-            if state is None:
-                tokens = self.prompt[:, :0].clone()
-                kinds, relevance = tokens.to(torch.uint8), tokens.float()
-            else:
-                count = int(state.num_out)
-                tokens, kinds, relevance = (
-                    output[:, :count].clone()
-                    for output in (state.out_ids, state.out_kinds, state.out_relevance)
-                )
-                self.stats.close(kinds[0], state.regret_used)
-            return Generation(
-                torch.cat([self.prompt, tokens], dim=1),
-                tokens,
-                kinds,
-                relevance,
-                self.stats,
-                self.trace,
-                self.tokenizer,
-            )
+def _one_each(name: str, value: Any, count: int, is_batch: bool) -> list[Any]:
+    """One entry for each of `count` prompts."""
+    if value is None:
+        return [None] * count
+    if is_batch != isinstance(value, (list, tuple)):
+        expected = f"a list of {count}, one a prompt" if is_batch else "one, for a single prompt"
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    values = list(value) if is_batch else [value]
+    if len(values) != count:
+        raise ValueError(f"{name}: expected {count} entries, one a prompt, got {len(values)}")
+    return values
 
 
 def _check_type(name: str, value: Any, expected: type) -> None:
     if not isinstance(value, expected):
         raise TypeError(f"{name}: expected {expected.__name__}, got {value!r}")
-
-
-def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    """End-of-sequence ids of the model's generation config, or of its text config."""
-    generation_config = getattr(model, "generation_config", None)
-    for config in (generation_config, model.config.get_text_config()):
-        found = getattr(config, "eos_token_id", None)
-        if found is not None:
-            return tuple(found) if isinstance(found, (list, tuple)) else (found,)
-    return ()

@@ -21,13 +21,17 @@ class PhaseTimer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        start = self._now()
+        start = self.now()
         try:
             yield
         finally:
-            self._spans[name].append((start, self._now()))
+            self.add(name, start, self.now())
 
-    def _now(self) -> float | torch.cuda.Event:
+    def add(self, name: str, start: float | torch.cuda.Event, end: float | torch.cuda.Event):
+        """A span of the phase `name`, between two results of `now`."""
+        self._spans[name].append((start, end))
+
+    def now(self) -> float | torch.cuda.Event:
         if not self._on_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -50,23 +54,27 @@ class DecodeStats:
     """Counters of one generation.
 
     Everything but `counts` of kinds is about passes: tokens accepted by the last pass behind the
-    end of the output are included, in `tau` and `regret` too.
+    end of the output are included, in `tau` and `regret` too. In a batch, times of a phase are
+    those of all sequences together.
 
     Args:
         device: Where the run takes place.
-        gamma: Draft tokens per iteration, 0 for autoregression.
+        gamma: Draft tokens per iteration at most, 0 for autoregression.
+        place: Which sequence of the batch.
     """
 
-    def __init__(self, device: torch.device, gamma: int) -> None:
-        self.gamma = gamma
+    def __init__(self, device: torch.device, gamma: int, place: int = 0) -> None:
+        self.gamma, self.place = gamma, place
         self.timer = PhaseTimer(device)
         self._accepted: list[Tensor] = []
+        self._slots: list[Tensor] = []
         self._kinds: Tensor | None = None
         self._regret: Tensor | None = None
 
-    def record(self, num_accepted: Tensor) -> None:
-        """Keep one iteration's `num_accepted`, int32 `[1]`; nothing is read."""
+    def record(self, num_accepted: Tensor, num_slots: Tensor) -> None:
+        """Keep one iteration's `num_accepted` and `num_slots`, int32 `[B]`; nothing is read."""
         self._accepted.append(num_accepted)
+        self._slots.append(num_slots)
 
     def close(self, kinds: Tensor, regret: Tensor) -> None:
         """Keep the kinds of all output tokens, uint8 `[T]`, and the regret spent, `[1]`."""
@@ -79,7 +87,12 @@ class DecodeStats:
     @property
     def num_accepted(self) -> list[int]:
         """Accepted draft tokens of every iteration."""
-        return torch.cat(self._accepted).tolist() if self._accepted else []
+        return _column(self._accepted, self.place)
+
+    @property
+    def num_drafted(self) -> int:
+        """Draft tokens that were verified, in all iterations."""
+        return sum(_column(self._slots, self.place)) - self.num_iterations
 
     @property
     def tau(self) -> float:
@@ -106,7 +119,7 @@ class DecodeStats:
         names = ("exact", "loose", "shift", "bonus")
         kinds = [] if self._kinds is None else self._kinds.tolist()
         counts = {name: kinds.count(code) for code, name in enumerate(names)}
-        counts["rejected"] = self.gamma * self.num_iterations - sum(self.num_accepted)
+        counts["rejected"] = self.num_drafted - sum(self.num_accepted)
         return counts
 
     @property
@@ -119,9 +132,14 @@ class DecodeStats:
         return {
             "iterations": self.num_iterations,
             "gamma": self.gamma,
+            "drafted": self.num_drafted,
             "tau": self.tau if self._accepted else None,
             "acceptance_by_position": self.acceptance_by_position,
             "counts": self.counts,
             "regret": self.regret,
             "seconds": self.seconds,
         }
+
+
+def _column(rows: list[Tensor], place: int) -> list[int]:
+    return torch.stack(rows)[:, place].tolist() if rows else []

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lvspec.draft import Draft
+from lvspec.ops import Acceptance
 from lvspec.stats import DecodeStats
 
 KIND_NAMES = ("exact", "loose", "shift", "bonus")
@@ -19,51 +21,60 @@ class TraceStep:
 
     Attributes:
         position: Index of the iteration's first output token.
-        drafted: The drafted tokens, gamma of them.
-        wanted: The target's choice at each slot, gamma + 1 of them.
+        drafted: The drafted tokens, those of slots 1, 2, ....
+        parents: The slot before each of them; `[0, 1, 2, ...]` for a chain.
+        wanted: The target's choice at each slot, one more than `drafted`.
         relevance: Relevance of each slot's row, or None where it was not computed.
-        num_accepted: How many of `drafted` were accepted.
-        kinds: Names of the kinds of the accepted ones.
+        path: The accepted slots, in order, without the root.
+        kinds: Names of their kinds.
     """
 
     position: int
     drafted: list[int]
+    parents: list[int]
     wanted: list[int]
     relevance: list[float] | None
-    num_accepted: int
+    path: list[int]
     kinds: list[str]
+
+    @property
+    def num_accepted(self) -> int:
+        return len(self.path)
 
 
 class Trace:
-    """Everything drafted, wanted and accepted, kept on the device until it is read."""
+    """Everything drafted, wanted and accepted, kept on the device until it is read.
 
-    def __init__(self) -> None:
-        self._steps: list[tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]] = []
+    Args:
+        place: Which sequence of the batch.
+    """
+
+    def __init__(self, place: int = 0) -> None:
+        self._place = place
+        self._steps: list[tuple[Draft, Tensor, Tensor | None, Acceptance]] = []
 
     def record(
-        self,
-        tokens: Tensor,
-        wanted: Tensor,
-        relevance: Tensor | None,
-        accepted: Tensor,
-        kind: Tensor,
+        self, draft: Draft, wanted: Tensor, relevance: Tensor | None, acceptance: Acceptance
     ) -> None:
-        """Keep one iteration's tensors: `[1, S]` each, `accepted` `[1]`."""
-        self._steps.append((tokens, wanted, relevance, accepted, kind))
+        """Keep one iteration's tensors; `wanted` and `relevance` are `[B, S]`."""
+        self._steps.append((draft, wanted, relevance, acceptance))
 
     def steps(self) -> list[TraceStep]:
         """All iterations, in order."""
-        steps, position = [], 1
-        for tokens, wanted, relevance, accepted, kind in self._steps:
-            count = int(accepted)
+        steps, position, place = [], 1, self._place
+        for draft, wanted, relevance, acceptance in self._steps:
+            slots = int(draft.shape.num_slots[place])
+            count = int(acceptance.num_accepted[place])
+            kinds = acceptance.kind[place, 1 : count + 1].tolist()
             steps.append(
                 TraceStep(
                     position=position,
-                    drafted=tokens[0, 1:].tolist(),
-                    wanted=wanted[0].tolist(),
-                    relevance=None if relevance is None else relevance[0].tolist(),
-                    num_accepted=count,
-                    kinds=[KIND_NAMES[code] for code in kind[0, 1 : count + 1].tolist()],
+                    drafted=draft.tokens[place, 1:slots].tolist(),
+                    parents=draft.shape.parents[place, 1:slots].tolist(),
+                    wanted=wanted[place, :slots].tolist(),
+                    relevance=None if relevance is None else relevance[place, :slots].tolist(),
+                    path=acceptance.path[place, 1 : count + 1].tolist(),
+                    kinds=[KIND_NAMES[code] for code in kinds],
                 )
             )
             position += count + 1
@@ -84,6 +95,7 @@ class Generation:
         stats: Counters and times; read from the device when asked for.
         trace: Every iteration, with `DecodeConfig(trace=True)`, else None.
         tokenizer: What `text` decodes with.
+        index: Which of the requests this answers, from 0.
     """
 
     sequences: Tensor
@@ -93,6 +105,7 @@ class Generation:
     stats: DecodeStats
     trace: Trace | None = None
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
+    index: int = 0
 
     @property
     def text(self) -> str:

@@ -1,6 +1,7 @@
 """ModelDrafter: what it proposes is the draft's own greedy continuation, whatever was accepted."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def test_draft_starts_with_two_rows(random_pair, inputs):
     """Two rows, then one at a time; where the last draft stood, the next is written."""
     draft = Model(random_pair[1], "draft")
     drafter = ModelDrafter(draft, gamma=3, target_vocab=256)
-    drafter.prefill(check_inputs(draft, inputs), capacity=120)
+    drafter.allocate(batch_size=1, capacity=120)
+    drafter.prefill(check_inputs(draft, inputs), 0)
     length = inputs["input_ids"].shape[1]
     rows = []
     step = draft.step
@@ -54,10 +56,14 @@ def test_draft_starts_with_two_rows(random_pair, inputs):
 
     draft.step = recorded
     with drafter.active():
-        first = drafter.propose(
-            torch.tensor([[inputs["input_ids"][0, -1], 9]]), torch.tensor([length])
-        )
-        drafter.propose(first[:, 1:], torch.tensor([length + 3]))
+        for last_two, kv_len in (
+            ([int(inputs["input_ids"][0, -1]), 9], length),
+            ([5, 6], length + 3),
+        ):
+            state = SimpleNamespace(last_two=torch.tensor([last_two]))
+            draft_made = drafter.propose(state, torch.tensor([kv_len]))
+            assert draft_made.tokens.shape == (1, 4)
+            assert draft_made.tokens[0, 0] == last_two[1]
     assert rows == [
         (length - 1, 2),
         (length + 1, 1),

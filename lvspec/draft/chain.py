@@ -1,4 +1,4 @@
-"""Phase 1, draft: a small model proposes a chain of tokens."""
+"""A small model proposes a chain of tokens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
+from lvspec.draft.base import Draft, Drafter, DraftShape
 from lvspec.models import Model, run_pass
+from lvspec.state import DecodeState
 from lvspec.tree import chain_ancestors
 
 
-class ModelDrafter:
+class ModelDrafter(Drafter):
     """Drafts a chain of `gamma` tokens greedily with a model that sees the same video.
 
     Every draft begins with the last *two* committed tokens: after a full acceptance the model has
@@ -28,37 +30,38 @@ class ModelDrafter:
         self.model, self.gamma = model, gamma
         # Ids that only one of the two vocabularies has are padding: never proposed, never read.
         self._shared_vocab = min(model.vocab_size, target_vocab)
-        device = model.device
-        # Depths and ancestors of the two committed tokens, and of one drafted token.
-        self._pair, self._one = (
-            (
-                torch.arange(slots, device=device),
-                chain_ancestors(slots, batch_size=1, device=device),
-            )
-            for slots in (2, 1)
-        )
         self.cache: SlotCache | None = None
 
     def active(self) -> AbstractContextManager[None]:
         """The model's attention is set for drafting within this context."""
         return lvspec_attention_on(self.model.text)
 
-    def prefill(self, inputs: Mapping[str, Any], *, capacity: int) -> None:
+    def allocate(self, *, batch_size: int, capacity: int) -> None:
+        if self.cache is not None:
+            self.cache.grow(capacity)
+            return
+        device = self.model.device
+        self.cache = self.model.new_cache(batch_size=batch_size, capacity=capacity, num_slots=2)
+        self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=device)
+        # Depths and ancestors of the two committed tokens, and of one drafted token.
+        self._pair, self._one = (
+            (
+                torch.arange(slots, device=device),
+                chain_ancestors(slots, batch_size=batch_size, device=device),
+            )
+            for slots in (2, 1)
+        )
+
+    def prefill(self, inputs: Mapping[str, Any], sequence: int) -> None:
         """Read the prompt; the target's own prompt if the processors agree."""
-        self.cache = self.model.new_cache(batch_size=1, capacity=capacity, num_slots=2)
-        self.model.prefill(inputs, self.cache, 0)
+        self.model.prefill(inputs, self.cache, sequence)
 
-    def propose(self, last_two: Tensor, target_kv_len: Tensor) -> Tensor:
-        """The next `gamma` tokens by the draft.
+    def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
+        proposed = self._tokens(state.last_two, target_kv_len)
+        return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), self._shape)
 
-        Args:
-            last_two: int64 `[B, 2]`, the last two committed tokens; the second is the root.
-            target_kv_len: int32 `[B]`, positions committed in the target's cache (the root's is
-                not among them).
-
-        Returns:
-            int64 `[B, gamma]`.
-        """
+    def _tokens(self, last_two: Tensor, target_kv_len: Tensor) -> Tensor:
+        """int64 `[B, gamma]` behind the last two tokens, int64 `[B, 2]`."""
         cache = self.cache
         arguments = (last_two, target_kv_len, *cache.tensors())
         recorded = None
@@ -96,7 +99,8 @@ class _Chain(nn.Module):
         kv_len: Tensor,
     ) -> Tensor:
         """The tokens; `step` gives the logits of a pass behind `kv_len`, which moves on."""
-        kv_len.copy_(target_kv_len - 1)
+        # An empty place of the batch has a length of 0, and nothing before it.
+        kv_len.copy_((target_kv_len - 1).clamp(min=0))
         tokens = last_two.clamp(max=self.vocab_size - 1)
         proposed = []
         for depths, ancestors in self.shapes:

@@ -1,0 +1,246 @@
+"""Engine: a batch of sequences, each in its place, and one iteration over all of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lvspec.accept import accept
+from lvspec.attention import lvspec_attention_on
+from lvspec.cache import SlotCache
+from lvspec.commit import commit
+from lvspec.config import DecodeConfig
+from lvspec.draft import Drafter
+from lvspec.models import Model
+from lvspec.policy import AcceptancePolicy
+from lvspec.relevance import get_scorer
+from lvspec.sequence import Request, Sequence
+from lvspec.state import DecodeState
+from lvspec.stats import DecodeStats
+from lvspec.trace import Generation, Trace
+from lvspec.verify import verify
+
+_NO_NAN = -1
+
+
+class NonFiniteLogits(RuntimeError):
+    """The target's logits were NaN. `generation` holds what was generated before."""
+
+    index = 0  # which of the requests
+
+    def __init__(self, message: str, generation: Generation) -> None:
+        super().__init__(message)
+        self.generation = generation
+
+
+class Engine:
+    """Decodes up to `batch_size` sequences at a time.
+
+    Every sequence is prefilled by itself into its place, without padding; one that ends leaves its
+    place to the next. Lengths and acceptances differ from place to place.
+
+    Args:
+        target: The target.
+        drafter: Who proposes.
+        policy: Which draft tokens may be accepted.
+        config: How to run.
+        batch_size: Places.
+
+    Attributes:
+        ended: Sequences that have ended, for the caller to take.
+    """
+
+    def __init__(
+        self,
+        target: Model,
+        drafter: Drafter,
+        policy: AcceptancePolicy,
+        config: DecodeConfig,
+        *,
+        batch_size: int = 1,
+    ) -> None:
+        self.target, self.drafter, self.config = target, drafter, config
+        self.places: list[Sequence | None] = [None] * batch_size
+        self.ended: deque[Sequence] = deque()
+        self.num_slots = drafter.gamma + 1
+        eos_ids = config.eos_ids
+        if eos_ids is None:
+            eos_ids = policy.eos_ids or _eos_ids(target.hf)
+        if drafter.gamma == 0:
+            policy = AcceptancePolicy.strict()  # nothing to be loose about
+        self.policy = replace(policy, eos_ids=eos_ids)
+        scorer = get_scorer(config.scorer)
+        wants_scores = drafter.gamma > 0 and (policy.needs_relevance or config.trace)
+        self.scorer = scorer if wants_scores else None
+        self.cache: SlotCache | None = None
+        self.state = DecodeState(
+            batch_size=batch_size,
+            max_new_tokens=config.max_new_tokens,
+            num_slots=self.num_slots,
+            eos_ids=torch.tensor(eos_ids, dtype=torch.int64, device=target.device),
+            regret_dtype=torch.float64 if target.text.dtype == torch.float64 else torch.float32,
+        )
+
+    @property
+    def active(self) -> list[Sequence]:
+        """The sequences that are not finished."""
+        return [sequence for sequence in self.places if sequence is not None]
+
+    @property
+    def free_place(self) -> int | None:
+        """A place without a sequence, if there is one."""
+        return self.places.index(None) if None in self.places else None
+
+    def reserve(self, prompt_length: int) -> None:
+        """Room in the caches for a prompt, what is generated and one draft behind it.
+
+        Raises:
+            ValueError: `cache_capacity` is less than that.
+        """
+        count = self.config.max_new_tokens
+        needed = prompt_length + count + self.num_slots
+        fixed = self.config.cache_capacity
+        if fixed is not None and fixed < needed:
+            raise ValueError(
+                f"cache_capacity: expected at least {needed} (a prompt of {prompt_length}, "
+                f"max_new_tokens={count}, {self.num_slots} slots), got {fixed}"
+            )
+        capacity = fixed or needed
+        batch_size = len(self.places)
+        if self.cache is None:
+            self.cache = self.target.new_cache(
+                batch_size=batch_size, capacity=capacity, num_slots=self.num_slots
+            )
+        elif capacity > self.cache.capacity:
+            capacity = max(capacity, self.cache.capacity * 5 // 4)  # requests differ a little
+            self.cache.grow(capacity)
+        else:
+            return
+        self.drafter.allocate(batch_size=batch_size, capacity=capacity)
+
+    def admit(self, request: Request) -> None:
+        """Prefill a request into a free place; its first token is there afterwards.
+
+        Raises:
+            ValueError: The prompt does not fit, or the draft's is of another length.
+        """
+        place = self.free_place
+        prompt = request.prompt
+        stats = DecodeStats(self.target.device, self.drafter.gamma, place)
+        trace = Trace(place) if self.config.trace else None
+        sequence = Sequence(request, place, stats, trace)
+        self.places[place] = sequence
+        try:
+            with stats.timer.phase("prefill"):
+                self.reserve(prompt.shape[1])
+                logits = self.target.prefill(request.inputs, self.cache, place)
+                if request.draft_inputs is not None:
+                    # One length counts the rows of both caches.
+                    length = request.draft_inputs["input_ids"].shape[1]
+                    if length != prompt.shape[1]:
+                        raise ValueError(
+                            f"draft_inputs: expected a prompt of {prompt.shape[1]} tokens like the "
+                            f"target's, got {length}"
+                        )
+                    self.drafter.prefill(request.draft_inputs, place)
+                best = logits[0].argmax(keepdim=True)
+                is_nan = logits.isnan().any()
+                self.state.begin(place, prompt[0, -1:], best)
+                is_nan, is_finished = torch.stack([is_nan, self.state.finished[place]]).tolist()
+        except Exception:
+            self.places[place] = None
+            raise
+        if is_nan:
+            self._fail(sequence, "the prompt")
+            return
+        sequence.begin(self.state)
+        if is_finished:
+            self._release(sequence)
+
+    @contextmanager
+    def attention(self) -> Iterator[None]:
+        """`iterate` is called within this context, prompts are admitted outside."""
+        with ExitStack() as stack:
+            stack.enter_context(lvspec_attention_on(self.target.text))
+            stack.enter_context(self.drafter.active())
+            yield
+
+    def iterate(self) -> None:
+        """Draft, verify, accept, commit: at least one more token for every sequence."""
+        state, cache = self.state, self.cache
+        with self._phase("draft"):
+            draft = self.drafter.propose(state, cache.kv_len)
+        with self._phase("verify"):
+            verification = verify(self.target, cache, draft, self.scorer)
+        with self._phase("accept"):
+            acceptance, logit_stats = accept(
+                verification, draft, self.policy, state.regret_used, cache.workspace
+            )
+        with self._phase("commit"):
+            self.drafter.commit(draft, acceptance, cache.kv_len)
+            commit(state, cache, draft, acceptance, verification.relevance)
+        nan_rows = _nan_rows(logit_stats.lse, acceptance.path)
+        report = torch.stack([state.num_out, state.finished.int(), nan_rows], dim=1).tolist()
+        for sequence in self.active:
+            count, is_finished, nan_row = report[sequence.place]
+            if nan_row != _NO_NAN:
+                self._fail(sequence, f"iteration {sequence.stats.num_iterations}, row {nan_row}")
+                continue
+            sequence.stats.record(acceptance.num_accepted, draft.shape.num_slots)
+            if sequence.trace is not None:
+                sequence.trace.record(
+                    draft, logit_stats.top_ids[..., 0], verification.relevance, acceptance
+                )
+            sequence.advance(state, count)
+            if is_finished:
+                self._release(sequence)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Counts for every sequence under way; on a CUDA device by events."""
+        timers = [sequence.stats.timer for sequence in self.active]
+        start = timers[0].now()
+        yield
+        end = timers[0].now()
+        for timer in timers:
+            timer.add(name, start, end)
+
+    def _fail(self, sequence: Sequence, where: str) -> None:
+        sequence.error = NonFiniteLogits(
+            f"target: expected finite logits, got NaN at {where}; "
+            f"{sequence.count} tokens were generated before",
+            sequence.result(self.state),
+        )
+        sequence.error.index = sequence.request.index
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        sequence.finish(self.state)
+        self.state.finish(sequence.place)
+        self.places[sequence.place] = None
+        self.ended.append(sequence)
+
+
+def _nan_rows(lse: Tensor, path: Tensor) -> Tensor:
+    """int32 `[B]`: the first row on the path whose logits had a NaN, or `_NO_NAN`."""
+    # What is no slot counts as the root, which is on every path.
+    row = path.long().clamp(min=0)
+    is_nan = lse.gather(1, row).isnan()
+    first = row.gather(1, is_nan.int().argmax(1, keepdim=True))[:, 0]
+    return torch.where(is_nan.any(1), first, _NO_NAN).int()
+
+
+def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """End-of-sequence ids of the model's generation config, or of its text config."""
+    generation_config = getattr(model, "generation_config", None)
+    for config in (generation_config, model.config.get_text_config()):
+        found = getattr(config, "eos_token_id", None)
+        if found is not None:
+            return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+    return ()

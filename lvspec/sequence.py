@@ -1,0 +1,109 @@
+"""One request under way: what the host knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from lvspec.state import DecodeState
+from lvspec.stats import DecodeStats
+from lvspec.trace import Generation, Trace
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt.
+
+    Attributes:
+        inputs: What the target's processor returns for it, checked.
+        draft_inputs: What the draft's processor returns; None without a draft that reads it.
+        index: Which of the requests it is, from 0.
+        tokenizer: For `Generation.text`.
+        streamer: Gets the prompt, then tokens as they are committed.
+    """
+
+    inputs: Mapping[str, Any]
+    draft_inputs: Mapping[str, Any] | None = None
+    index: int = 0
+    tokenizer: PreTrainedTokenizerBase | None = None
+    streamer: BaseStreamer | None = None
+
+    @property
+    def prompt(self) -> Tensor:
+        """int64 `[1, T]`."""
+        return self.inputs["input_ids"]
+
+
+class Sequence:
+    """A request in a place of the batch.
+
+    Attributes:
+        place: Which.
+        stats, trace: Of this request alone.
+        count: Output tokens so far; what the device has beyond them is not shown.
+        error: What ended the sequence, if that was an error.
+        generation: The result, once the sequence has ended without an error.
+    """
+
+    def __init__(self, request: Request, place: int, stats: DecodeStats, trace: Trace | None):
+        self.request, self.place = request, place
+        self.stats, self.trace = stats, trace
+        self.count = 0
+        self.error: Exception | None = None
+        self.generation: Generation | None = None
+
+    def advance(self, state: DecodeState, count: int) -> None:
+        """There are `count` output tokens now: stream those that are new."""
+        before, self.count = self.count, count
+        streamer = self.request.streamer
+        if streamer is not None and count > before:
+            streamer.put(state.out_ids[self.place, before:count].cpu())
+
+    def begin(self, state: DecodeState) -> None:
+        """The prompt was read, and gave the first token."""
+        self.count = 1
+        if self.request.streamer is not None:
+            self.request.streamer.put(self.request.prompt[0].cpu())
+            self.request.streamer.put(state.out_ids[self.place, :1].cpu())
+
+    @property
+    def outcome(self) -> Generation | Exception:
+        """What it ended with."""
+        return self.generation if self.error is None else self.error
+
+    def finish(self, state: DecodeState) -> None:
+        """The place will be another's: keep the result."""
+        if self.error is None:
+            self.generation = self.result(state)
+            if self.request.streamer is not None:
+                self.request.streamer.end()
+
+    def result(self, state: DecodeState | None) -> Generation:
+        """What there is so far; ordinary tensors, for a caption may become a label in training."""
+        prompt, place = self.request.prompt, self.place
+        with torch.inference_mode(False):
+            if state is None or self.count == 0:
+                tokens = prompt[:, :0].clone()
+                kinds, relevance = tokens.to(torch.uint8), tokens.float()
+            else:
+                tokens, kinds, relevance = (
+                    output[place : place + 1, : self.count].clone()
+                    for output in (state.out_ids, state.out_kinds, state.out_relevance)
+                )
+                self.stats.close(kinds[0], state.regret_used[place : place + 1].clone())
+            return Generation(
+                torch.cat([prompt, tokens], dim=1),
+                tokens,
+                kinds,
+                relevance,
+                self.stats,
+                self.trace,
+                self.request.tokenizer,
+                self.request.index,
+            )
