@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
-from lvspec.draft import Drafter, ModelDrafter, NoDrafter
+from lvspec.draft import make_drafter
 from lvspec.engine import Engine, NonFiniteLogits
-from lvspec.models import Model, check_inputs, check_pair
+from lvspec.models import Model, check_inputs
 from lvspec.policy import AcceptancePolicy
 from lvspec.sequence import Request
 from lvspec.trace import Generation
@@ -178,13 +178,8 @@ class _Decoder:
         _check_type("config", config, DecodeConfig)
         _check_type("policy", policy, AcceptancePolicy)
         self.target = Model(target, "target", capture=config.capture)
-        self.draft = None
-        drafter: Drafter = NoDrafter(self.target.device)
-        if draft is not None:
-            self.draft = Model(draft, "draft", capture=config.capture)
-            check_pair(self.target, self.draft)
-            vocabulary = self.target.vocab_size
-            drafter = ModelDrafter(self.draft, gamma=config.gamma, target_vocab=vocabulary)
+        self.draft = None if draft is None else Model(draft, "draft", capture=config.capture)
+        drafter = make_drafter(self.target, self.draft, config)
         self.engine = Engine(self.target, drafter, policy, config, batch_size=batch_size)
 
     def request(

@@ -2,5 +2,6 @@
 
 from lvspec.draft.base import Draft, Drafter, DraftShape, NoDrafter
 from lvspec.draft.chain import ModelDrafter
+from lvspec.draft.factory import make_drafter
 
-__all__ = ["Draft", "DraftShape", "Drafter", "ModelDrafter", "NoDrafter"]
+__all__ = ["Draft", "DraftShape", "Drafter", "ModelDrafter", "NoDrafter", "make_drafter"]
