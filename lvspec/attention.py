@@ -33,6 +33,8 @@ class AttentionStep:
         scores: Whether to compute mass and peak.
         plan: The split plan of the cache, or None.
         workspace: Scratch for the operation, or None.
+        importance: `[B, N]`, to which every layer adds what `ops.visual_importance` says of the
+            pass's rows; None where that is not wanted.
         masses, peaks: float32 `[B, Hq, S]` of every layer in order, if `scores`.
     """
 
@@ -42,6 +44,7 @@ class AttentionStep:
     scores: bool
     plan: ops.SplitPlan | None = None
     workspace: Tensor | None = None
+    importance: Tensor | None = None
     masses: list[Tensor] = field(default_factory=list)
     peaks: list[Tensor] = field(default_factory=list)
 
@@ -77,6 +80,11 @@ def lvspec_attention(
     if step.scores:
         step.masses.append(result.visual_mass)
         step.peaks.append(result.visual_peak)
+    if step.importance is not None:
+        length = step.kv_len + query.shape[2]
+        step.importance += ops.visual_importance(
+            query, key, length, step.visual, result.lse, scale=scaling
+        )
     return result.out.transpose(1, 2), None
 
 

@@ -138,7 +138,7 @@ class SlotCache(Cache):
         Args:
             sequence: The slot.
             positions: int64 `[3, T]`, rotary positions of the prompt.
-            visual: bool `[T]`.
+            visual: bool or uint8 `[T]`.
 
         Positions behind the prompt go on one by one from its last, in all three rows, as they do in
         HF's greedy decoding.
@@ -153,6 +153,30 @@ class SlotCache(Cache):
         self._prompt_len[sequence] = length
         if ops.active_backend(self.k.device.type) == "triton":
             self.plan = self._make_plan()
+
+    def keep(self, sequence: int, rows: Tensor, source: SlotCache | None = None) -> None:
+        """Make some rows of a prefilled prompt all that a slot holds of it.
+
+        Each keeps its keys, values, rotary position and video mark; positions behind the prompt go
+        on as before.
+
+        Args:
+            sequence: The slot, in both caches.
+            rows: int64 `[n]`, rows of the prompt, ascending; its last one is among them.
+            source: The cache that the prompt was read into; None is this one.
+        """
+        source = self if source is None else source
+        count = rows.shape[0]
+        for mine, theirs in ((self.k, source.k), (self.v, source.v)):
+            # A copy comes between, so rows may move within one cache.
+            mine[:, sequence, :, :count] = theirs[:, sequence].index_select(2, rows)
+        positions = source.positions[:, sequence].index_select(1, rows)
+        visual = source.visual[sequence].index_select(0, rows)
+        self.finish_prefill(sequence, positions, visual)
+
+    def reading_view(self, sequence: int) -> ReadingView:
+        """A cache for one more pass over rows of slot `sequence` that are there already."""
+        return ReadingView(self, sequence)
 
     def _make_plan(self) -> ops.SplitPlan | None:
         kv_heads = self.k.shape[2]
@@ -189,3 +213,22 @@ class PrefillView(Cache):
         self._cache.k[layer_idx, self._sequence, :, :length] = key_states[0]
         self._cache.v[layer_idx, self._sequence, :, :length] = value_states[0]
         return key_states, value_states
+
+
+class ReadingView(Cache):
+    """What a pass over rows that are there already sees: one slot, to which nothing is written."""
+
+    def __init__(self, cache: SlotCache, sequence: int) -> None:
+        super().__init__(layers=[])
+        self._cache = cache
+        self._place = slice(sequence, sequence + 1)
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
+    ) -> tuple[Tensor, Tensor]:
+        return self._cache.k[layer_idx, self._place], self._cache.v[layer_idx, self._place]

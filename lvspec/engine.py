@@ -148,7 +148,9 @@ class Engine:
                             f"draft_inputs: expected a prompt of {prompt.shape[1]} tokens like the "
                             f"target's, got {length}"
                         )
-                    self.drafter.prefill(request.draft_inputs, place)
+                self.drafter.prefill(
+                    request.draft_inputs, place, prompt=prompt, target_cache=self.cache
+                )
                 best = logits[0].argmax(keepdim=True)
                 is_nan = logits.isnan().any()
                 self.state.begin(place, prompt[0, -1:], best)

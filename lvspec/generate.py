@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
-from lvspec.draft import make_drafter
+from lvspec.draft import DraftChoice, draft_model, make_drafter
 from lvspec.engine import Engine, NonFiniteLogits
 from lvspec.models import Model, check_inputs
 from lvspec.policy import AcceptancePolicy
@@ -42,15 +42,15 @@ class GenerationInterrupted(KeyboardInterrupt):
 
 @overload
 def generate(
-    target: PreTrainedModel, draft: PreTrainedModel | None, inputs: Inputs, **kwargs: Any
+    target: PreTrainedModel, draft: DraftChoice, inputs: Inputs, **kwargs: Any
 ) -> Generation: ...
 @overload
 def generate(
-    target: PreTrainedModel, draft: PreTrainedModel | None, inputs: Sequence[Inputs], **kwargs: Any
+    target: PreTrainedModel, draft: DraftChoice, inputs: Sequence[Inputs], **kwargs: Any
 ) -> list[Generation]: ...
 def generate(
     target: PreTrainedModel,
-    draft: PreTrainedModel | None,
+    draft: DraftChoice,
     inputs: Inputs | Sequence[Inputs],
     *,
     policy: AcceptancePolicy | None = None,
@@ -70,7 +70,9 @@ def generate(
 
     Args:
         target: HF model of a supported family (`lvspec.models.FAMILIES`), unchanged.
-        draft: A smaller model with the same tokenizer, on the same device. None generates token by
+        draft: A smaller model with the same tokenizer, on the same device. "self": the target
+            drafts for itself, with `DecodeConfig.draft_keep` of the video. "ngram": what followed
+            the last tokens before, in prompt or output, is proposed again. None generates token by
             token: plain autoregression over the same cache.
         inputs: What the target's processor returns for one prompt: `input_ids` `[1, T]`, pixels,
             grids. Or a list of those, one entry a prompt: they are decoded together, each with its
@@ -79,7 +81,7 @@ def generate(
             `AcceptancePolicy.strict()` gives the target's own greedy tokens.
         config: How to draft and run; None is `DecodeConfig()`.
         draft_inputs: The prompt, or prompts, as the draft's processor returns them, where that
-            differs.
+            differs; nobody reads it where no draft model does.
         tokenizer: For `Generation.text`.
         streamer: An HF streamer: gets the prompt, then tokens as they are committed. None is ever
             taken back. For several prompts a list of them.
@@ -111,7 +113,7 @@ def generate(
 
 def generate_many(
     target: PreTrainedModel,
-    draft: PreTrainedModel | None,
+    draft: DraftChoice,
     inputs: Iterable[Inputs],
     *,
     batch_size: int = 8,
@@ -167,7 +169,7 @@ class _Decoder:
     def __init__(
         self,
         target: PreTrainedModel,
-        draft: PreTrainedModel | None,
+        draft: DraftChoice,
         policy: AcceptancePolicy | None,
         config: DecodeConfig | None,
         *,
@@ -178,8 +180,8 @@ class _Decoder:
         _check_type("config", config, DecodeConfig)
         _check_type("policy", policy, AcceptancePolicy)
         self.target = Model(target, "target", capture=config.capture)
-        self.draft = None if draft is None else Model(draft, "draft", capture=config.capture)
-        drafter = make_drafter(self.target, self.draft, config)
+        self.draft = draft_model(draft, capture=config.capture)
+        drafter = make_drafter(self.target, draft if self.draft is None else self.draft, config)
         self.engine = Engine(self.target, drafter, policy, config, batch_size=batch_size)
 
     def request(

@@ -59,9 +59,33 @@ def test_policy_and_config(refused):
 
 def test_what_is_no_model(refused):
     refused(TypeError, "^target: expected a transformers model, got str", target="Qwen")
-    refused(
-        TypeError, "^draft: expected a transformers model, got Linear", draft=torch.nn.Linear(1, 1)
-    )
+    wanted = '^draft: expected a transformers model, None, "self" or "ngram", got'
+    refused(TypeError, f"{wanted} Linear", draft=torch.nn.Linear(1, 1))
+    refused(ValueError, f"{wanted} 'Self'", draft="Self")
+
+
+@pytest.mark.parametrize("value", ["0.5", True, None])
+def test_a_share_that_is_no_number(value):
+    with pytest.raises(TypeError, match=f"^draft_keep: expected a number, got {value!r}$"):
+        DecodeConfig(draft_keep=value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+def test_a_share_out_of_range(value):
+    with pytest.raises(ValueError, match="^draft_keep: expected a number from 0 to 1, got"):
+        DecodeConfig(draft_keep=value)
+
+
+@pytest.mark.parametrize("value", ["mass", None, 1])
+def test_an_unknown_way_to_keep(value):
+    message = f"^draft_keep_by: expected one of attention, uniform, got {value!r}$"
+    with pytest.raises(ValueError, match=message):
+        DecodeConfig(draft_keep_by=value)
+
+
+def test_the_longest_match():
+    with pytest.raises(ValueError, match="^ngram_max: expected an integer >= 1, got 0$"):
+        DecodeConfig(ngram_max=0)
 
 
 def test_unsupported_family(random_pair, refused, monkeypatch):

@@ -45,8 +45,9 @@ def test_draft_starts_with_two_rows(random_pair, inputs):
     draft = Model(random_pair[1], "draft")
     drafter = ModelDrafter(draft, gamma=3, target_vocab=256)
     drafter.allocate(batch_size=1, capacity=120)
-    drafter.prefill(check_inputs(draft, inputs), 0)
-    length = inputs["input_ids"].shape[1]
+    prompt = inputs["input_ids"]
+    drafter.prefill(check_inputs(draft, inputs), 0, prompt=prompt, target_cache=drafter.cache)
+    length = prompt.shape[1]
     rows = []
     step = draft.step
 
@@ -57,7 +58,7 @@ def test_draft_starts_with_two_rows(random_pair, inputs):
     draft.step = recorded
     with drafter.active():
         for last_two, kv_len in (
-            ([int(inputs["input_ids"][0, -1]), 9], length),
+            ([int(prompt[0, -1]), 9], length),
             ([5, 6], length + 3),
         ):
             state = SimpleNamespace(last_two=torch.tensor([last_two]))

@@ -2,6 +2,21 @@
 
 from lvspec.draft.base import Draft, Drafter, DraftShape, NoDrafter
 from lvspec.draft.chain import ModelDrafter
-from lvspec.draft.factory import make_drafter
+from lvspec.draft.factory import DraftChoice, draft_model, make_drafter
+from lvspec.draft.model_cache import CachedDrafter
+from lvspec.draft.ngram import NGramDrafter
+from lvspec.draft.self_draft import SelfDrafter
 
-__all__ = ["Draft", "DraftShape", "Drafter", "ModelDrafter", "NoDrafter", "make_drafter"]
+__all__ = [
+    "CachedDrafter",
+    "Draft",
+    "DraftChoice",
+    "DraftShape",
+    "Drafter",
+    "ModelDrafter",
+    "NGramDrafter",
+    "NoDrafter",
+    "SelfDrafter",
+    "draft_model",
+    "make_drafter",
+]

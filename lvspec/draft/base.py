@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lvspec import ops
+from lvspec.cache import SlotCache
 from lvspec.state import DecodeState
 from lvspec.tree import chain_ancestors, chain_parents
 
@@ -82,8 +83,23 @@ class Drafter(ABC):
         """Make room for sequences of `capacity` positions; what there was before is kept."""
 
     @abstractmethod
-    def prefill(self, inputs: Mapping[str, Any], sequence: int) -> None:
-        """Read the prompt of one sequence, as the draft's processor returns it."""
+    def prefill(
+        self,
+        inputs: Mapping[str, Any] | None,
+        sequence: int,
+        *,
+        prompt: Tensor,
+        target_cache: SlotCache,
+    ) -> None:
+        """Read the prompt of one sequence, which the target has read before.
+
+        Args:
+            inputs: The prompt as the draft's processor returns it; None where no draft model reads
+                it.
+            sequence: Its place in the batch.
+            prompt: int64 `[1, T]`, the target's prompt.
+            target_cache: Holds what the target read, in the same place.
+        """
 
     @abstractmethod
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
@@ -111,7 +127,14 @@ class NoDrafter(Drafter):
     def allocate(self, *, batch_size: int, capacity: int) -> None:
         self._shape = DraftShape.chain(0, batch_size=batch_size, device=self._device)
 
-    def prefill(self, inputs: Mapping[str, Any], sequence: int) -> None:
+    def prefill(
+        self,
+        inputs: Mapping[str, Any] | None,
+        sequence: int,
+        *,
+        prompt: Tensor,
+        target_cache: SlotCache,
+    ) -> None:
         pass
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
-from lvspec.draft.base import Draft, Drafter, DraftShape
+from lvspec.draft.base import Draft, DraftShape
+from lvspec.draft.model_cache import CachedDrafter
+from lvspec.draft.pruning import VideoPruning
 from lvspec.models import Model, run_pass
 from lvspec.state import DecodeState
 from lvspec.tree import chain_ancestors
 
 
-class ModelDrafter(Drafter):
+class ModelDrafter(CachedDrafter):
     """Drafts a chain of `gamma` tokens greedily with a model that sees the same video.
 
     Every draft begins with the last *two* committed tokens: after a full acceptance the model has
@@ -26,22 +25,25 @@ class ModelDrafter(Drafter):
     what it held. So the shape is the same in every iteration and no case is special.
     """
 
-    def __init__(self, model: Model, *, gamma: int, target_vocab: int) -> None:
-        self.model, self.gamma = model, gamma
+    def __init__(
+        self,
+        model: Model,
+        *,
+        gamma: int,
+        target_vocab: int,
+        pruning: VideoPruning | None = None,
+    ) -> None:
+        super().__init__(model, pruning)
+        self.gamma = gamma
         # Ids that only one of the two vocabularies has are padding: never proposed, never read.
         self._shared_vocab = min(model.vocab_size, target_vocab)
-        self.cache: SlotCache | None = None
-
-    def active(self) -> AbstractContextManager[None]:
-        """The model's attention is set for drafting within this context."""
-        return lvspec_attention_on(self.model.text)
 
     def allocate(self, *, batch_size: int, capacity: int) -> None:
-        if self.cache is not None:
-            self.cache.grow(capacity)
+        is_first = self.cache is None
+        super().allocate(batch_size=batch_size, capacity=capacity)
+        if not is_first:
             return
         device = self.model.device
-        self.cache = self.model.new_cache(batch_size=batch_size, capacity=capacity, num_slots=2)
         self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=device)
         # Depths and ancestors of the two committed tokens, and of one drafted token.
         self._pair, self._one = (
@@ -52,18 +54,17 @@ class ModelDrafter(Drafter):
             for slots in (2, 1)
         )
 
-    def prefill(self, inputs: Mapping[str, Any], sequence: int) -> None:
-        """Read the prompt; the target's own prompt if the processors agree."""
-        self.model.prefill(inputs, self.cache, sequence)
-
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
-        proposed = self._tokens(state.last_two, target_kv_len)
+        proposed = self._tokens(state.last_two, self._own_length(target_kv_len))
         return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), self._shape)
 
-    def _tokens(self, last_two: Tensor, target_kv_len: Tensor) -> Tensor:
-        """int64 `[B, gamma]` behind the last two tokens, int64 `[B, 2]`."""
+    def _tokens(self, last_two: Tensor, committed: Tensor) -> Tensor:
+        """int64 `[B, gamma]` behind the last two tokens, int64 `[B, 2]`.
+
+        `committed`: int32 `[B]`, the committed positions of this model's cache.
+        """
         cache = self.cache
-        arguments = (last_two, target_kv_len, *cache.tensors())
+        arguments = (last_two, committed, *cache.tensors())
         recorded = None
         if self.model.records(cache):
             key = (*last_two.shape, self.gamma, self._shared_vocab)
@@ -74,7 +75,7 @@ class ModelDrafter(Drafter):
         def step(tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Tensor:
             return self.model.step(tokens, depths, ancestors, cache).logits
 
-        return self._chain().run(step, last_two, target_kv_len, cache.kv_len)
+        return self._chain().run(step, last_two, committed, cache.kv_len)
 
     def _chain(self) -> _Chain:
         shapes = [self._pair] + [self._one] * (self.gamma - 1)
@@ -95,12 +96,12 @@ class _Chain(nn.Module):
         self,
         step: Callable[[Tensor, Tensor, Tensor], Tensor],
         last_two: Tensor,
-        target_kv_len: Tensor,
+        committed: Tensor,
         kv_len: Tensor,
     ) -> Tensor:
         """The tokens; `step` gives the logits of a pass behind `kv_len`, which moves on."""
         # An empty place of the batch has a length of 0, and nothing before it.
-        kv_len.copy_((target_kv_len - 1).clamp(min=0))
+        kv_len.copy_((committed - 1).clamp(min=0))
         tokens = last_two.clamp(max=self.vocab_size - 1)
         proposed = []
         for depths, ancestors in self.shapes:
@@ -113,7 +114,7 @@ class _Chain(nn.Module):
     def forward(
         self,
         last_two: Tensor,
-        target_kv_len: Tensor,
+        committed: Tensor,
         k: Tensor,
         v: Tensor,
         kv_len: Tensor,
@@ -125,10 +126,10 @@ class _Chain(nn.Module):
         def step(tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Tensor:
             return run_pass(self.text, self.head, tokens, depths, ancestors, cache, False)[0]
 
-        return self.run(step, last_two, target_kv_len, kv_len)
+        return self.run(step, last_two, committed, kv_len)
 
 
-def _example(last_two: Tensor, target_kv_len: Tensor, *cached: Tensor) -> tuple[Tensor, ...]:
+def _example(last_two: Tensor, committed: Tensor, *cached: Tensor) -> tuple[Tensor, ...]:
     """Arguments like these to record with: an empty cache as large as this one."""
     tensors = (torch.zeros_like(x) for x in cached)
-    return torch.zeros_like(last_two), torch.ones_like(target_kv_len), *tensors
+    return torch.zeros_like(last_two), torch.ones_like(committed), *tensors
