@@ -77,8 +77,9 @@ def generate(
         inputs: What the target's processor returns for one prompt: `input_ids` `[1, T]`, pixels,
             grids. Or a list of those, one entry a prompt: they are decoded together, each with its
             own length and acceptance, and give what each gives alone.
-        policy: Which draft tokens may be accepted; None is `AcceptancePolicy.lvspec()`.
-            `AcceptancePolicy.strict()` gives the target's own greedy tokens.
+        policy: Which draft tokens may be accepted; None is `AcceptancePolicy.lvspec()`, for n-grams
+            `AcceptancePolicy.strict()`, which gives the target's own greedy tokens: what an n-gram
+            proposes no model has found fitting, so there is no reason to take it loosely.
         config: How to draft and run; None is `DecodeConfig()`.
         draft_inputs: The prompt, or prompts, as the draft's processor returns them, where that
             differs; nobody reads it where no draft model does.
@@ -176,7 +177,9 @@ class _Decoder:
         batch_size: int,
     ) -> None:
         config = DecodeConfig() if config is None else config
-        policy = AcceptancePolicy.lvspec() if policy is None else policy
+        if policy is None:
+            is_ngram = isinstance(draft, str) and draft == "ngram"
+            policy = AcceptancePolicy.strict() if is_ngram else AcceptancePolicy.lvspec()
         _check_type("config", config, DecodeConfig)
         _check_type("policy", policy, AcceptancePolicy)
         self.target = Model(target, "target", capture=config.capture)

@@ -157,6 +157,11 @@ def test_strict_is_greedy(target, prompts, hf_greedy, index, ngram_max):
         assert step.drafted == _in_python(sofar, ngram_max, 5, (5, 6))
 
 
+def test_the_default_policy_is_strict(target, prompts, hf_greedy):
+    found = generate(target, "ngram", prompts[0], config=_config())
+    assert found.tokens[0].tolist() == hf_greedy(target, prompts[0], 40)
+
+
 def test_something_is_accepted(target, prompts):
     taus = [
         generate(target, "ngram", p, policy=STRICT, config=_config()).stats.tau for p in prompts

@@ -255,6 +255,25 @@ def test_in_a_batch_and_in_places_taken_again(pair, prompts, share, by):
         assert ours.stats.num_accepted == theirs.stats.num_accepted
 
 
+@pytest.mark.parametrize("draft", ["model", "self"])
+def test_in_float32(random_pair, noisy_draft, make_prompt, hf_greedy, draft):
+    """On whatever backend there is; two prompts, of which one is read after the other's plan."""
+    target = random_pair[0]
+    prompts = [
+        make_prompt(3, ("video", 4, 6, 6), 5),
+        make_prompt(2, ("video", 2, 4, 14), 4, seed=1),
+    ]
+    found = generate(
+        target,
+        noisy_draft if draft == "model" else "self",
+        prompts,
+        policy=STRICT,
+        config=_config(draft_keep=0.3, max_new_tokens=12),
+    )
+    for generation, prompt in zip(found, prompts, strict=True):
+        assert generation.tokens[0].tolist() == hf_greedy(target, prompt, 12)
+
+
 def test_what_is_kept_matters(pair, prompts):
     """With the target's own weights for a draft, fewer tokens are accepted the less it sees."""
     taus = [
