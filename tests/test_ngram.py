@@ -121,6 +121,20 @@ def test_no_host_reads():
     assert draft.tokens[2, :2].tolist() == [9, 9]
 
 
+def test_more_room_keeps_the_prompts():
+    drafter = NGramDrafter(gamma=2, ngram_max=3, never=(), device=torch.device("cpu"))
+    state = DecodeState(
+        batch_size=1, max_new_tokens=4, num_slots=3, eos_ids=NONE, regret_dtype=torch.float32
+    )
+    prompt = torch.tensor([[8, 9, 7]])
+    state.begin(0, prompt[0, -1:], torch.tensor([8]))
+    drafter.allocate(batch_size=1, capacity=10)
+    drafter.prefill(None, 0, prompt=prompt, target_cache=None)
+    drafter.allocate(batch_size=1, capacity=17)
+    draft = drafter.propose(state, torch.tensor([3], dtype=torch.int32))
+    assert draft.tokens.tolist() == [[8, 9, 7]] and draft.shape.num_slots.tolist() == [3]
+
+
 @pytest.fixture(scope="module")
 def target(random_pair):
     return copy.deepcopy(random_pair[0]).double()
