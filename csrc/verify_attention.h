@@ -27,7 +27,6 @@ struct AttentionRows : KeyBlock<A> {
   A *running_max, *highest, *rescale;      // [rows], padded to whole vectors
   A *running_sum, *video_max, *video_sum;  // [rows][kLanes]
   A* weights;                              // [rows][kKeyBlock]
-  A* video;                                // [kKeyBlock], 1 or 0
   using KeyBlock<A>::KeyBlock;
 };
 
@@ -86,12 +85,11 @@ static void raise_maxima(const AttentionRows<A>& t, int64_t width) {
 
 // Logits to weights, and their sums.
 template <class A, bool VIDEO>
-static void weigh(const AttentionRows<A>& t, int64_t width) {
+static void weigh(const AttentionRows<A>& t, int64_t width, const A* video) {
   constexpr int64_t lanes = kLanes<A>;
   for (int64_t r = 0; r < t.rows; ++r) {
     const A highest = t.running_max[r], rescale = t.rescale[r];
     A* weights = t.weights + r * kKeyBlock;
-    const A* video = t.video;
     Vec<A> sum{}, video_sum{}, video_max = load(t.video_max + r * lanes);
     for (int64_t k = 0; k < width; k += lanes) {
       const Vec<A> logit = load(weights + k), weight = exp_nonpositive(logit - highest);
@@ -109,11 +107,11 @@ static void weigh(const AttentionRows<A>& t, int64_t width) {
   }
 }
 
-// Folds one block of keys, in t.panels, into the running softmax of all rows. `is_video` null: none is;
-// `seen_by_row` null: all see all.
+// Folds one block of keys, in t.panels, into the running softmax of all rows. `video` is 1 or 0 for
+// whole vectors of keys, or null: no scores. `seen_by_row` null: all see all.
 template <class A>
 static void fold_block(const AttentionRows<A>& t, const A* const* value_rows, int64_t count,
-                       const uint8_t* is_video, const int64_t* seen_by_row, int64_t first_slot) {
+                       const A* video, const int64_t* seen_by_row, int64_t first_slot) {
   constexpr int64_t lanes = kLanes<A>;
   const int64_t num_panels = (count + lanes - 1) / lanes, width = num_panels * lanes;
   for_tiles<kTilePanels>(num_panels, [&](int64_t panel, auto panels) {
@@ -129,16 +127,10 @@ static void fold_block(const AttentionRows<A>& t, const A* const* value_rows, in
           t.weights[r * kKeyBlock + k] = A(-INFINITY);
   }
   raise_maxima(t, width);
-  bool any_video = false;
-  if (is_video != nullptr)
-    for (int64_t k = 0; k < width; ++k) {
-      t.video[k] = A(k < count && is_video[k]);
-      any_video |= k < count && is_video[k];
-    }
-  if (any_video)
-    weigh<A, true>(t, width);
+  if (video != nullptr)
+    weigh<A, true>(t, width, video);
   else
-    weigh<A, false>(t, width);
+    weigh<A, false>(t, width, video);
 
   for_tiles<kValueVectors>(t.padded_dim / lanes, [&](int64_t vector, auto vectors) {
     for_tiles<kValueRows>(t.rows, [&](int64_t row, auto rows) {
@@ -173,14 +165,13 @@ static void attend_head(const VerifyAttention& a, int64_t sequence, int64_t head
   const int64_t padded = (t.rows + lanes - 1) / lanes * lanes;
   static thread_local Scratch<A> scratch;
   static thread_local Scratch<int64_t> bits_scratch;
-  static thread_local Scratch<uint8_t> video_scratch;
+  static thread_local Scratch<A> video_scratch;
   A* memory = scratch.get(t.rows * (t.head_dim + t.padded_dim + 3 * lanes + kKeyBlock) +
-                          3 * padded + kKeyBlock + t.size());
+                          3 * padded + t.size());
   memory = t.place(memory);
   const auto take = [&](int64_t count) { return (memory += count) - count; };
   t.out = take(t.rows * t.padded_dim);
   t.weights = take(t.rows * kKeyBlock);
-  t.video = take(kKeyBlock);
   t.running_max = take(padded);
   t.highest = take(padded);
   t.rescale = take(padded);
@@ -209,16 +200,18 @@ static void attend_head(const VerifyAttention& a, int64_t sequence, int64_t head
   length = length < 0 ? 0 : length > a.capacity ? a.capacity : length;
   const int64_t end = length + slots > a.capacity ? a.capacity : length + slots;
   const bool scores = a.mass != nullptr;
-  uint8_t* video = video_scratch.get(end + 1);
+  A* video = video_scratch.get(end + lanes);
+  if (scores)
+    for (int64_t i = 0; i < end + lanes; ++i) video[i] = A(0);
   if (scores && a.plan_start != nullptr) {
-    for (int64_t i = 0; i < end; ++i) video[i] = 0;
     for (int64_t p = sequence * a.num_pieces; p < (sequence + 1) * a.num_pieces; ++p) {
       if (a.plan_kind[p] != 1) continue;
       const int64_t stop = a.plan_end[p] < length ? a.plan_end[p] : length;
-      for (int64_t i = a.plan_start[p]; i < stop; ++i) video[i] = 1;
+      for (int64_t i = a.plan_start[p]; i < stop; ++i) video[i] = A(1);
     }
   } else if (scores) {
-    for (int64_t i = 0; i < end; ++i) video[i] = a.visual[sequence * a.capacity + i] != 0;
+    const uint8_t* visual = a.visual + sequence * a.capacity;
+    for (int64_t i = 0; i < end; ++i) video[i] = visual[i] != 0 ? A(1) : A(0);
   }
 
   const Stored* k_head = static_cast<const Stored*>(a.k_cache) + head * a.k_stride[1];

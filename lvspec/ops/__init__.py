@@ -111,6 +111,7 @@ def verify_attention(
             v_scale=v_scale,
             workspace=workspace,
         )
+    start, end, kind = (None, None, None) if plan is None else plan
     out, lse, mass, peak = torch.ops.lvspec.verify_attention(
         q,
         k_cache,
@@ -120,7 +121,9 @@ def verify_attention(
         visual,
         q.shape[3] ** -0.5 if scale is None else scale,
         block_table,
-        *((None, None, None) if plan is None else plan),
+        start,
+        end,
+        kind,
         k_scale,
         v_scale,
         scores,
