@@ -9,6 +9,7 @@
 #include <cstring>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "kernels.h"
@@ -315,7 +316,8 @@ Tensor visual_importance(Tensor q, Tensor k_cache, Tensor kv_len, Tensor visual,
   return importance;
 }
 
-// float32 and contiguous: lvspec/capture.py sees to it.
+// From here on: operations of recorded passes. lvspec/capture.py and lvspec/fused.py see to it that
+// tensors are float32 and weights contiguous.
 Tensor cpu_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   lvspec::Linear a{};
   a.inputs = weight.size(1), a.outputs = weight.size(0);
@@ -330,6 +332,111 @@ Tensor cpu_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   return y;
 }
 
+Tensor cpu_gated_linear(Tensor x, Tensor gate, Tensor up) {
+  lvspec::GatedLinear a{};
+  a.inputs = gate.size(1), a.outputs = gate.size(0);
+  a.rows = x.numel() / a.inputs;
+  x = packed(x);
+  Tensor y = empty(x, {x.size(0), x.size(1), a.outputs}, ScalarType::Float);
+  a.x = pointer<float>(x), a.gate = pointer<float>(gate), a.up = pointer<float>(up);
+  a.y = static_cast<float*>(y.mutable_data_ptr());
+  a.parallel_for = parallel_for;
+  kernels().gated_linear(a);
+  return y;
+}
+
+Tensor cpu_silu_multiply(Tensor gate, Tensor up) {
+  lvspec::SiluMultiply a{};
+  gate = packed(gate), up = packed(up);
+  Tensor y = empty(gate, {gate.size(0), gate.size(1), gate.size(2)}, ScalarType::Float);
+  a.gate = pointer<float>(gate), a.up = pointer<float>(up);
+  a.y = static_cast<float*>(y.mutable_data_ptr());
+  a.count = y.numel();
+  a.parallel_for = parallel_for;
+  kernels().silu_multiply(a);
+  return y;
+}
+
+Tensor cpu_rms_norm(Tensor x, Tensor weight, double eps) {
+  lvspec::RmsNorm a{};
+  a.size = weight.size(0), a.eps = eps;
+  x = packed(x);
+  a.rows = x.numel() / a.size;
+  Tensor y = empty(x, {x.size(0), x.size(1), x.size(2)}, ScalarType::Float);
+  a.x = pointer<float>(x), a.weight = pointer<float>(weight);
+  a.y = static_cast<float*>(y.mutable_data_ptr());
+  a.parallel_for = parallel_for;
+  kernels().rms_norm(a);
+  return y;
+}
+
+Tensor row_wise(const Tensor& x) {  // with a last dimension whose elements are side by side
+  return x.stride(x.dim() - 1) == 1 ? x : torch::stable::contiguous(x);
+}
+
+Tensor rotated(const Tensor& given, const Tensor& cos, const Tensor& sin) {
+  lvspec::Rotate a{};
+  const Tensor x = row_wise(given);
+  a.batch_size = x.size(0), a.num_heads = x.size(1), a.num_slots = x.size(2);
+  a.head_dim = x.size(3);
+  Tensor y = empty(x, {a.batch_size, a.num_heads, a.num_slots, a.head_dim}, ScalarType::Float);
+  a.x = pointer<float>(x), a.cos = pointer<float>(cos), a.sin = pointer<float>(sin);
+  a.y = static_cast<float*>(y.mutable_data_ptr());
+  copy_strides(x, a.x_stride);
+  a.parallel_for = parallel_for;
+  kernels().rotate(a);
+  return y;
+}
+
+std::tuple<Tensor, Tensor> cpu_rotate(Tensor q, Tensor k, Tensor cos, Tensor sin) {
+  cos = packed(cos), sin = packed(sin);
+  return {rotated(q, cos, sin), rotated(k, cos, sin)};
+}
+
+std::tuple<Tensor, Tensor> cpu_rotary_angles(Tensor positions, Tensor frequencies, Tensor sections,
+                                             double scaling) {
+  lvspec::RotaryAngles a{};
+  a.batch_size = positions.size(1), a.num_slots = positions.size(2);
+  a.head_dim = 2 * frequencies.size(0), a.num_sections = sections.size(0);
+  frequencies = packed(frequencies), sections = packed(sections);
+  Tensor cos = empty(frequencies, {a.batch_size, a.num_slots, a.head_dim}, ScalarType::Float);
+  Tensor sin = empty(frequencies, {a.batch_size, a.num_slots, a.head_dim}, ScalarType::Float);
+  a.positions = pointer<int64_t>(positions), a.frequencies = pointer<float>(frequencies);
+  a.sections = pointer<int64_t>(sections), a.scaling = scaling;
+  a.cos = static_cast<float*>(cos.mutable_data_ptr());
+  a.sin = static_cast<float*>(sin.mutable_data_ptr());
+  copy_strides(positions, a.positions_stride);
+  a.parallel_for = parallel_for;
+  kernels().rotary_angles(a);
+  return {cos, sin};
+}
+
+// Of any type.
+void cpu_write_kv(Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor k, Tensor v) {
+  lvspec::WriteKv a{};
+  for (const Tensor* x : {&k, &v})
+    if (x->scalar_type() != k_cache.scalar_type() || x->size(0) != k_cache.size(0) ||
+        x->size(1) != k_cache.size(1) || x->size(3) != k_cache.size(3) || x->size(2) != k.size(2))
+      throw std::runtime_error("lvspec: expected keys and values of the cache's type and shape");
+  k = row_wise(k), v = row_wise(v), kv_len = packed(kv_len);
+  a.batch_size = k.size(0), a.num_kv_heads = k.size(1), a.num_slots = k.size(2);
+  a.head_dim = k.size(3), a.capacity = k_cache.size(2);
+  a.kv_len = pointer<int32_t>(kv_len);
+  for (int64_t b = 0; b < a.batch_size; ++b)
+    if (a.kv_len[b] < 0 || a.kv_len[b] + a.num_slots > a.capacity)
+      throw std::runtime_error("lvspec: expected kv_len with room for the slots in the cache, got " +
+                               std::to_string(a.kv_len[b]) + " with " +
+                               std::to_string(a.num_slots) + " slots and a capacity of " +
+                               std::to_string(a.capacity));
+  a.element_size = static_cast<int64_t>(k_cache.element_size());
+  a.k = k.const_data_ptr(), a.v = v.const_data_ptr();
+  a.k_cache = k_cache.mutable_data_ptr(), a.v_cache = v_cache.mutable_data_ptr();
+  copy_strides(k, a.k_stride), copy_strides(v, a.v_stride);
+  copy_strides(k_cache, a.k_cache_stride), copy_strides(v_cache, a.v_cache_stride);
+  a.parallel_for = parallel_for;
+  kernels().write_kv(a);
+}
+
 }  // namespace
 
 // Read by lvspec.ops.backends with ctypes.
@@ -339,10 +446,26 @@ extern "C" __attribute__((visibility("default"))) const char* lvspec_instruction
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lvspec, m) {
   m.def("cpu_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("cpu_gated_linear(Tensor x, Tensor gate, Tensor up) -> Tensor");
+  m.def("cpu_silu_multiply(Tensor gate, Tensor up) -> Tensor");
+  m.def("cpu_rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
+  m.def("cpu_rotate(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)");
+  m.def(
+      "cpu_rotary_angles(Tensor positions, Tensor frequencies, Tensor sections, float scaling) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "cpu_write_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor kv_len, Tensor k, Tensor v) -> "
+      "()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {
   m.impl("cpu_linear", TORCH_BOX(&cpu_linear));
+  m.impl("cpu_gated_linear", TORCH_BOX(&cpu_gated_linear));
+  m.impl("cpu_silu_multiply", TORCH_BOX(&cpu_silu_multiply));
+  m.impl("cpu_rms_norm", TORCH_BOX(&cpu_rms_norm));
+  m.impl("cpu_rotate", TORCH_BOX(&cpu_rotate));
+  m.impl("cpu_rotary_angles", TORCH_BOX(&cpu_rotary_angles));
+  m.impl("cpu_write_kv", TORCH_BOX(&cpu_write_kv));
   m.impl("verify_attention", TORCH_BOX(&verify_attention));
   m.impl("accept", TORCH_BOX(&accept));
   m.impl("accept_sampled", TORCH_BOX(&accept_sampled));
