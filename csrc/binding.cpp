@@ -370,29 +370,6 @@ Tensor cpu_rms_norm(Tensor x, Tensor weight, double eps) {
   return y;
 }
 
-Tensor row_wise(const Tensor& x) {  // with a last dimension whose elements are side by side
-  return x.stride(x.dim() - 1) == 1 ? x : torch::stable::contiguous(x);
-}
-
-Tensor rotated(const Tensor& given, const Tensor& cos, const Tensor& sin) {
-  lvspec::Rotate a{};
-  const Tensor x = row_wise(given);
-  a.batch_size = x.size(0), a.num_heads = x.size(1), a.num_slots = x.size(2);
-  a.head_dim = x.size(3);
-  Tensor y = empty(x, {a.batch_size, a.num_heads, a.num_slots, a.head_dim}, ScalarType::Float);
-  a.x = pointer<float>(x), a.cos = pointer<float>(cos), a.sin = pointer<float>(sin);
-  a.y = static_cast<float*>(y.mutable_data_ptr());
-  copy_strides(x, a.x_stride);
-  a.parallel_for = parallel_for;
-  kernels().rotate(a);
-  return y;
-}
-
-std::tuple<Tensor, Tensor> cpu_rotate(Tensor q, Tensor k, Tensor cos, Tensor sin) {
-  cos = packed(cos), sin = packed(sin);
-  return {rotated(q, cos, sin), rotated(k, cos, sin)};
-}
-
 std::tuple<Tensor, Tensor> cpu_rotary_angles(Tensor positions, Tensor frequencies, Tensor sections,
                                              double scaling) {
   lvspec::RotaryAngles a{};
@@ -411,30 +388,51 @@ std::tuple<Tensor, Tensor> cpu_rotary_angles(Tensor positions, Tensor frequencie
   return {cos, sin};
 }
 
-// Of any type.
-void cpu_write_kv(Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor k, Tensor v) {
-  lvspec::WriteKv a{};
-  for (const Tensor* x : {&k, &v})
-    if (x->scalar_type() != k_cache.scalar_type() || x->size(0) != k_cache.size(0) ||
-        x->size(1) != k_cache.size(1) || x->size(3) != k_cache.size(3) || x->size(2) != k.size(2))
-      throw std::runtime_error("lvspec: expected keys and values of the cache's type and shape");
-  k = row_wise(k), v = row_wise(v), kv_len = packed(kv_len);
-  a.batch_size = k.size(0), a.num_kv_heads = k.size(1), a.num_slots = k.size(2);
-  a.head_dim = k.size(3), a.capacity = k_cache.size(2);
-  a.kv_len = pointer<int32_t>(kv_len);
-  for (int64_t b = 0; b < a.batch_size; ++b)
-    if (a.kv_len[b] < 0 || a.kv_len[b] + a.num_slots > a.capacity)
+// Strides of heads that stand side by side in the rows of a projection.
+void projected_strides(int64_t num_heads, int64_t num_slots, int64_t head_dim, int64_t* to) {
+  to[0] = num_slots * num_heads * head_dim, to[1] = head_dim, to[2] = num_heads * head_dim;
+  to[3] = 1;
+}
+
+// Queries, keys and values [B, S, heads * D] as they come from their projections; caches of all
+// layers. Returns the turned queries, [B, Hq, S, D].
+Tensor cpu_rotate_and_write(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor k_cache,
+                            Tensor v_cache, int64_t layer, Tensor kv_len) {
+  q = packed(q), k = packed(k), v = packed(v), cos = packed(cos), sin = packed(sin);
+  kv_len = packed(kv_len);
+  lvspec::WriteKv w{};
+  w.batch_size = q.size(0), w.num_kv_heads = k_cache.size(2), w.num_slots = q.size(1);
+  w.capacity = k_cache.size(3), w.head_dim = k_cache.size(4);
+  w.kv_len = pointer<int32_t>(kv_len);
+  for (int64_t b = 0; b < w.batch_size; ++b)
+    if (w.kv_len[b] < 0 || w.kv_len[b] + w.num_slots > w.capacity)
       throw std::runtime_error("lvspec: expected kv_len with room for the slots in the cache, got " +
-                               std::to_string(a.kv_len[b]) + " with " +
-                               std::to_string(a.num_slots) + " slots and a capacity of " +
-                               std::to_string(a.capacity));
-  a.element_size = static_cast<int64_t>(k_cache.element_size());
-  a.k = k.const_data_ptr(), a.v = v.const_data_ptr();
-  a.k_cache = k_cache.mutable_data_ptr(), a.v_cache = v_cache.mutable_data_ptr();
-  copy_strides(k, a.k_stride), copy_strides(v, a.v_stride);
-  copy_strides(k_cache, a.k_cache_stride), copy_strides(v_cache, a.v_cache_stride);
-  a.parallel_for = parallel_for;
-  kernels().write_kv(a);
+                               std::to_string(w.kv_len[b]) + " with " +
+                               std::to_string(w.num_slots) + " slots and a capacity of " +
+                               std::to_string(w.capacity));
+  lvspec::Rotate r{};
+  r.cos = pointer<float>(cos), r.sin = pointer<float>(sin);
+  r.batch_size = w.batch_size, r.num_slots = w.num_slots, r.head_dim = w.head_dim;
+  r.parallel_for = w.parallel_for = parallel_for;
+  const auto turned = [&](const Tensor& x) {
+    r.num_heads = x.size(2) / r.head_dim;
+    projected_strides(r.num_heads, r.num_slots, r.head_dim, r.x_stride);
+    Tensor y = empty(x, {r.batch_size, r.num_heads, r.num_slots, r.head_dim}, ScalarType::Float);
+    r.x = pointer<float>(x), r.y = static_cast<float*>(y.mutable_data_ptr());
+    kernels().rotate(r);
+    return y;
+  };
+  const Tensor keys = turned(k);
+  w.element_size = sizeof(float);
+  w.k = keys.const_data_ptr(), w.v = v.const_data_ptr();
+  copy_strides(keys, w.k_stride);
+  projected_strides(w.num_kv_heads, w.num_slots, w.head_dim, w.v_stride);
+  for (int64_t i = 0; i < 4; ++i)
+    w.k_cache_stride[i] = k_cache.stride(i + 1), w.v_cache_stride[i] = v_cache.stride(i + 1);
+  w.k_cache = static_cast<float*>(k_cache.mutable_data_ptr()) + layer * k_cache.stride(0);
+  w.v_cache = static_cast<float*>(v_cache.mutable_data_ptr()) + layer * v_cache.stride(0);
+  kernels().write_kv(w);
+  return turned(q);
 }
 
 }  // namespace
@@ -449,13 +447,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lvspec, m) {
   m.def("cpu_gated_linear(Tensor x, Tensor gate, Tensor up) -> Tensor");
   m.def("cpu_silu_multiply(Tensor gate, Tensor up) -> Tensor");
   m.def("cpu_rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
-  m.def("cpu_rotate(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)");
   m.def(
       "cpu_rotary_angles(Tensor positions, Tensor frequencies, Tensor sections, float scaling) -> "
       "(Tensor, Tensor)");
   m.def(
-      "cpu_write_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor kv_len, Tensor k, Tensor v) -> "
-      "()");
+      "cpu_rotate_and_write(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, "
+      "Tensor(a!) k_cache, Tensor(b!) v_cache, int layer, Tensor kv_len) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {
@@ -463,9 +460,8 @@ STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {
   m.impl("cpu_gated_linear", TORCH_BOX(&cpu_gated_linear));
   m.impl("cpu_silu_multiply", TORCH_BOX(&cpu_silu_multiply));
   m.impl("cpu_rms_norm", TORCH_BOX(&cpu_rms_norm));
-  m.impl("cpu_rotate", TORCH_BOX(&cpu_rotate));
   m.impl("cpu_rotary_angles", TORCH_BOX(&cpu_rotary_angles));
-  m.impl("cpu_write_kv", TORCH_BOX(&cpu_write_kv));
+  m.impl("cpu_rotate_and_write", TORCH_BOX(&cpu_rotate_and_write));
   m.impl("verify_attention", TORCH_BOX(&verify_attention));
   m.impl("accept", TORCH_BOX(&accept));
   m.impl("accept_sampled", TORCH_BOX(&accept_sampled));

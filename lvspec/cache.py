@@ -88,9 +88,6 @@ class SlotCache(Cache):
 
     def begin_step(self, num_slots: int) -> None:
         """The next forward writes `num_slots` rows per sequence, from `kv_len` on."""
-        if ops.active_backend(self.k.device.type) == "cpp":
-            self._written = None
-            return
         offsets = torch.arange(num_slots, device=self.kv_len.device)
         rows = (self.kv_len[:, None] + offsets)[:, None, :, None]
         _, batch_size, kv_heads, _, head_dim = self.k.shape
@@ -106,9 +103,6 @@ class SlotCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Write a step's rows of one layer; all of the layer's cache is returned (no copy)."""
         keys, values = self.k[layer_idx], self.v[layer_idx]
-        if self._written is None:
-            torch.ops.lvspec.cpu_write_kv(keys, values, self.kv_len, key_states, value_states)
-            return keys, values
         keys.scatter_(2, self._written, key_states)
         values.scatter_(2, self._written, value_states)
         return keys, values

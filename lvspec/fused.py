@@ -9,7 +9,6 @@ the modules in hand (the rotation: on their file's function) and gone when the r
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import MethodType
@@ -19,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lvspec.attention import AttentionStep, lvspec_attention
+from lvspec.cache import SlotCache
+from lvspec.tree import chain_ancestors
+
 MAX_SMALL_ROWS = 16
 """Rows up to which csrc/linear.h is the faster one, on processors with vectors of 16 numbers."""
-
-_ROTATION = "apply_rotary_pos_emb"
 
 
 @contextmanager
@@ -35,28 +36,20 @@ def fused(modules: Iterable[nn.Module]) -> Iterator[None]:
     modules = list(modules)
     with ExitStack() as patches:
         for module in modules:
-            for make in (_rms_norm, _gated_mlp, _rotary_angles):
+            for make in (_rms_norm, _gated_mlp, _rotary_angles, _attention):
                 forward = make(module)
                 if forward is not None:
-                    patches.enter_context(_replaced(module, "forward", MethodType(forward, module)))
-        for name in {type(module).__module__ for module in modules}:
-            rotation = _rotation(getattr(sys.modules[name], _ROTATION, None))
-            if rotation is not None:
-                patches.enter_context(_replaced(sys.modules[name], _ROTATION, rotation))
+                    patches.enter_context(_forward(module, forward))
         yield
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
+def _forward(module: nn.Module, forward: Callable) -> Iterator[None]:
+    module.forward = MethodType(forward, module)
     try:
         yield
     finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
+        del module.forward
 
 
 def _rms_norm(module: nn.Module) -> Callable | None:
@@ -126,34 +119,73 @@ def _rotary_angles(module: nn.Module) -> Callable | None:
     return forward if _holds(same) else None
 
 
-def _rotation(original: Callable | None) -> Callable | None:
-    if original is None:
-        return None
+def _attention(module: nn.Module) -> Callable | None:
+    layers = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    is_attention = (
+        all(type(layer) is nn.Linear and _is_weight(layer.weight, 2) for layer in layers)
+        and isinstance(getattr(module, "layer_idx", None), int)
+        and isinstance(getattr(module, "head_dim", None), int)
+        and isinstance(getattr(module, "scaling", None), float)
+    )
 
-    def rotate(
-        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        batch_size, _, num_slots, head_dim = q.shape if q.dim() == 4 else (0,) * 4
-        row = (batch_size, num_slots, head_dim)
-        is_plain = (
+    def forward(
+        self: nn.Module,
+        hidden_states: Tensor,
+        *args: Any,
+        past_key_values: Any = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        cache, angles = past_key_values, position_embeddings
+        row = (*hidden_states.shape[:2], self.head_dim)
+        is_step = (
             not args
-            and not kwargs
-            and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (q, k, cos, sin))
-            and k.dim() == 4
-            and tuple(cos.shape) == tuple(sin.shape) == row
-            and (k.shape[0], *k.shape[2:]) == row
-            and head_dim % 2 == 0
+            and kwargs.get("lvspec_step") is not None
+            and isinstance(cache, SlotCache)
+            and angles is not None
+            and all(x.dtype == torch.float32 for x in (cache.k, cache.v, hidden_states, *angles))
+            and all(tuple(x.shape) == row for x in angles)
         )
-        if not is_plain:
-            return original(q, k, cos, sin, *args, **kwargs)
-        return torch.ops.lvspec.cpu_rotate(q, k, cos, sin)
+        if not is_step:
+            kwargs |= {"past_key_values": cache, "position_embeddings": angles}
+            return type(self).forward(self, hidden_states, *args, **kwargs)
+        projected = [layer(hidden_states) for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        query = torch.ops.lvspec.cpu_rotate_and_write(
+            *projected, *angles, cache.k, cache.v, self.layer_idx, cache.kv_len
+        )
+        key, value = cache.k[self.layer_idx], cache.v[self.layer_idx]
+        kwargs |= {"attention_mask": None, "scaling": self.scaling}
+        out, _ = lvspec_attention(self, query, key, value, **kwargs)
+        return self.o_proj(out.reshape(*row[:2], -1)), None
+
+    def run(code: Callable) -> tuple[Tensor, ...]:
+        """What `code` returns, writes and scores for two sequences in a small cache."""
+        kv_heads = layers[1].out_features // module.head_dim
+        generator = _generator()
+        hidden = torch.randn(2, 3, layers[0].in_features, generator=generator)
+        angles = tuple(torch.randn(2, 2, 3, module.head_dim, generator=generator))
+        shape = (module.layer_idx + 1, 2, kv_heads, 8, module.head_dim)
+        k, v = (torch.randn(shape, generator=generator) for _ in range(2))
+        visual = (torch.arange(8) % 2).to(torch.uint8).repeat(2, 1)
+        kv_len = torch.tensor([2, 4], dtype=torch.int32)
+        cache = SlotCache.over(k, v, kv_len, visual, torch.zeros(3, 2, 8, dtype=torch.long))
+        cache.begin_step(3)
+        step = AttentionStep(kv_len, chain_ancestors(3, batch_size=2, device="cpu"), visual, True)
+        out, _ = code(
+            module,
+            hidden,
+            attention_mask=None,
+            past_key_values=cache,
+            position_embeddings=angles,
+            lvspec_step=step,
+        )
+        return out, k, v, *step.masses, *step.peaks
 
     def same() -> bool:
-        shapes = (2, 4, 3, 8), (2, 2, 3, 8), (2, 3, 8), (2, 3, 8)
-        given = [torch.randn(shape, generator=_generator()) for shape in shapes]
-        return _are_close(rotate(*given), original(*given), 1e-6)
+        return _are_close(run(forward), run(type(module).forward), 1e-5)
 
-    return rotate if _holds(same) else None
+    is_fused = is_attention and "forward" not in vars(module) and _holds(same)
+    return forward if is_fused else None
 
 
 def _is_weight(x: Any, dim: int) -> bool:
