@@ -1,10 +1,10 @@
 """Parts of HF's text models as single C++ operations, while a pass over them is recorded.
 
 A pass of a few slots through a small model is some sixty operations a layer, most of them over
-before their call is. Norms, gated MLPs and rotary embeddings have one operation each in `csrc/`.
-What they stand for is recognised by its parts and by what it computes: on random numbers the
-operation must give what the module's own code gives, or the module is left as it is. Patches are on
-the modules in hand (the rotation: on their file's function) and gone when the recording is over.
+before their call is. Norms, gated MLPs, rotary angles, and what comes between projections and
+attention have one operation each in `csrc/`. Modules are recognised by their parts and by what they
+compute: on random numbers the operation must give what the module's own code gives, or the module
+is left as it is. Patches are on the modules in hand and gone when the recording is over.
 """
 
 from __future__ import annotations
@@ -104,10 +104,11 @@ def _rotary_angles(module: nn.Module) -> Callable | None:
     table = torch.tensor(sections)
 
     def forward(self: nn.Module, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        if x.dtype != torch.float32 or position_ids.dim() != 3 or position_ids.shape[0] != 3:
+        is_plain = position_ids.dtype == torch.int64 and position_ids.shape[0] == 3
+        if x.dtype != torch.float32 or position_ids.dim() != 3 or not is_plain:
             return type(self).forward(self, x, position_ids)
         return torch.ops.lvspec.cpu_rotary_angles(
-            position_ids.long(), self.inv_freq, table, self.attention_scaling
+            position_ids, self.inv_freq, table, self.attention_scaling
         )
 
     def same() -> bool:
@@ -212,10 +213,10 @@ def _agrees(module: nn.Module, forward: Callable, size: int, tolerance: float) -
         return False
 
     def same() -> bool:
-        many = torch.randn(2, 7, size, generator=_generator()) * torch.logspace(-3, 3, 7)[:, None]
+        rows = torch.randn(1, 3, size, generator=_generator()) * torch.logspace(-3, 3, 3)[:, None]
         return all(
             _are_close((forward(module, x),), (type(module).forward(module, x),), tolerance)
-            for x in (many, many[:1, 3:4])
+            for x in (rows, rows[:, 1:2])
         )
 
     return _holds(same)
