@@ -434,8 +434,8 @@ void fuzz_write_kv(Random& random) {
     a.k = k.as<void>(), a.v = v.as<void>();
     k.copy_strides(a.k_stride), v.copy_strides(a.v_stride);
   };
-  run("write_kv", &Kernels::write_kv, a, {in_place(a.k_cache, k_cache), in_place(a.v_cache, v_cache)},
-      {&k, &v}, bind);
+  run("write_kv", &Kernels::write_kv, a,
+      {in_place(a.k_cache, k_cache), in_place(a.v_cache, v_cache)}, {&k, &v}, bind);
 }
 
 void (*const kOperations[])(Random&) = {

@@ -151,20 +151,20 @@ struct RmsNorm {
 };
 
 struct Rotate {
-  const float* x;            // [batch_size, num_heads, num_slots, head_dim]
-  const float *cos, *sin;    // [batch_size, num_slots, head_dim]
-  float* y;                  // as x, contiguous
+  const float* x;          // [batch_size, num_heads, num_slots, head_dim]
+  const float *cos, *sin;  // [batch_size, num_slots, head_dim]
+  float* y;                // as x, contiguous
   int64_t batch_size, num_heads, num_slots, head_dim;
-  int64_t x_stride[4];       // of the last dimension: 1
+  int64_t x_stride[4];     // of the last dimension: 1
   ParallelFor parallel_for;
 };
 
 struct RotaryAngles {
-  const int64_t* positions;     // [3, batch_size, num_slots]
-  const float* frequencies;     // [head_dim / 2]
-  const int64_t* sections;      // [num_sections], they add up to head_dim / 2
+  const int64_t* positions;  // [3, batch_size, num_slots]
+  const float* frequencies;  // [head_dim / 2]
+  const int64_t* sections;   // [num_sections], they add up to head_dim / 2
   double scaling;
-  float *cos, *sin;             // [batch_size, num_slots, head_dim]
+  float *cos, *sin;          // [batch_size, num_slots, head_dim]
   int64_t batch_size, num_slots, head_dim, num_sections;
   int64_t positions_stride[3];
   ParallelFor parallel_for;
