@@ -406,8 +406,8 @@ Tensor cpu_rotate_and_write(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin
   w.kv_len = pointer<int32_t>(kv_len);
   for (int64_t b = 0; b < w.batch_size; ++b)
     if (w.kv_len[b] < 0 || w.kv_len[b] + w.num_slots > w.capacity)
-      throw std::runtime_error("lvspec: expected kv_len with room for the slots in the cache, got " +
-                               std::to_string(w.kv_len[b]) + " with " +
+      throw std::runtime_error("lvspec: expected kv_len with room for the slots in the cache, "
+                               "got " + std::to_string(w.kv_len[b]) + " with " +
                                std::to_string(w.num_slots) + " slots and a capacity of " +
                                std::to_string(w.capacity));
   lvspec::Rotate r{};
