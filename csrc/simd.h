@@ -26,6 +26,13 @@
 #define LVSPEC_VECTOR_BYTES 16
 #endif
 
+// Before a loop over an array of vectors, so that the array is kept in registers.
+#if defined(__clang__)
+#define LVSPEC_UNROLL _Pragma("unroll")
+#else
+#define LVSPEC_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace lvspec::LVSPEC_ARCH {
 
 template <class T>
@@ -60,6 +67,57 @@ static inline T sum_lanes(Vec<T> v) {
   for (int64_t half = kLanes<T> / 2; half > 0; half /= 2)
     for (int64_t i = 0; i < half; ++i) v[i] += v[i + half];
   return v[0];
+}
+
+// Lane l of the result is a lane of `a` and its neighbour STEP lanes away, added up, where l has
+// the bit STEP not set, else the same of b. STEP is a power of 2.
+template <int STEP, int... LANE>
+static inline Vec<float> add_neighbours(Vec<float> a, Vec<float> b,
+                                        std::integer_sequence<int, LANE...>) {
+  constexpr int n = int(kLanes<float>);
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (LANE & STEP ? LANE + n : LANE)...) +
+         __builtin_shufflevector(a, b, (LANE & STEP ? LANE + n - STEP : LANE + STEP)...);
+#else
+  using Ints = Vec<int32_t>;
+  return __builtin_shuffle(a, b, Ints{(LANE & STEP ? LANE + n : LANE)...}) +
+         __builtin_shuffle(a, b, Ints{(LANE & STEP ? LANE + n - STEP : LANE + STEP)...});
+#endif
+}
+
+template <int STEP>
+static inline Vec<float> add_neighbours(Vec<float> a, Vec<float> b) {
+  return add_neighbours<STEP>(a, b, std::make_integer_sequence<int, int(kLanes<float>)>{});
+}
+
+// Of as many vectors as there are lanes, pairs of which have been through add_neighbours<1>: lane l
+// is the sum of all lanes of the l-th, added up in a fixed order.
+template <int STEP = 2>
+static inline Vec<float> sum_lanes_of_pairs(const Vec<float>* v) {
+  if constexpr (STEP == kLanes<float>) {
+    return v[0];
+  } else {
+    constexpr int count = int(kLanes<float>) / STEP / 2;
+    Vec<float> sums[count];
+    LVSPEC_UNROLL
+    for (int i = 0; i < count; ++i) sums[i] = add_neighbours<STEP>(v[2 * i], v[2 * i + 1]);
+    return sum_lanes_of_pairs<2 * STEP>(sums);
+  }
+}
+
+// The first `count` lanes, perhaps all of them; the others are 0.
+static inline Vec<float> load_first(const float* from, int64_t count) {
+  if (count >= kLanes<float>) return load(from);
+  Vec<float> v{};
+  std::memcpy(&v, from, size_t(count) * sizeof(float));
+  return v;
+}
+
+static inline void store_first(float* to, Vec<float> v, int64_t count) {
+  if (count >= kLanes<float>)
+    store(to, v);
+  else
+    std::memcpy(to, &v, size_t(count) * sizeof(float));
 }
 
 template <class T>

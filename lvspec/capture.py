@@ -2,9 +2,10 @@
 
 On a CPU, a pass of a small model is mostly Python: some thirty module calls a layer. The pass is
 the same every time but for its tensors, so it is traced once for each number of sequences and slots
-and replayed: the same kernels on the same weights. HF's modules are left as they are. One kind of
-kernel is exchanged while recording, where the C++ operations are there: matrix products of a few
-rows in float32, for which the library's own are made for many (`csrc/linear.h`).
+and replayed: the same kernels on the same weights. HF's modules are left as they are. Where the C++
+operations are there, some kernels are exchanged while recording, in float32: matrix products of a
+few rows, for which the library's own are made for many (`csrc/linear.h`), and sequences of small
+operations that one can do (`lvspec.fused`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lvspec.fused import MAX_SMALL_ROWS, fused
 from lvspec.ops import active_backend
 
 Pass = Callable[..., tuple[Tensor, ...]]
@@ -84,7 +86,8 @@ def record(module: nn.Module, example: Callable[[], tuple[Tensor, ...]]) -> Pass
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constants: shapes are the key, values are not
-            with _SmallProducts():
+            modules = module.modules() if active_backend("cpu") == "cpp" else ()
+            with fused(modules), _SmallProducts():
                 return torch.jit.trace(module, example(), check_trace=False)
     except Exception as error:
         warnings.warn(
@@ -117,10 +120,6 @@ def _is_small(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool
         and weight.is_contiguous()
         and (bias is None or (bias.dtype == torch.float32 and bias.is_contiguous()))
     )
-
-
-MAX_SMALL_ROWS = 16
-"""Rows up to which csrc/linear.h is the faster one, on processors with vectors of 16 numbers."""
 
 
 def is_recordable(device: Any, workspace: Tensor | None) -> bool:
