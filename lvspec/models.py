@@ -86,6 +86,7 @@ FAMILIES: dict[str, Family] = {
         text_types=("qwen3_vl_text",),
         position_inputs=_GRIDS,
     ),
+    "llava_onevision": Family(name="LLaVA-OneVision", text_types=("qwen2",)),
 }
 
 # Inputs that say where tokens are in a video. Families that do not ask may be given them: a

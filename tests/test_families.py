@@ -73,6 +73,40 @@ def qwen_prompt(prompt, parts, *, frames_apart=False, seconds=None):
     return inputs | {"mm_token_type_ids": (ids == IMAGE).long() + 2 * (ids == VIDEO).long()}
 
 
+def llava_prompt(prompt, parts, *, video_extra, patches_alone):
+    """Squares of 16x16 pixels, 16 patches each; a frame of a video is pooled to 4."""
+    sizes = []
+    several = sum(not isinstance(part, int) and part[0] == "image" for part in parts) > 1
+    for part in parts:
+        if isinstance(part, int):
+            prompt.words(part)
+        elif part[0] == "image":
+            rows, columns = part[1] // 4, part[2] // 4
+            sizes.append([16 * rows, 16 * columns])
+            if several and patches_alone:  # LLaVA-OneVision cuts up an image that is alone
+                prompt.images.append(prompt.noise(1, 3, 16, 16))
+                prompt.placeholders(IMAGE, 16 + 1)
+            else:
+                prompt.images.append(prompt.noise(1 + rows * columns, 3, 16, 16))
+                prompt.placeholders(IMAGE, 16 + 4 * rows * (4 * columns + 1))
+        else:
+            prompt.videos.append(prompt.noise(part[1], 3, 16, 16))
+            prompt.placeholders(VIDEO, 4 * part[1] + video_extra)
+    found = {}
+    if prompt.images:
+        most = max(len(pixels) for pixels in prompt.images)
+        padded = [
+            torch.nn.functional.pad(pixels, (0,) * 7 + (most - len(pixels),))
+            for pixels in prompt.images
+        ]
+        found |= {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(sizes)}
+        if patches_alone:
+            found["batch_num_images"] = torch.tensor([len(sizes)])
+    if prompt.videos:
+        found["pixel_values_videos"] = torch.stack(prompt.videos)
+    return prompt.inputs(**found)
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A checkpoint of a family: its configuration and a maker of prompts."""
@@ -104,6 +138,20 @@ _QWEN_VISION = {
     "temporal_patch_size": 2,
     "in_channels": 3,
 }
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+_LLAVA = {
+    "image_token_index": IMAGE,
+    "video_token_index": VIDEO,
+    "image_grid_pinpoints": [[16, 16], [16, 32], [32, 16]],
+}
+
 TINY = {
     "qwen2_vl": Tiny(
         {
@@ -147,6 +195,19 @@ TINY = {
         qwen_prompt,
         {"head_dim": 16, "rope_parameters": {**_MROPE, "mrope_interleaved": True}},
         {"frames_apart": True},
+    ),
+    "llava_onevision": Tiny(
+        {
+            "vision_config": {
+                **_VISION,
+                "model_type": "siglip_vision_model",
+                "vision_use_head": False,
+            },
+            **_LLAVA,
+        },
+        llava_prompt,
+        {"model_type": "qwen2"},
+        {"video_extra": 1, "patches_alone": True},
     ),
 }
 
