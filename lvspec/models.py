@@ -87,6 +87,7 @@ FAMILIES: dict[str, Family] = {
         position_inputs=_GRIDS,
     ),
     "llava_onevision": Family(name="LLaVA-OneVision", text_types=("qwen2",)),
+    "llava_next_video": Family(name="LLaVA-NeXT-Video", text_types=("llama", "mistral", "qwen2")),
 }
 
 # Inputs that say where tokens are in a video. Families that do not ask may be given them: a

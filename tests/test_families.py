@@ -209,6 +209,12 @@ TINY = {
         {"model_type": "qwen2"},
         {"video_extra": 1, "patches_alone": True},
     ),
+    "llava_next_video": Tiny(
+        {"vision_config": {**_VISION, "model_type": "clip_vision_model"}, **_LLAVA},
+        llava_prompt,
+        {"model_type": "llama"},
+        {"video_extra": 0, "patches_alone": False},
+    ),
 }
 
 PROMPTS = {
