@@ -88,6 +88,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "llava_onevision": Family(name="LLaVA-OneVision", text_types=("qwen2",)),
     "llava_next_video": Family(name="LLaVA-NeXT-Video", text_types=("llama", "mistral", "qwen2")),
+    "internvl": Family(
+        name="InternVL",
+        text_types=("qwen2", "qwen3", "llama"),
+        visual_inputs=("pixel_values",),
+        placeholders=("image_token_id",),
+    ),
 }
 
 # Inputs that say where tokens are in a video. Families that do not ask may be given them: a

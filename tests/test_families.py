@@ -107,6 +107,19 @@ def llava_prompt(prompt, parts, *, video_extra, patches_alone):
     return prompt.inputs(**found)
 
 
+def frames_prompt(prompt, parts, *, arrange):
+    """A video is so many images of 16x16 pixels, 4 tokens each, with words between them."""
+    for part in parts:
+        if isinstance(part, int):
+            prompt.words(part)
+            continue
+        for _ in range(part[1] if part[0] == "video" else 1):
+            prompt.words(1)
+            prompt.images.append(prompt.noise(3, 16, 16))
+            prompt.placeholders(IMAGE, 4)
+    return prompt.inputs(**(arrange(torch.stack(prompt.images)) if prompt.images else {}))
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A checkpoint of a family: its configuration and a maker of prompts."""
@@ -214,6 +227,15 @@ TINY = {
         llava_prompt,
         {"model_type": "llama"},
         {"video_extra": 0, "patches_alone": False},
+    ),
+    "internvl": Tiny(
+        {
+            "vision_config": {**_VISION, "image_size": [16, 16], "patch_size": [4, 4]},
+            "image_token_id": IMAGE,
+        },
+        frames_prompt,
+        {"model_type": "qwen2"},
+        {"arrange": lambda frames: {"pixel_values": frames}},
     ),
 }
 
