@@ -94,6 +94,13 @@ FAMILIES: dict[str, Family] = {
         visual_inputs=("pixel_values",),
         placeholders=("image_token_id",),
     ),
+    "smolvlm": Family(
+        name="SmolVLM2",
+        text_types=("llama",),
+        visual_inputs=("pixel_values",),
+        placeholders=("image_token_id",),
+        text_attribute="text_model",
+    ),
 }
 
 # Inputs that say where tokens are in a video. Families that do not ask may be given them: a

@@ -237,6 +237,17 @@ TINY = {
         {"model_type": "qwen2"},
         {"arrange": lambda frames: {"pixel_values": frames}},
     ),
+    "smolvlm": Tiny(
+        {"vision_config": _VISION, "image_token_id": IMAGE, "scale_factor": 2},
+        frames_prompt,
+        {"model_type": "llama"},
+        {
+            "arrange": lambda frames: {
+                "pixel_values": frames[None],
+                "pixel_attention_mask": torch.ones(1, len(frames), 16, 16, dtype=torch.bool),
+            }
+        },
+    ),
 }
 
 PROMPTS = {
