@@ -254,7 +254,7 @@ PROMPTS = {
     "text": (7,),
     "clip": (3, ("video", 3, 4, 8), 4),
     "image": (("image", 4, 8), 5),
-    "mixed": (1, ("image", 4, 8), 2, ("video", 2, 4, 4), ("image", 4, 4), ("video", 2, 4, 4), 3),
+    "mixed": (1, ("image", 4, 8), 2, ("video", 2, 4, 4), ("image", 4, 4), ("video", 2, 8, 4), 3),
     "long": (2, ("video", 12, 4, 4), 1),
 }
 
@@ -305,6 +305,13 @@ def checkpoints():
 def strict(target, draft, inputs, **config):
     config = DecodeConfig(**{"gamma": 4, "max_new_tokens": 20, "eos_ids": (), **config})
     return generate(target, draft, inputs, policy=AcceptancePolicy.strict(), config=config)
+
+
+def with_other_rows(model, rows):
+    """The same model, its vocabulary cut or padded with rows of noise."""
+    other = copy.deepcopy(model)
+    other.resize_token_embeddings(rows, mean_resizing=False)
+    return other
 
 
 def test_every_family_is_here():
@@ -417,3 +424,172 @@ def test_tree_step_is_sequential_decoding(checkpoints, family):
             target.model.rope_deltas = None
             wanted = target(input_ids=ids, attention_mask=mask, **prompt).logits[0, -len(slots) :]
             torch.testing.assert_close(eager.logits[sequence, slots], wanted, atol=1e-9, rtol=0)
+
+
+@every_family
+def test_vocabularies_that_are_padded_differently(checkpoints, hf_greedy, family):
+    """The draft is the target, but for ids that only one of them has: they are often said."""
+    model = copy.deepcopy(checkpoints(family)[0])
+    with torch.no_grad():
+        model.lm_head.weight[FEWER_ROWS:] *= 2
+    inputs, taus, spoken = make_inputs(family, "clip"), [], []
+    for rows in ((ROWS, FEWER_ROWS), (FEWER_ROWS, ROWS)):
+        target, draft = (with_other_rows(model, count) for count in rows)
+        wanted = hf_greedy(target, inputs, 20)
+        generation = strict(target, draft, inputs)
+        assert generation.tokens[0].tolist() == wanted
+        taus.append(generation.stats.tau)
+        spoken.append(max(wanted))
+    assert taus[0] < taus[1] > 4
+    assert spoken[0] >= FEWER_ROWS > spoken[1]
+
+
+TEXT_MODELS = [(family, text) for family in TINY for text in FAMILIES[family].text_types]
+
+
+@pytest.mark.parametrize(
+    "family, text", [pair for pair in TEXT_MODELS if TINY[pair[0]].text.get("model_type")]
+)
+def test_text_models(hf_greedy, family, text):
+    """Each that a family may have, with its own defaults: Mistral's window is 4096."""
+    target = build(family, text={"model_type": text, "head_dim": 16})
+    assert Model(target, "target").text.config.model_type == text
+    inputs = make_inputs(family, "mixed")
+    generation = strict(target, build(family, seed=1), inputs)
+    assert generation.tokens[0].tolist() == hf_greedy(target, inputs, 20)
+
+
+def test_a_text_model_with_other_attention_is_refused():
+    target = build("internvl", text={"model_type": "gemma2", "head_dim": 16})
+    message = "^target: expected a text model of qwen2 or qwen3 or llama in InternVL, got 'gemma2'"
+    with pytest.raises(ValueError, match=message):
+        Model(target, "target")
+
+
+def test_a_sliding_window_is_full_attention_as_long_as_it_covers_all(hf_greedy):
+    inputs = make_inputs("llava_next_video", "clip")
+    needed = inputs["input_ids"].shape[1] + 20 + 5
+    for window in (needed, needed - 1):
+        target = build("llava_next_video", text={"model_type": "mistral", "sliding_window": window})
+        if window < needed:
+            message = f"^target: expected at most {window} positions .* got {needed}$"
+            with pytest.raises(ValueError, match=message):
+                strict(target, target, inputs)
+        else:
+            generation = strict(target, target, inputs)
+            assert generation.tokens[0].tolist() == hf_greedy(target, inputs, 20)
+
+
+@every_family
+def test_inputs_that_a_family_does_not_take(checkpoints, family):
+    model = Model(checkpoints(family)[0], "target")
+    inputs = make_inputs(family, "clip")
+    for name in ("pixels", "position_ids", "use_cache"):
+        with pytest.raises(ValueError, match=f"^target inputs: expected .*{name}"):
+            check_inputs(model, inputs | {name: torch.zeros(1)})
+    hints = {"mm_token_type_ids": torch.zeros_like(inputs["input_ids"])}
+    hints["second_per_grid_ts"] = torch.ones(1)
+    left = check_inputs(model, {**hints, **inputs})
+    taken = set(FAMILIES[family].position_inputs)
+    assert left.keys() & hints.keys() == (hints.keys() & taken)
+
+
+class ByteLinear(torch.nn.Module):
+    """A quantised layer: bytes and scales in buffers."""
+
+    def __init__(self, linear):
+        super().__init__()
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("bytes", (linear.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x):
+        weight = self.bytes.to(x.dtype) * self.scale.to(x.dtype)
+        return torch.nn.functional.linear(x, weight, self.bias)
+
+
+class ByteWeight(torch.Tensor):
+    """A quantised weight: a tensor of its own class, which computes with bytes and scales."""
+
+    @staticmethod
+    def __new__(cls, weight):
+        return torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype)
+
+    def __init__(self, weight):
+        self.scale = weight.abs().amax(1, keepdim=True) / 127
+        self.bytes = (weight / self.scale).round().to(torch.int8)
+
+    def float_weight(self):
+        return self.bytes.to(self.dtype) * self.scale
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.linear:
+            weight = args[1].float_weight()
+            return function(args[0], weight, *args[2:], **(kwargs or {}))
+        return super().__torch_function__(function, types, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(f"{function} of a quantised weight")
+
+
+def quantise(model, kind):
+    for module in list(Model(model, "target").text.modules()):
+        for name, child in list(module.named_children()):
+            if not isinstance(child, torch.nn.Linear):
+                continue
+            if kind == "module":
+                setattr(module, name, ByteLinear(child))
+            else:
+                weight = ByteWeight(child.weight.detach())
+                child.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["module", "weight"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm"])
+def test_quantised_checkpoints_run(hf_greedy, family, kind):
+    """What bitsandbytes and torchao put in the place of a layer or of its weight."""
+    plain = build(family)
+    target = quantise(copy.deepcopy(plain), kind)
+    inputs = make_inputs(family, "mixed")
+    wanted = hf_greedy(target, inputs, 20)
+    for draft in (None, plain):
+        assert strict(target, draft, inputs).tokens[0].tolist() == wanted
+    model = Model(target, "target")
+    assert model.recorder.get((), None, None) is None, "its passes are not recorded"
+    assert strict(plain, target, inputs).tokens[0].tolist() == hf_greedy(plain, inputs, 20)
+
+
+def test_a_draft_of_another_family(checkpoints, hf_greedy):
+    """With the same inputs, or with its own, as long as the prompt has as many tokens."""
+    target, draft = checkpoints("qwen2_5_vl")[0], checkpoints("qwen2_vl")[0]
+    inputs = make_inputs("qwen2_5_vl", "mixed")
+    wanted = hf_greedy(target, inputs, 20)
+    assert strict(target, draft, inputs).tokens[0].tolist() == wanted
+    other = checkpoints("llava_onevision")[0]
+    with pytest.raises(ValueError, match="^draft inputs: expected inputs that LLaVA-OneVision"):
+        strict(target, other, inputs)
+    config = DecodeConfig(gamma=4, max_new_tokens=20, eos_ids=())
+    given = {"policy": AcceptancePolicy.strict(), "config": config}
+    own = make_inputs("llava_onevision", "mixed")
+    with pytest.raises(ValueError, match="^draft_inputs: expected a prompt of .* tokens like the"):
+        generate(target, other, inputs, draft_inputs=own, **given)
+    length = inputs["input_ids"].shape[1]
+    own = TINY["llava_onevision"].prompt(
+        Prompt(), (length - 9 - 2, ("video", 2)), **TINY["llava_onevision"].options
+    )
+    assert own["input_ids"].shape[1] == length
+    generation = generate(target, other, inputs, draft_inputs=own, **given)
+    assert generation.tokens[0].tolist() == wanted
+
+
+def test_placeholders_must_be_the_targets(checkpoints):
+    inputs = make_inputs("qwen2_5_vl", "text")
+    message = r"^draft: expected the target's image and video token ids \(5, 6\), got \(5,\)"
+    with pytest.raises(ValueError, match=message):
+        strict(checkpoints("qwen2_5_vl")[0], checkpoints("smolvlm")[0], inputs)
