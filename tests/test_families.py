@@ -120,6 +120,13 @@ def frames_prompt(prompt, parts, *, arrange):
     return prompt.inputs(**(arrange(torch.stack(prompt.images)) if prompt.images else {}))
 
 
+def padded_frames(frames):
+    """The right half of the first is padding."""
+    mask = torch.ones(1, len(frames), 16, 16, dtype=torch.bool)
+    mask[0, 0, :, 8:] = False
+    return {"pixel_values": frames[None], "pixel_attention_mask": mask}
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A checkpoint of a family: its configuration and a maker of prompts."""
@@ -241,12 +248,7 @@ TINY = {
         {"vision_config": _VISION, "image_token_id": IMAGE, "scale_factor": 2},
         frames_prompt,
         {"model_type": "llama"},
-        {
-            "arrange": lambda frames: {
-                "pixel_values": frames[None],
-                "pixel_attention_mask": torch.ones(1, len(frames), 16, 16, dtype=torch.bool),
-            }
-        },
+        {"arrange": padded_frames},
     ),
 }
 
