@@ -36,6 +36,8 @@ class Family:
         text_attribute: Where the text model is in `model.model`.
         has_static_pass: Whether a pass of the text model does the same whatever the numbers are, so
             that it can be recorded (no experts that are chosen in Python, for instance).
+        patches_frames: Whether `lvspec.preprocess` makes its pixels, so that HF's processor is not
+            needed.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Family:
     position_inputs: tuple[str, ...] = ()
     text_attribute: str = "language_model"
     has_static_pass: bool = True
+    patches_frames: bool = False
 
     @property
     def position_rows(self) -> int:
@@ -75,11 +78,13 @@ FAMILIES: dict[str, Family] = {
         name="Qwen2-VL",
         text_types=("qwen2_vl_text",),
         position_inputs=_GRIDS,
+        patches_frames=True,
     ),
     "qwen2_5_vl": Family(
         name="Qwen2.5-VL",
         text_types=("qwen2_5_vl_text",),
         position_inputs=(*_GRIDS, "second_per_grid_ts"),
+        patches_frames=True,
     ),
     "qwen3_vl": Family(
         name="Qwen3-VL",
