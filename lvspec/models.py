@@ -91,6 +91,12 @@ FAMILIES: dict[str, Family] = {
         text_types=("qwen3_vl_text",),
         position_inputs=_GRIDS,
     ),
+    "qwen3_vl_moe": Family(
+        name="Qwen3-VL-MoE",
+        text_types=("qwen3_vl_moe_text",),
+        position_inputs=_GRIDS,
+        has_static_pass=False,
+    ),
     "llava_onevision": Family(name="LLaVA-OneVision", text_types=("qwen2",)),
     "llava_next_video": Family(name="LLaVA-NeXT-Video", text_types=("llama", "mistral", "qwen2")),
     "internvl": Family(
