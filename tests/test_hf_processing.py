@@ -12,7 +12,8 @@ from transformers import (
 )
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
-from lvspec.loading import load_processor
+from lvspec.commands.checkpoints import _prepare_alike
+from lvspec.loading import Pair, load_processor
 from lvspec.processing import HFProcessor, Processor
 from lvspec.video import Video, read_video, write_video
 
@@ -53,14 +54,17 @@ class Double:
 
     video_token = "<video>"
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer, size=16):
+        self.tokenizer, self.size = tokenizer, size
         self.apply_chat_template = tokenizer.apply_chat_template
         self.given = None
 
     def __call__(self, **given):
         self.given = given
         return {"input_ids": torch.ones(1, 3, dtype=torch.int64), "rows": [[0]]}
+
+    def to_dict(self):
+        return {"video_processor": {"size": self.size}}
 
 
 @pytest.fixture
@@ -129,6 +133,16 @@ def test_families_whose_frames_are_cut_here_need_no_processor_of_hfs(
     monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *args, **kwargs: Double(tokenizer))
     processor = load_processor(tmp_path, "target")
     assert isinstance(processor, HFProcessor) and processor.tokenizer is tokenizer
+
+
+def test_whose_inputs_the_draft_takes(random_pair_folders, tokenizer):
+    """The target's, if both processors are of one kind and configured alike."""
+    ours = Processor.from_pretrained(random_pair_folders[0])
+    small, same, large = (HFProcessor(Double(tokenizer, size)) for size in (16, 16, 32))
+    for draft, alike in ((same, True), (large, False), (ours, False)):
+        assert _prepare_alike(Pair(None, None, small, draft), random_pair_folders) == alike
+        assert _prepare_alike(Pair(None, None, draft, small), random_pair_folders) == alike
+    assert _prepare_alike(Pair(None, None, ours, ours), random_pair_folders)
 
 
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="HF's processors need torchvision")
