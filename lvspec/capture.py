@@ -49,10 +49,13 @@ class PassRecorder:
         self._recordings = _RECORDINGS.setdefault(text, _Recordings())
         modules = [*text.modules(), *head.modules()]
         weights = [*text.parameters(), *head.parameters()]
+        buffers = [*text.buffers(), *head.buffers()]
         # What a hook does in Python would not be recorded, and quantised weights are more than one
-        # tensor each.
-        self._is_plain = all(type(weight) is nn.Parameter for weight in weights) and not any(
-            module._forward_hooks or module._forward_pre_hooks for module in modules
+        # tensor each: parameters of a class of their own, or integers in buffers.
+        self._is_plain = (
+            all(type(weight) is nn.Parameter for weight in weights)
+            and all(buffer.is_floating_point() for buffer in buffers)
+            and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
         )
         if self._is_plain:
             places = [(weight.data_ptr(), weight.dtype) for weight in weights]
