@@ -9,6 +9,7 @@
 #include <cstring>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "kernels.h"
@@ -315,7 +316,8 @@ Tensor visual_importance(Tensor q, Tensor k_cache, Tensor kv_len, Tensor visual,
   return importance;
 }
 
-// float32 and contiguous: lvspec/capture.py sees to it.
+// From here on: operations of recorded passes. lvspec/capture.py and lvspec/fused.py see to it that
+// tensors are float32 and weights contiguous.
 Tensor cpu_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   lvspec::Linear a{};
   a.inputs = weight.size(1), a.outputs = weight.size(0);
@@ -330,6 +332,109 @@ Tensor cpu_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   return y;
 }
 
+Tensor cpu_gated_linear(Tensor x, Tensor gate, Tensor up) {
+  lvspec::GatedLinear a{};
+  a.inputs = gate.size(1), a.outputs = gate.size(0);
+  a.rows = x.numel() / a.inputs;
+  x = packed(x);
+  Tensor y = empty(x, {x.size(0), x.size(1), a.outputs}, ScalarType::Float);
+  a.x = pointer<float>(x), a.gate = pointer<float>(gate), a.up = pointer<float>(up);
+  a.y = static_cast<float*>(y.mutable_data_ptr());
+  a.parallel_for = parallel_for;
+  kernels().gated_linear(a);
+  return y;
+}
+
+Tensor cpu_silu_multiply(Tensor gate, Tensor up) {
+  lvspec::SiluMultiply a{};
+  gate = packed(gate), up = packed(up);
+  Tensor y = empty(gate, {gate.size(0), gate.size(1), gate.size(2)}, ScalarType::Float);
+  a.gate = pointer<float>(gate), a.up = pointer<float>(up);
+  a.y = static_cast<float*>(y.mutable_data_ptr());
+  a.count = y.numel();
+  a.parallel_for = parallel_for;
+  kernels().silu_multiply(a);
+  return y;
+}
+
+Tensor cpu_rms_norm(Tensor x, Tensor weight, double eps) {
+  lvspec::RmsNorm a{};
+  a.size = weight.size(0), a.eps = eps;
+  x = packed(x);
+  a.rows = x.numel() / a.size;
+  Tensor y = empty(x, {x.size(0), x.size(1), x.size(2)}, ScalarType::Float);
+  a.x = pointer<float>(x), a.weight = pointer<float>(weight);
+  a.y = static_cast<float*>(y.mutable_data_ptr());
+  a.parallel_for = parallel_for;
+  kernels().rms_norm(a);
+  return y;
+}
+
+std::tuple<Tensor, Tensor> cpu_rotary_angles(Tensor positions, Tensor frequencies, Tensor sections,
+                                             double scaling) {
+  lvspec::RotaryAngles a{};
+  a.batch_size = positions.size(1), a.num_slots = positions.size(2);
+  a.head_dim = 2 * frequencies.size(0), a.num_sections = sections.size(0);
+  frequencies = packed(frequencies), sections = packed(sections);
+  Tensor cos = empty(frequencies, {a.batch_size, a.num_slots, a.head_dim}, ScalarType::Float);
+  Tensor sin = empty(frequencies, {a.batch_size, a.num_slots, a.head_dim}, ScalarType::Float);
+  a.positions = pointer<int64_t>(positions), a.frequencies = pointer<float>(frequencies);
+  a.sections = pointer<int64_t>(sections), a.scaling = scaling;
+  a.cos = static_cast<float*>(cos.mutable_data_ptr());
+  a.sin = static_cast<float*>(sin.mutable_data_ptr());
+  copy_strides(positions, a.positions_stride);
+  a.parallel_for = parallel_for;
+  kernels().rotary_angles(a);
+  return {cos, sin};
+}
+
+// Strides of heads that stand side by side in the rows of a projection.
+void projected_strides(int64_t num_heads, int64_t num_slots, int64_t head_dim, int64_t* to) {
+  to[0] = num_slots * num_heads * head_dim, to[1] = head_dim, to[2] = num_heads * head_dim;
+  to[3] = 1;
+}
+
+// Queries, keys and values [B, S, heads * D] as they come from their projections; caches of all
+// layers. Returns the turned queries, [B, Hq, S, D].
+Tensor cpu_rotate_and_write(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor k_cache,
+                            Tensor v_cache, int64_t layer, Tensor kv_len) {
+  q = packed(q), k = packed(k), v = packed(v), cos = packed(cos), sin = packed(sin);
+  kv_len = packed(kv_len);
+  lvspec::WriteKv w{};
+  w.batch_size = q.size(0), w.num_kv_heads = k_cache.size(2), w.num_slots = q.size(1);
+  w.capacity = k_cache.size(3), w.head_dim = k_cache.size(4);
+  w.kv_len = pointer<int32_t>(kv_len);
+  for (int64_t b = 0; b < w.batch_size; ++b)
+    if (w.kv_len[b] < 0 || w.kv_len[b] + w.num_slots > w.capacity)
+      throw std::runtime_error("lvspec: expected kv_len with room for the slots in the cache, "
+                               "got " + std::to_string(w.kv_len[b]) + " with " +
+                               std::to_string(w.num_slots) + " slots and a capacity of " +
+                               std::to_string(w.capacity));
+  lvspec::Rotate r{};
+  r.cos = pointer<float>(cos), r.sin = pointer<float>(sin);
+  r.batch_size = w.batch_size, r.num_slots = w.num_slots, r.head_dim = w.head_dim;
+  r.parallel_for = w.parallel_for = parallel_for;
+  const auto turned = [&](const Tensor& x) {
+    r.num_heads = x.size(2) / r.head_dim;
+    projected_strides(r.num_heads, r.num_slots, r.head_dim, r.x_stride);
+    Tensor y = empty(x, {r.batch_size, r.num_heads, r.num_slots, r.head_dim}, ScalarType::Float);
+    r.x = pointer<float>(x), r.y = static_cast<float*>(y.mutable_data_ptr());
+    kernels().rotate(r);
+    return y;
+  };
+  const Tensor keys = turned(k);
+  w.element_size = sizeof(float);
+  w.k = keys.const_data_ptr(), w.v = v.const_data_ptr();
+  copy_strides(keys, w.k_stride);
+  projected_strides(w.num_kv_heads, w.num_slots, w.head_dim, w.v_stride);
+  for (int64_t i = 0; i < 4; ++i)
+    w.k_cache_stride[i] = k_cache.stride(i + 1), w.v_cache_stride[i] = v_cache.stride(i + 1);
+  w.k_cache = static_cast<float*>(k_cache.mutable_data_ptr()) + layer * k_cache.stride(0);
+  w.v_cache = static_cast<float*>(v_cache.mutable_data_ptr()) + layer * v_cache.stride(0);
+  kernels().write_kv(w);
+  return turned(q);
+}
+
 }  // namespace
 
 // Read by lvspec.ops.backends with ctypes.
@@ -339,10 +444,24 @@ extern "C" __attribute__((visibility("default"))) const char* lvspec_instruction
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lvspec, m) {
   m.def("cpu_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("cpu_gated_linear(Tensor x, Tensor gate, Tensor up) -> Tensor");
+  m.def("cpu_silu_multiply(Tensor gate, Tensor up) -> Tensor");
+  m.def("cpu_rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
+  m.def(
+      "cpu_rotary_angles(Tensor positions, Tensor frequencies, Tensor sections, float scaling) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "cpu_rotate_and_write(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, "
+      "Tensor(a!) k_cache, Tensor(b!) v_cache, int layer, Tensor kv_len) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {
   m.impl("cpu_linear", TORCH_BOX(&cpu_linear));
+  m.impl("cpu_gated_linear", TORCH_BOX(&cpu_gated_linear));
+  m.impl("cpu_silu_multiply", TORCH_BOX(&cpu_silu_multiply));
+  m.impl("cpu_rms_norm", TORCH_BOX(&cpu_rms_norm));
+  m.impl("cpu_rotary_angles", TORCH_BOX(&cpu_rotary_angles));
+  m.impl("cpu_rotate_and_write", TORCH_BOX(&cpu_rotate_and_write));
   m.impl("verify_attention", TORCH_BOX(&verify_attention));
   m.impl("accept", TORCH_BOX(&accept));
   m.impl("accept_sampled", TORCH_BOX(&accept_sampled));

@@ -173,11 +173,6 @@ void fuzz_commit_kv(Random& random) {
   a.kv_len = kv_len.as<int32_t>(), a.path = path.as<int32_t>();
   a.num_accepted = num_accepted.as<int32_t>();
   k.copy_strides(a.k_stride), v.copy_strides(a.v_stride);
-  const auto in_place = [](void*& place, Array& x) {
-    const int64_t front = x.front * x.element, size = int64_t(x.bytes.size());
-    const auto put = [&place, front](void* p) { place = static_cast<char*>(p) + front; };
-    return Output{put, size, 1, Output::exact, {}, x.bytes};
-  };
   run("commit_kv", &Kernels::commit_kv, a, {in_place(a.k_cache, k), in_place(a.v_cache, v)},
       {}, [] {});
 }
@@ -344,14 +339,110 @@ void fuzz_linear(Random& random) {
   Array bias = numbers(random, Type::f32, {a.outputs}, false, 1, false);
   a.x = x.as<float>(), a.weight = weight.as<float>();
   if (random.one_in(2)) a.bias = bias.as<float>();
-  Output y = exact(a.y, a.rows * a.outputs);
-  y.comparison = Output::rounded;
-  run("linear", &Kernels::linear, a, {y}, {}, [] {});
+  run("linear", &Kernels::linear, a, {numbers_of(a.y, a.rows * a.outputs)}, {}, [] {});
+}
+
+void fuzz_gated_linear(Random& random) {
+  lvspec::GatedLinear a{};
+  a.rows = any_size(random, 70), a.inputs = any_size(random, 400);
+  a.outputs = any_size(random, 100);
+  Array x = numbers(random, Type::f32, {a.rows, a.inputs}, false, 1, false);
+  Array gate = numbers(random, Type::f32, {a.outputs, a.inputs}, false, 0.3, false);
+  Array up = numbers(random, Type::f32, {a.outputs, a.inputs}, false, 0.3, false);
+  a.x = x.as<float>(), a.gate = gate.as<float>(), a.up = up.as<float>();
+  run("gated_linear", &Kernels::gated_linear, a, {numbers_of(a.y, a.rows * a.outputs)}, {}, [] {});
+}
+
+void fuzz_silu_multiply(Random& random) {
+  lvspec::SiluMultiply a{};
+  a.count = any_size(random, 3000);
+  Array gate = numbers(random, Type::f32, {a.count}, false, 30, false);
+  Array up = numbers(random, Type::f32, {a.count}, false, 1, false);
+  a.gate = gate.as<float>(), a.up = up.as<float>();
+  run("silu_multiply", &Kernels::silu_multiply, a, {numbers_of(a.y, a.count)}, {}, [] {});
+}
+
+void fuzz_rms_norm(Random& random) {
+  lvspec::RmsNorm a{};
+  a.rows = any_size(random, 70), a.size = any_size(random, 400);
+  a.eps = 1e-6;
+  Array x = numbers(random, Type::f32, {a.rows, a.size}, false, 3, false);
+  Array weight = numbers(random, Type::f32, {a.size}, false, 1, false);
+  a.x = x.as<float>(), a.weight = weight.as<float>();
+  run("rms_norm", &Kernels::rms_norm, a, {numbers_of(a.y, a.rows * a.size)}, {}, [] {});
+}
+
+// An array whose last dimension is not scattered.
+Array heads(Random& random, Type type, Shape shape) {
+  const int64_t last = shape.back();
+  shape.back() += random.between(0, 3);
+  Array x = numbers(random, type, std::move(shape), false, 1, false);
+  x.shape.back() = last;
+  x.bytes.resize(x.bytes.size() - size_t(x.stride[2] - last) * size_t(x.element));
+  x.bytes.shrink_to_fit();
+  return x;
+}
+
+void fuzz_rotary(Random& random) {
+  lvspec::RotaryAngles a{};
+  a.batch_size = random.between(1, 3), a.num_slots = any_size(random, 40);
+  a.num_sections = random.between(1, 5);
+  Array sections = integers<int64_t>(random, {a.num_sections}, false, 0, 20);
+  int64_t half = 0;
+  sections.each([&](int64_t i) { half += sections.as<int64_t>()[i]; });
+  a.head_dim = 2 * half;
+  Array positions = integers<int64_t>(random, {3, a.batch_size, a.num_slots}, random.one_in(2), 0,
+                                      5000);
+  Array frequencies = numbers(random, Type::f32, {half}, false, 0.1, false);
+  a.frequencies = frequencies.as<float>(), a.sections = sections.as<int64_t>();
+  a.scaling = 1 + random.uniform();
+  const auto bind = [&] {
+    a.positions = positions.as<int64_t>(), positions.copy_strides(a.positions_stride);
+  };
+  const int64_t count = a.batch_size * a.num_slots * a.head_dim;
+  run("rotary_angles", &Kernels::rotary_angles, a,
+      {numbers_of(a.cos, count), numbers_of(a.sin, count)}, {&positions}, bind);
+
+  lvspec::Rotate r{};
+  r.batch_size = a.batch_size, r.num_slots = a.num_slots, r.head_dim = a.head_dim;
+  r.num_heads = random.between(1, 4);
+  const Shape angles = {r.batch_size, r.num_slots, r.head_dim};
+  Array cos = numbers(random, Type::f32, angles, false, 1, false);
+  Array sin = numbers(random, Type::f32, angles, false, 1, false);
+  Array x = heads(random, Type::f32, {r.batch_size, r.num_heads, r.num_slots, r.head_dim});
+  r.cos = cos.as<float>(), r.sin = sin.as<float>();
+  run("rotate", &Kernels::rotate, r, {numbers_of(r.y, count * r.num_heads)}, {&x},
+      [&] { r.x = x.as<float>(), x.copy_strides(r.x_stride); });
+}
+
+void fuzz_write_kv(Random& random) {
+  lvspec::WriteKv a{};
+  const Type type = any_float(random);
+  a.element_size = size_of(type);
+  a.batch_size = random.between(1, 3), a.num_kv_heads = random.between(1, 3);
+  a.num_slots = any_size(random, 20), a.head_dim = any_size(random, 70);
+  a.capacity = a.num_slots + random.between(0, 30);
+  Array kv_len = integers<int32_t>(random, {a.batch_size}, false, 0, a.capacity - a.num_slots);
+  const Shape slots = {a.batch_size, a.num_kv_heads, a.num_slots, a.head_dim};
+  const Shape rows = {a.batch_size, a.num_kv_heads, a.capacity, a.head_dim};
+  Array k = heads(random, type, slots), v = heads(random, type, slots);
+  Array k_cache = numbers(random, type, rows, false, 1, false);
+  Array v_cache = numbers(random, type, rows, false, 1, false);
+  a.kv_len = kv_len.as<int32_t>();
+  k_cache.copy_strides(a.k_cache_stride), v_cache.copy_strides(a.v_cache_stride);
+  const auto bind = [&] {
+    a.k = k.as<void>(), a.v = v.as<void>();
+    k.copy_strides(a.k_stride), v.copy_strides(a.v_stride);
+  };
+  run("write_kv", &Kernels::write_kv, a,
+      {in_place(a.k_cache, k_cache), in_place(a.v_cache, v_cache)}, {&k, &v}, bind);
 }
 
 void (*const kOperations[])(Random&) = {
-    fuzz_verify_attention,  fuzz_logit_stats, fuzz_expand_tree,    fuzz_commit_kv,
-    fuzz_visual_importance, fuzz_accept,      fuzz_accept_sampled, fuzz_linear,
+    fuzz_verify_attention,  fuzz_logit_stats,   fuzz_expand_tree,    fuzz_commit_kv,
+    fuzz_visual_importance, fuzz_accept,        fuzz_accept_sampled, fuzz_linear,
+    fuzz_gated_linear,      fuzz_silu_multiply, fuzz_rms_norm,       fuzz_rotary,
+    fuzz_write_kv,
 };
 
 }  // namespace

@@ -160,6 +160,20 @@ Output rounded(void*& place, Type type, int64_t count) {
   return {[&](void* p) { place = p; }, count, size_of(type), Output::rounded, type, {}};
 }
 
+Output numbers_of(float*& place, int64_t count) {
+  Output output = exact(place, count);
+  output.comparison = Output::rounded;
+  output.type = Type::f32;
+  return output;
+}
+
+// What the operation changes and leaves elsewhere as it is.
+Output in_place(void*& place, const Array& x) {
+  const int64_t front = x.front * x.element, size = int64_t(x.bytes.size());
+  const auto put = [&place, front](void* p) { place = static_cast<char*>(p) + front; };
+  return {put, size, 1, Output::exact, {}, x.bytes};
+}
+
 template <class Condition, class... Values>
 void require(Condition holds, const char* what, Values... values) {
   if (holds) return;

@@ -128,6 +128,58 @@ struct Linear {
   ParallelFor parallel_for;
 };
 
+struct GatedLinear {
+  const float *x, *gate, *up;  // [rows, inputs], [outputs, inputs] both
+  float* y;                    // [rows, outputs]
+  int64_t rows, inputs, outputs;
+  ParallelFor parallel_for;
+};
+
+struct SiluMultiply {
+  const float *gate, *up;
+  float* y;
+  int64_t count;
+  ParallelFor parallel_for;
+};
+
+struct RmsNorm {
+  const float *x, *weight;  // [rows, size], [size]
+  float* y;
+  double eps;
+  int64_t rows, size;
+  ParallelFor parallel_for;
+};
+
+struct Rotate {
+  const float* x;          // [batch_size, num_heads, num_slots, head_dim]
+  const float *cos, *sin;  // [batch_size, num_slots, head_dim]
+  float* y;                // as x, contiguous
+  int64_t batch_size, num_heads, num_slots, head_dim;
+  int64_t x_stride[4];     // of the last dimension: 1
+  ParallelFor parallel_for;
+};
+
+struct RotaryAngles {
+  const int64_t* positions;  // [3, batch_size, num_slots]
+  const float* frequencies;  // [head_dim / 2]
+  const int64_t* sections;   // [num_sections], they add up to head_dim / 2
+  double scaling;
+  float *cos, *sin;          // [batch_size, num_slots, head_dim]
+  int64_t batch_size, num_slots, head_dim, num_sections;
+  int64_t positions_stride[3];
+  ParallelFor parallel_for;
+};
+
+struct WriteKv {
+  int64_t element_size;
+  const void *k, *v;  // [batch_size, num_kv_heads, num_slots, head_dim]
+  void *k_cache, *v_cache;
+  const int32_t* kv_len;  // the caller has checked that the rows are in the cache
+  int64_t batch_size, num_kv_heads, num_slots, capacity, head_dim;
+  int64_t k_stride[4], v_stride[4], k_cache_stride[4], v_cache_stride[4];  // last dimension: 1
+  ParallelFor parallel_for;
+};
+
 struct Kernels {
   const char* name;
   void (*verify_attention)(const VerifyAttention&);
@@ -138,6 +190,12 @@ struct Kernels {
   void (*commit_kv)(const CommitKv&);
   void (*visual_importance)(const VisualImportance&);
   void (*linear)(const Linear&);
+  void (*gated_linear)(const GatedLinear&);
+  void (*silu_multiply)(const SiluMultiply&);
+  void (*rms_norm)(const RmsNorm&);
+  void (*rotate)(const Rotate&);
+  void (*rotary_angles)(const RotaryAngles&);
+  void (*write_kv)(const WriteKv&);
 };
 
 const Kernels& portable_kernels();

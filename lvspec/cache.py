@@ -24,8 +24,8 @@ class SlotCache(Cache):
             not bring NaN into a masked product.
         kv_len: int32 `[B]`, committed positions.
         visual: uint8 `[B, N]`, 1 where the position holds a video token.
-        positions: int64 `[3, B, N]`, the rotary position (time, height, width) of every cache
-            position, those behind the prompt included.
+        positions: int64 `[R, B, N]`, the rotary position of every cache position, those behind the
+            prompt included: time, height and width, or one row.
         plan: Where split-KV kernels cut the cache; None where the backend does not split, or where
             the prompts have so many short runs of video that a mask is the better way.
         workspace: uint8, scratch of the operations; None where the backend needs none.
@@ -40,6 +40,7 @@ class SlotCache(Cache):
         num_slots: int,
         dtype: torch.dtype,
         device: torch.device,
+        position_rows: int = 3,
     ) -> None:
         super().__init__(layers=[])
         heads = text_config.num_attention_heads
@@ -50,7 +51,8 @@ class SlotCache(Cache):
         self.v = torch.zeros(shape, dtype=dtype, device=device)
         self.kv_len = torch.zeros(batch_size, dtype=torch.int32, device=device)
         self.visual = torch.zeros(batch_size, capacity, dtype=torch.uint8, device=device)
-        self.positions = torch.zeros(3, batch_size, capacity, dtype=torch.int64, device=device)
+        positions = (position_rows, batch_size, capacity)
+        self.positions = torch.zeros(positions, dtype=torch.int64, device=device)
         self.plan: ops.SplitPlan | None = None
         self.workspace: Tensor | None = None
         self._prompt_len = [0] * batch_size
@@ -137,11 +139,11 @@ class SlotCache(Cache):
 
         Args:
             sequence: The slot.
-            positions: int64 `[3, T]`, rotary positions of the prompt.
+            positions: int64 `[R, T]`, rotary positions of the prompt.
             visual: bool or uint8 `[T]`.
 
-        Positions behind the prompt go on one by one from its last, in all three rows, as they do in
-        HF's greedy decoding.
+        Positions behind the prompt go on one by one from its last, in every row, as they do in HF's
+        greedy decoding.
         """
         length = positions.shape[1]
         following = torch.arange(1, self.capacity - length + 1, device=positions.device)

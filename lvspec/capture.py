@@ -2,9 +2,10 @@
 
 On a CPU, a pass of a small model is mostly Python: some thirty module calls a layer. The pass is
 the same every time but for its tensors, so it is traced once for each number of sequences and slots
-and replayed: the same kernels on the same weights. HF's modules are left as they are. One kind of
-kernel is exchanged while recording, where the C++ operations are there: matrix products of a few
-rows in float32, for which the library's own are made for many (`csrc/linear.h`).
+and replayed: the same kernels on the same weights. HF's modules are left as they are. Where the C++
+operations are there, some kernels are exchanged while recording, in float32: matrix products of a
+few rows, for which the library's own are made for many (`csrc/linear.h`), and sequences of small
+operations that one can do (`lvspec.fused`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lvspec.fused import MAX_SMALL_ROWS, fused
 from lvspec.ops import active_backend
 
 Pass = Callable[..., tuple[Tensor, ...]]
@@ -47,10 +49,13 @@ class PassRecorder:
         self._recordings = _RECORDINGS.setdefault(text, _Recordings())
         modules = [*text.modules(), *head.modules()]
         weights = [*text.parameters(), *head.parameters()]
+        buffers = [*text.buffers(), *head.buffers()]
         # What a hook does in Python would not be recorded, and quantised weights are more than one
-        # tensor each.
-        self._is_plain = all(type(weight) is nn.Parameter for weight in weights) and not any(
-            module._forward_hooks or module._forward_pre_hooks for module in modules
+        # tensor each: parameters of a class of their own, or integers in buffers.
+        self._is_plain = (
+            all(type(weight) is nn.Parameter for weight in weights)
+            and all(buffer.is_floating_point() for buffer in buffers)
+            and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
         )
         if self._is_plain:
             places = [(weight.data_ptr(), weight.dtype) for weight in weights]
@@ -75,15 +80,17 @@ class PassRecorder:
             return None
         passes = self._recordings.passes
         if key not in passes:
-            passes[key] = _record(make_pass(), example)
+            passes[key] = record(make_pass(), example)
         return passes[key]
 
 
-def _record(module: nn.Module, example: Callable[[], tuple[Tensor, ...]]) -> Pass | None:
+def record(module: nn.Module, example: Callable[[], tuple[Tensor, ...]]) -> Pass | None:
+    """A module of tensors as a recorded pass, or None, with a warning, if it cannot be recorded."""
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constants: shapes are the key, values are not
-            with _SmallProducts():
+            modules = module.modules() if active_backend("cpu") == "cpp" else ()
+            with fused(modules), _SmallProducts():
                 return torch.jit.trace(module, example(), check_trace=False)
     except Exception as error:
         warnings.warn(
@@ -116,10 +123,6 @@ def _is_small(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool
         and weight.is_contiguous()
         and (bias is None or (bias.dtype == torch.float32 and bias.is_contiguous()))
     )
-
-
-MAX_SMALL_ROWS = 16
-"""Rows up to which csrc/linear.h is the faster one, on processors with vectors of 16 numbers."""
 
 
 def is_recordable(device: Any, workspace: Tensor | None) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache as cached
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvspec import ops
 from lvspec.cache import SlotCache
+from lvspec.capture import Pass, record
 from lvspec.draft import Draft
 from lvspec.state import BONUS, DecodeState
+
+NO_NAN = -1
 
 
 def commit(
@@ -17,7 +22,10 @@ def commit(
     draft: Draft,
     acceptance: ops.Acceptance,
     relevance: Tensor | None,
-) -> None:
+    lse: Tensor,
+    *,
+    capture: bool = True,
+) -> Tensor:
     """Append the accepted tokens and the bonus token, and move the target's `kv_len` on.
 
     After an end-of-sequence token nothing is kept, nor beyond `max_new_tokens`.
@@ -29,35 +37,110 @@ def commit(
         draft: What was verified.
         acceptance: From phase 3.
         relevance: float32 `[B, S]`, or None.
+        lse: float32 `[B, S]`, of the target's rows; NaN where a logit is.
+        capture: Whether the small operations of this phase may be recorded (on a CPU).
+
+    Returns:
+        What the host wants to know, int32 `[B, 3]`: `num_out`, whether the sequence is finished,
+        and the first row on the path whose logits had a NaN, or `NO_NAN`.
     """
     if not draft.shape.is_chain:
         ops.commit_kv(cache.k, cache.v, cache.kv_len, acceptance.path, acceptance.num_accepted)
-    tokens = draft.tokens
-    path, accepted = acceptance.path.long(), acceptance.num_accepted[:, None]
-    bonus = acceptance.bonus_id[:, None]
-    offsets = state._offsets
-    row = path.clamp(min=0)
-    emitting = row.roll(-1, dims=1)
+    given = [*state.tensors(), cache.kv_len, draft.tokens, *acceptance, lse]
+    if relevance is not None:
+        given.append(relevance)
+    if capture and cache.kv_len.device.type == "cpu":
+        recorded = _recorded(len(given), *draft.tokens.shape, state.regret_used.dtype, lse.dtype)
+        if recorded is not None:
+            return recorded(*given)
+    return _append(*given)
+
+
+def _append(
+    out_ids: Tensor,
+    out_kinds: Tensor,
+    out_relevance: Tensor,
+    num_out: Tensor,
+    max_new: Tensor,
+    last_two: Tensor,
+    regret_used: Tensor,
+    finished: Tensor,
+    eos_ids: Tensor,
+    kv_len: Tensor,
+    tokens: Tensor,
+    path: Tensor,
+    num_accepted: Tensor,
+    bonus_id: Tensor,
+    kind: Tensor,
+    regret: Tensor,
+    lse: Tensor,
+    relevance: Tensor | None = None,
+) -> Tensor:
+    path, accepted, bonus = path.long(), num_accepted[:, None], bonus_id[:, None]
+    offsets = torch.arange(tokens.shape[1], device=tokens.device)
+    row = path.clamp(min=0)  # what is no slot counts as the root, which is on every path
     is_draft = offsets < accepted
-    emitted = torch.where(is_draft, tokens.gather(1, emitting), bonus)
-    kinds = torch.where(is_draft, acceptance.kind.roll(-1, dims=1), BONUS).to(torch.uint8)
+    emitted = torch.where(is_draft, tokens.gather(1, row.roll(-1, dims=1)), bonus)
+    kinds = torch.where(is_draft, kind.roll(-1, dims=1), BONUS).to(torch.uint8)
 
     is_path = offsets <= accepted
-    ends = torch.isin(emitted, state.eos_ids) & is_path
+    ends = torch.isin(emitted, eos_ids) & is_path
     kept = (is_path & (ends.cumsum(1) - ends.long() == 0)).sum(1)
-    kept = torch.minimum(kept, state.max_new_tokens - state.num_out)
-    kept = kept.masked_fill(state.finished, 0).to(torch.int32)
+    kept = torch.minimum(kept, max_new - num_out)
+    kept = kept.masked_fill(finished, 0).to(torch.int32)
 
     # The entries behind the kept ones are overwritten by the next commit.
-    places = state.num_out[:, None] + offsets
-    state.out_ids.scatter_(1, places, emitted)
-    state.out_kinds.scatter_(1, places, kinds)
+    places = num_out[:, None] + offsets
+    out_ids.scatter_(1, places, emitted)
+    out_kinds.scatter_(1, places, kinds)
     if relevance is not None:
-        state.out_relevance.scatter_(1, places, relevance.gather(1, row).float())
+        out_relevance.scatter_(1, places, relevance.gather(1, row).float())
     previous = tokens.gather(1, row.gather(1, accepted.long()))
-    state.last_two.copy_(torch.cat([previous, bonus], dim=1))
-    state.regret_used.add_(acceptance.regret.masked_fill(state.finished, 0))
-    state.num_out.add_(kept)
-    state.finished |= ends.any(1) | (state.num_out >= state.max_new_tokens)
+    last_two.copy_(torch.cat([previous, bonus], dim=1))
+    regret_used.add_(regret.masked_fill(finished, 0))
+    num_out.add_(kept)
+    finished.logical_or_(ends.any(1)).logical_or_(num_out >= max_new)
     # The rows of what is finished are never read again, and must not run out of the cache.
-    cache.kv_len.add_((acceptance.num_accepted + 1).masked_fill(state.finished, 0))
+    kv_len.add_((num_accepted + 1).masked_fill(finished, 0))
+
+    is_nan = lse.gather(1, row).isnan()
+    first = row.gather(1, is_nan.int().argmax(1, keepdim=True))[:, 0]
+    nan_row = torch.where(is_nan.any(1), first, NO_NAN)
+    return torch.stack([num_out, finished.int(), nan_row.int()], dim=1)
+
+
+class _Append(nn.Module):
+    """`_append` as a module, to be recorded."""
+
+    def forward(self, *given: Tensor) -> Tensor:
+        return _append(*given)
+
+
+@cached
+def _recorded(
+    count: int, batch_size: int, num_slots: int, regret_dtype: torch.dtype, lse_dtype: torch.dtype
+) -> Pass | None:
+    """Thirty operations on a few numbers each: on a CPU most of their time is Python's."""
+
+    def example() -> tuple[Tensor, ...]:
+        state = DecodeState(
+            batch_size=batch_size,
+            max_new_tokens=1,
+            num_slots=num_slots,
+            eos_ids=torch.zeros(1, dtype=torch.int64),
+            regret_dtype=regret_dtype,
+        )
+        lengths = torch.zeros(batch_size, dtype=torch.int32)
+        slots = torch.zeros(batch_size, num_slots, dtype=torch.int64)
+        rows = torch.zeros(batch_size, num_slots, dtype=lse_dtype)
+        acceptance = (
+            slots.int(),
+            lengths,
+            lengths.long(),
+            slots.to(torch.uint8),
+            lengths.to(regret_dtype),
+        )
+        given = (*state.tensors(), lengths.clone(), slots, *acceptance, rows, rows.float())
+        return given[:count]
+
+    return record(_Append(), example)

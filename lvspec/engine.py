@@ -8,13 +8,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvspec.accept import accept
 from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
-from lvspec.commit import commit
+from lvspec.commit import NO_NAN, commit
 from lvspec.config import DecodeConfig
 from lvspec.draft import Drafter
 from lvspec.models import Model
@@ -25,8 +24,6 @@ from lvspec.state import DecodeState
 from lvspec.stats import DecodeStats
 from lvspec.trace import Generation, Trace
 from lvspec.verify import verify
-
-_NO_NAN = -1
 
 
 class NonFiniteLogits(RuntimeError):
@@ -186,12 +183,18 @@ class Engine:
             )
         with self._phase("commit"):
             self.drafter.commit(draft, acceptance, cache.kv_len)
-            commit(state, cache, draft, acceptance, verification.relevance)
-        nan_rows = _nan_rows(logit_stats.lse, acceptance.path)
-        report = torch.stack([state.num_out, state.finished.int(), nan_rows], dim=1).tolist()
+            report = commit(
+                state,
+                cache,
+                draft,
+                acceptance,
+                verification.relevance,
+                logit_stats.lse,
+                capture=self.config.capture,
+            ).tolist()
         for sequence in self.active:
             count, is_finished, nan_row = report[sequence.place]
-            if nan_row != _NO_NAN:
+            if nan_row != NO_NAN:
                 self._fail(sequence, f"iteration {sequence.stats.num_iterations}, row {nan_row}")
                 continue
             sequence.stats.record(acceptance.num_accepted, draft.shape.num_slots)
@@ -227,15 +230,6 @@ class Engine:
         self.state.finish(sequence.place)
         self.places[sequence.place] = None
         self.ended.append(sequence)
-
-
-def _nan_rows(lse: Tensor, path: Tensor) -> Tensor:
-    """int32 `[B]`: the first row on the path whose logits had a NaN, or `_NO_NAN`."""
-    # What is no slot counts as the root, which is on every path.
-    row = path.long().clamp(min=0)
-    is_nan = lse.gather(1, row).isnan()
-    first = row.gather(1, is_nan.int().argmax(1, keepdim=True))[:, 0]
-    return torch.where(is_nan.any(1), first, _NO_NAN).int()
 
 
 def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:

@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lvspec.models import check_family
-from lvspec.processing import Processor
+from lvspec.models import Family, check_family
+from lvspec.processing import HFProcessor, Processor
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Pair:
 
     target: PreTrainedModel
     draft: PreTrainedModel
-    processor: Processor
-    draft_processor: Processor
+    processor: Processor | HFProcessor
+    draft_processor: Processor | HFProcessor
 
 
 def load_pair(
@@ -45,12 +45,13 @@ def load_pair(
         device: Where both go.
 
     Raises:
+        ImportError: HF's processor of a family needs something that is not installed.
         OSError: There is no checkpoint, or none with safetensors.
         ValueError: An unsupported family, or the tokenizers differ.
     """
     for role, path in (("target", target), ("draft", draft)):
         check_checkpoint(path, role)
-    processor, draft_processor = Processor.from_pretrained(target), Processor.from_pretrained(draft)
+    processor, draft_processor = load_processor(target, "target"), load_processor(draft, "draft")
     check_same_tokenizer(processor.tokenizer, draft_processor.tokenizer)
     return Pair(
         load_model(target, dtype=dtype, device=device),
@@ -60,14 +61,25 @@ def load_pair(
     )
 
 
-def check_checkpoint(path: str | os.PathLike, role: str) -> None:
-    """Refuse a checkpoint of an unsupported family before its weights are read.
+def check_checkpoint(path: str | os.PathLike, role: str) -> Family:
+    """The family of a checkpoint; an unsupported one is refused before its weights are read.
 
     Raises:
         OSError: There is no checkpoint.
         ValueError: The family is not supported; names `role` and lists those that are.
     """
-    check_family(PreTrainedConfig.get_config_dict(path)[0].get("model_type"), role)
+    return check_family(PreTrainedConfig.get_config_dict(path)[0].get("model_type"), role)
+
+
+def load_processor(path: str | os.PathLike, role: str) -> Processor | HFProcessor:
+    """What turns a video and a prompt into the inputs of a checkpoint.
+
+    Raises:
+        ImportError: HF's processor of the family needs something that is not installed.
+        OSError, ValueError: As `check_checkpoint`.
+    """
+    chosen = Processor if check_checkpoint(path, role).patches_frames else HFProcessor
+    return chosen.from_pretrained(path)
 
 
 def load_model(

@@ -6,6 +6,7 @@ forward, a step is the text model's own forward with explicit positions and a `S
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from lvspec.attention import AttentionStep
 from lvspec.cache import SlotCache
@@ -26,47 +27,102 @@ class Family:
 
     Attributes:
         name: For messages.
+        text_types: `model_type` of the text models that it may have. Their attention must be what
+            `verify_attention` computes: no sinks, no soft cap.
         visual_inputs: Names of the inputs that hold pixels.
-        position_inputs: Names of the inputs that HF's position computation takes.
+        placeholders: Fields of the config with the ids that image and video features replace.
+        position_inputs: Names of the inputs that HF's `get_rope_index` takes, for families with
+            rotary positions in time, height and width. Empty: positions count the tokens.
+        text_attribute: Where the text model is in `model.model`.
         has_static_pass: Whether a pass of the text model does the same whatever the numbers are, so
             that it can be recorded (no experts that are chosen in Python, for instance).
+        patches_frames: Whether `lvspec.preprocess` makes its pixels, so that HF's processor is not
+            needed.
     """
 
     name: str
-    visual_inputs: tuple[str, ...]
-    position_inputs: tuple[str, ...]
-    has_static_pass: bool
+    text_types: tuple[str, ...]
+    visual_inputs: tuple[str, ...] = ("pixel_values", "pixel_values_videos")
+    placeholders: tuple[str, ...] = ("image_token_id", "video_token_id")
+    position_inputs: tuple[str, ...] = ()
+    text_attribute: str = "language_model"
+    has_static_pass: bool = True
+    patches_frames: bool = False
+
+    @property
+    def position_rows(self) -> int:
+        """Rotary positions of a token: time, height and width, or one."""
+        return 3 if self.position_inputs else 1
 
     def text_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        return model.model.language_model
+        return getattr(model.model, self.text_attribute)
 
     def visual_ids(self, model: PreTrainedModel) -> tuple[int, ...]:
         """Ids of the placeholders that image and video features replace."""
-        return (model.config.image_token_id, model.config.video_token_id)
+        return tuple(getattr(model.config, field) for field in self.placeholders)
 
     def prompt_positions(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
-        """Rotary positions of the prompt, int64 `[3, 1, T]`, those of HF's own `generate`."""
+        """Rotary positions of the prompt, int64 `[R, 1, T]`, those of HF's own `generate`."""
         ids = inputs["input_ids"]
-        if inputs.get("image_grid_thw") is None and inputs.get("video_grid_thw") is None:
-            return torch.arange(ids.shape[1], device=ids.device).expand(3, 1, -1)
+        if not any(name in inputs for name in self.position_inputs if name.endswith("_grid_thw")):
+            return torch.arange(ids.shape[1], device=ids.device).expand(self.position_rows, 1, -1)
         chosen = {name: inputs[name] for name in self.position_inputs if name in inputs}
         positions, _ = model.model.get_rope_index(ids, **chosen)
         return positions
 
 
+_GRIDS = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw")
+
 FAMILIES: dict[str, Family] = {
+    "qwen2_vl": Family(
+        name="Qwen2-VL",
+        text_types=("qwen2_vl_text",),
+        position_inputs=_GRIDS,
+        patches_frames=True,
+    ),
     "qwen2_5_vl": Family(
         name="Qwen2.5-VL",
-        visual_inputs=("pixel_values", "pixel_values_videos"),
-        position_inputs=(
-            "mm_token_type_ids",
-            "image_grid_thw",
-            "video_grid_thw",
-            "second_per_grid_ts",
-        ),
-        has_static_pass=True,
+        text_types=("qwen2_5_vl_text",),
+        position_inputs=(*_GRIDS, "second_per_grid_ts"),
+        patches_frames=True,
+    ),
+    "qwen3_vl": Family(
+        name="Qwen3-VL",
+        text_types=("qwen3_vl_text",),
+        position_inputs=_GRIDS,
+    ),
+    "qwen3_vl_moe": Family(
+        name="Qwen3-VL-MoE",
+        text_types=("qwen3_vl_moe_text",),
+        position_inputs=_GRIDS,
+        has_static_pass=False,
+    ),
+    "llava_onevision": Family(name="LLaVA-OneVision", text_types=("qwen2",)),
+    "llava_next_video": Family(name="LLaVA-NeXT-Video", text_types=("llama", "mistral", "qwen2")),
+    "internvl": Family(
+        name="InternVL",
+        text_types=("qwen2", "qwen3", "llama"),
+        visual_inputs=("pixel_values",),
+        placeholders=("image_token_id",),
+    ),
+    "smolvlm": Family(
+        name="SmolVLM2",
+        text_types=("llama",),
+        visual_inputs=("pixel_values",),
+        placeholders=("image_token_id",),
+        text_attribute="text_model",
     ),
 }
+
+# Inputs that say where tokens are in a video. Families that do not ask may be given them: a
+# processor, or a draft of another family, may.
+_POSITION_HINTS = ("mm_token_type_ids", "second_per_grid_ts")
+
+# HF's text models take a mask of four dimensions for a finished one and build none. What a slot
+# sees is in the `AttentionStep`; this is never read.
+_NO_MASK = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+
+_MADE_HERE = ("position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
 
 _DYNAMIC_ROPE = ("dynamic", "longrope")
 
@@ -107,7 +163,8 @@ class Model:
 
     Raises:
         TypeError: `model` is not an HF model.
-        ValueError: The family is not supported, or uses sliding-window attention.
+        ValueError: The family or its text model is not supported, or it uses sliding-window
+            attention in some layers.
     """
 
     def __init__(self, model: PreTrainedModel, role: str, *, capture: bool = True) -> None:
@@ -116,12 +173,23 @@ class Model:
         self.hf, self.role = model, role
         self.family = check_family(model.config.model_type, role)
         self.text = self.family.text_model(model)
+        text_type = self.text.config.model_type
+        if text_type not in self.family.text_types:
+            raise ValueError(
+                f"{role}: expected a text model of {' or '.join(self.family.text_types)} in "
+                f"{self.family.name}, got {text_type!r}"
+            )
         layer_types = set(getattr(self.text.config, "layer_types", None) or ())
         if layer_types - {"full_attention"}:
             raise ValueError(
                 f"{role}: expected full attention in every layer, got {sorted(layer_types)}"
             )
+        # Mistral slides a window in every layer and lists no layer types.
+        self.window = None
+        if not layer_types:
+            self.window = getattr(self.text.config, "sliding_window", None)
         self.visual_ids = self.family.visual_ids(model)
+        self._forward_inputs = frozenset(inspect.signature(model.forward).parameters)
         # Rotary embeddings that follow the length of the sequence decide in Python what to compute.
         rope = getattr(self.text.config, "rope_parameters", None) or {}
         is_static = self.family.has_static_pass and rope.get("rope_type") not in _DYNAMIC_ROPE
@@ -135,9 +203,27 @@ class Model:
     def vocab_size(self) -> int:
         return self.text.config.vocab_size
 
+    @property
+    def input_names(self) -> frozenset[str]:
+        """Names of the inputs that the model takes, those that lvspec makes itself excepted."""
+        names = self._forward_inputs | set(self.family.position_inputs)
+        return names - {"self", "kwargs", *_MADE_HERE}
+
     def new_cache(self, *, batch_size: int, capacity: int, num_slots: int) -> SlotCache:
+        """An empty cache for this model.
+
+        Raises:
+            ValueError: It is longer than the model's sliding window, within which alone its
+                attention is full attention.
+        """
+        if self.window is not None and capacity > self.window:
+            raise ValueError(
+                f"{self.role}: expected at most {self.window} positions (prompt, new tokens and "
+                f"slots), the sliding window of its text model, got {capacity}"
+            )
         return SlotCache(
             self.text.config,
+            position_rows=self.family.position_rows,
             batch_size=batch_size,
             capacity=capacity,
             num_slots=num_slots,
@@ -158,8 +244,8 @@ class Model:
         ids = inputs["input_ids"]
         positions = self.family.prompt_positions(self.hf, inputs)
         output = self.hf(
-            **{name: value for name, value in inputs.items() if name != "attention_mask"},
-            position_ids=positions,
+            **{name: inputs[name] for name in inputs if name in self._forward_inputs},
+            position_ids=_as_hf_takes_them(positions),
             past_key_values=cache.prefill_view(sequence),
             use_cache=True,
             logits_to_keep=1,
@@ -216,19 +302,39 @@ def run_pass(
     """Logits, and with `scores` masses and peaks of all layers."""
     batch_size, num_slots = tokens.shape
     index = (cache.kv_len[:, None] + depths).long()
-    positions = cache.positions.gather(2, index.expand(3, batch_size, num_slots))
+    rows = cache.positions.shape[0]
+    positions = cache.positions.gather(2, index.expand(rows, batch_size, num_slots))
     cache.begin_step(num_slots)
     step = AttentionStep(cache.kv_len, ancestors, cache.visual, scores, cache.plan, cache.workspace)
-    hidden = text(
+    logits = head(text_pass(text, tokens, positions, cache, step))
+    return (logits, torch.stack(step.masses), torch.stack(step.peaks)) if scores else (logits,)
+
+
+def text_pass(
+    text: nn.Module, tokens: Tensor, positions: Tensor, cache: Cache, step: AttentionStep
+) -> Tensor:
+    """The text model's own forward over slots, its attention being `step`'s: `[B, S, hidden]`.
+
+    Args:
+        text: Set to lvspec's attention.
+        tokens: int64 `[B, S]`.
+        positions: int64 `[R, B, S]`.
+        cache: Takes the slots' keys and values, and returns those of the whole sequence.
+        step: What attention needs, and where it leaves its scores.
+    """
+    return text(
         input_ids=tokens,
-        position_ids=positions,
-        attention_mask={"full_attention": None},
+        position_ids=_as_hf_takes_them(positions),
+        attention_mask=_NO_MASK,
         past_key_values=cache,
         use_cache=True,
         lvspec_step=step,
     ).last_hidden_state
-    logits = head(hidden)
-    return (logits, torch.stack(step.masses), torch.stack(step.peaks)) if scores else (logits,)
+
+
+def _as_hf_takes_them(positions: Tensor) -> Tensor:
+    """`[3, B, T]`, or `[B, T]` where a token has one position."""
+    return positions if positions.shape[0] > 1 else positions[0]
 
 
 class _Pass(nn.Module):
@@ -301,7 +407,8 @@ def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: `inputs` is no mapping.
         ValueError: `input_ids` are missing or not of one sequence, the mask does not fit them, a
             tensor is on another device than the model, placeholders and pixels do not go
-            together, or there are positions, embeddings or a cache, which are made here.
+            together, the model does not take an input, or there are positions, embeddings or a
+            cache, which are made here.
     """
     name = f"{model.role} inputs"
     if not hasattr(inputs, "keys"):
@@ -318,7 +425,14 @@ def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name}: expected {key} on the {model.role}'s device {model.device}, got "
                 f"{value.device}"
             )
+    for key in _MADE_HERE:
+        if key in found:
+            raise ValueError(f"{name}: expected no {key}, which lvspec makes itself, got one")
     mask = found.pop("attention_mask", None)
+    for key in found.keys() - model.input_names:
+        if key not in _POSITION_HINTS:
+            raise ValueError(f"{name}: expected inputs that {model.family.name} takes, got {key!r}")
+        del found[key]
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
         raise ValueError(
             f"{name}: expected an attention_mask of shape {tuple(ids.shape)} like input_ids, got "
@@ -335,9 +449,6 @@ def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
             if key in found:
                 found[key] = found[key][:, kept]
         ids = found["input_ids"]
-    for key in ("position_ids", "past_key_values", "inputs_embeds"):
-        if key in found:
-            raise ValueError(f"{name}: expected no {key}, which lvspec makes itself, got one")
     has_pixels = any(key in found for key in model.family.visual_inputs)
     visual = torch.isin(ids, torch.tensor(model.visual_ids, device=ids.device))
     if has_pixels and not bool(visual.any()):
@@ -350,11 +461,12 @@ def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
             f"{name}: expected {' or '.join(model.family.visual_inputs)} because the prompt has "
             "video placeholders, got neither"
         )
-    if has_pixels and "mm_token_type_ids" not in found:
+    takes_kinds = "mm_token_type_ids" in model.family.position_inputs
+    if has_pixels and takes_kinds and "mm_token_type_ids" not in found:
         # Without them HF falls back to one-dimensional positions and says nothing.
         kinds = torch.zeros_like(ids)
-        kinds[ids == model.hf.config.image_token_id] = 1
-        kinds[ids == model.hf.config.video_token_id] = 2
+        for kind, token in enumerate(model.visual_ids, start=1):
+            kinds[ids == token] = kind
         found["mm_token_type_ids"] = kinds
     return found
 

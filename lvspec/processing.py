@@ -1,17 +1,25 @@
 """A video file and a prompt to the inputs of a model.
 
-HF's processors of the Qwen family need torchvision; this needs a tokenizer with a chat template and
-a video processor's configuration, and gives the same inputs.
+HF's video processors need torchvision. For Qwen2-VL and Qwen2.5-VL, `Processor` needs a tokenizer
+with a chat template and a video processor's configuration only, and gives the same inputs. For
+other families, `HFProcessor` calls HF's own.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from lvspec.preprocess import VideoProcessor, load_video_processor
 from lvspec.video import Video, read_video
@@ -78,23 +86,9 @@ class Processor:
             FileNotFoundError, ValueError: From `read_video`; or frames that were read before are to
                 be sampled again; or the prompt has no placeholder for the video, or more than one.
         """
-        if isinstance(video, Video):
-            if num_frames is not None or fps is not None:
-                raise ValueError(
-                    "num_frames, fps: expected None for a video that was read before, got "
-                    f"num_frames={num_frames}, fps={fps}"
-                )
-        else:
-            fps = DEFAULT_FPS if fps is None and num_frames is None else fps
-            video = read_video(video, num_frames=num_frames, fps=fps)
-        features = self.video_processor.process(video)
+        features = self.video_processor.process(_sampled(video, num_frames, fps))
         placeholder = self.tokenizer.convert_ids_to_tokens(self.video_token_id)
-        text = prompt if placeholder in prompt else self._with_template(prompt)
-        if text.count(placeholder) != 1:
-            raise ValueError(
-                f"prompt: expected the video placeholder {placeholder} once in the chat prompt, "
-                f"got {text.count(placeholder)} in {text!r}"
-            )
+        text = _chat_prompt(self.tokenizer, prompt, placeholder)
         count = int(features.video_grid_thw.prod()) // self.merge_size**2
         text = text.replace(placeholder, placeholder * count)
         ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
@@ -106,8 +100,111 @@ class Processor:
         }
         return {name: value.to(device) for name, value in inputs.items()}
 
-    def _with_template(self, prompt: str) -> str:
+
+@dataclass(frozen=True)
+class HFProcessor:
+    """HF's own processor of one checkpoint, called like `Processor`.
+
+    Attributes:
+        hf: With a video processor.
+    """
+
+    hf: ProcessorMixin
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike) -> HFProcessor:
+        """From a folder with a saved checkpoint, or a name in the hub's cache. No remote code.
+
+        Raises:
+            ImportError: HF's processor needs something that is not installed.
+            OSError: There is no checkpoint.
+        """
+        try:
+            return cls(AutoProcessor.from_pretrained(path, trust_remote_code=False))
+        except ImportError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ImportError(
+                f"{path}: expected what HF's processor of this family needs (pip install pillow "
+                f"torchvision), got {reason}"
+            ) from error
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.hf.tokenizer
+
+    def __call__(
+        self,
+        video: str | os.PathLike | Video,
+        prompt: str,
+        *,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        device: torch.device | str | None = None,
+    ) -> dict[str, Tensor]:
+        """Inputs for `lvspec.generate` and for HF's `generate`; the arguments are `Processor`'s.
+
+        Returns:
+            The tensors that HF's processor returns.
+
+        Raises:
+            FileNotFoundError, ValueError: As `Processor`.
+        """
+        video = _sampled(video, num_frames, fps)
+        text = _chat_prompt(self.hf, prompt, self.hf.video_token)
+        bos = self.tokenizer.bos_token
+        inputs = self.hf(
+            text=[text],
+            videos=[[video.frames.permute(0, 3, 1, 2)]],
+            video_metadata=[[_metadata(video)]],
+            do_sample_frames=False,
+            # As HF does where it applies a chat template: one that begins with it is complete.
+            add_special_tokens=bos is None or not text.startswith(bos),
+            return_tensors="pt",
+        )
+        return {
+            name: value.to(device) for name, value in inputs.items() if isinstance(value, Tensor)
+        }
+
+
+def _sampled(video: str | os.PathLike | Video, num_frames: int | None, fps: float | None) -> Video:
+    """The video, read if it is a file."""
+    if isinstance(video, Video):
+        if num_frames is not None or fps is not None:
+            raise ValueError(
+                "num_frames, fps: expected None for a video that was read before, got "
+                f"num_frames={num_frames}, fps={fps}"
+            )
+        return video
+    fps = DEFAULT_FPS if fps is None and num_frames is None else fps
+    return read_video(video, num_frames=num_frames, fps=fps)
+
+
+def _chat_prompt(
+    template: PreTrainedTokenizerBase | ProcessorMixin, prompt: str, placeholder: str
+) -> str:
+    """The whole prompt, with one placeholder for the video."""
+    text = prompt
+    if placeholder not in prompt:
         content = [{"type": "video"}, {"type": "text", "text": prompt}]
-        return self.tokenizer.apply_chat_template(
+        text = template.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
+    if text.count(placeholder) != 1:
+        raise ValueError(
+            f"prompt: expected the video placeholder {placeholder} once in the chat prompt, "
+            f"got {text.count(placeholder)} in {text!r}"
+        )
+    return text
+
+
+def _metadata(video: Video) -> dict[str, Any]:
+    """What HF's processors know of a video that they sampled themselves."""
+    _, height, width, _ = video.frames.shape
+    return {
+        "total_num_frames": round(video.duration * video.fps),
+        "fps": video.fps,
+        "duration": video.duration,
+        "frames_indices": (video.timestamps * video.fps).round().long().tolist(),
+        "height": height,
+        "width": width,
+    }

@@ -21,6 +21,7 @@ class DecodeState:
         out_relevance: float32 of the same shape: relevance of the row that predicted the token, NaN
             where it was not computed.
         num_out: int32 `[B]`.
+        max_new_tokens: int32 scalar.
         last_two: int64 `[B, 2]`, the last two committed tokens, the prompt's included.
         regret_used: float32 (float64 for a float64 target) `[B]`, nats.
         finished: bool `[B]`, at first all.
@@ -37,7 +38,8 @@ class DecodeState:
     ) -> None:
         device = eos_ids.device
         shape = (batch_size, max_new_tokens + num_slots)
-        self.max_new_tokens, self.eos_ids = max_new_tokens, eos_ids
+        self.eos_ids = eos_ids
+        self.max_new_tokens = torch.tensor(max_new_tokens, dtype=torch.int32, device=device)
         self.out_ids = torch.zeros(shape, dtype=torch.int64, device=device)
         self.out_kinds = torch.full(shape, BONUS, dtype=torch.uint8, device=device)
         self.out_relevance = torch.full(shape, torch.nan, dtype=torch.float32, device=device)
@@ -45,7 +47,20 @@ class DecodeState:
         self.last_two = torch.zeros(batch_size, 2, dtype=torch.int64, device=device)
         self.regret_used = torch.zeros(batch_size, dtype=regret_dtype, device=device)
         self.finished = torch.ones(batch_size, dtype=torch.bool, device=device)
-        self._offsets = torch.arange(num_slots, device=device)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it, in the order in which `commit` takes it."""
+        return (
+            self.out_ids,
+            self.out_kinds,
+            self.out_relevance,
+            self.num_out,
+            self.max_new_tokens,
+            self.last_two,
+            self.regret_used,
+            self.finished,
+            self.eos_ids,
+        )
 
     def begin(self, sequence: int, last_prompt_token: Tensor, first_token: Tensor) -> None:
         """A sequence takes this place of the batch; both tokens int64 `[1]`."""
@@ -55,8 +70,8 @@ class DecodeState:
         self.num_out[sequence] = 1
         self.last_two[sequence] = torch.cat([last_prompt_token, first_token])
         self.regret_used[sequence] = 0
-        self.finished[sequence] = (
-            torch.isin(first_token, self.eos_ids)[0] | (self.max_new_tokens <= 1)
+        self.finished[sequence] = torch.isin(first_token, self.eos_ids)[0] | (
+            self.max_new_tokens <= 1
         )
 
     def finish(self, sequence: int) -> None:

@@ -90,7 +90,9 @@ def test_the_longest_match():
 
 def test_unsupported_family(random_pair, refused, monkeypatch):
     assert check_family("qwen2_5_vl", "target") is FAMILIES["qwen2_5_vl"]
-    with pytest.raises(ValueError, match=r"^draft: .* Qwen2.5-VL \(qwen2_5_vl\), got .* 'llama'$"):
+    with pytest.raises(
+        ValueError, match=r"^draft: .* Qwen2.5-VL \(qwen2_5_vl\), .*, got .* 'llama'$"
+    ):
         check_family("llama", "draft")
     other = copy.deepcopy(random_pair[1])
     other.config.model_type = "gpt2"

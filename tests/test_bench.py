@@ -1,9 +1,11 @@
 """bench/: its scripts run on the CPU, refuse wrong results, and write the figures they promise."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,3 +169,68 @@ def test_operation_tests_run_on_a_named_device():
     variables = {"PYTHONPATH": str(BENCH), "LVSPEC_TEST_DEVICE": "cpu"}
     done = run(*pytest_here, "tests/test_commit_kv.py", "-k", "float8", **variables)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def limits():
+    """bench/limits.py as a module, which finds its neighbours as a script does."""
+    sys.path.insert(0, str(BENCH))
+    try:
+        yield importlib.import_module("limits")
+    finally:
+        sys.path.remove(str(BENCH))
+        for name in ("limits", "cases"):
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    "model, gigabytes, kibibytes",
+    [
+        ("QWEN_3B", 6.2, 36),
+        ("QWEN_7B", 14.1, 56),
+        ("QWEN_32B", 64.0, 256),
+        ("LLAVA_05B", 1.0, 12),
+        ("LLAVA_7B", 14.1, 56),
+        ("LLAVA_72B", 142.9, 320),
+    ],
+)
+def test_bytes_of_the_models(limits, model, gigabytes, kibibytes):
+    """As counted from the checkpoints: weights that a pass reads, and cache of a token."""
+    shape = getattr(limits, model)
+    assert limits.parameters(shape)[0] * 2e-9 == pytest.approx(gigabytes, rel=0.02)
+    assert limits.kv_bytes(shape) == kibibytes * 1024
+
+
+def test_limit_written_by_hand(limits):
+    """Bandwidth 1 and no gaps: times are bytes."""
+    gpu = limits.Gpu("unit", bandwidth=1.0, memory=1e15, flops=1e30)
+    setting = limits.Setting(
+        limits.QWEN_7B, limits.QWEN_3B, gpu, context=1000, gamma=4, tau=3.0, gap=0.0
+    )
+    target = 2 * limits.parameters(limits.QWEN_7B)[0] + 1000 * 57344
+    draft = 2 * limits.parameters(limits.QWEN_3B)[0] + 1000 * 36864
+    found = limits.limit(setting)
+    assert found.iteration_ms == pytest.approx(1e3 * (target + 4 * draft))
+    assert found.autoregression_ms == pytest.approx(1e3 * target)
+    assert found.speedup == pytest.approx(3 * target / (target + 4 * draft))
+    assert found.fits
+    halved = limits.limit(replace(setting, gpus=2, reduction=0.0))
+    assert halved.iteration_ms == pytest.approx(found.iteration_ms / 2)
+    assert not limits.limit(replace(setting, gpu=replace(gpu, memory=2e10))).fits
+
+
+def test_best_gamma(limits):
+    """A draft that is never right is asked once, one that always is as often as can be."""
+    setting = limits.Setting(limits.LLAVA_7B, limits.LLAVA_05B, limits.GPUS["h100"])
+    assert limits.best_gamma(setting, 0.0)[0] == 1
+    assert limits.best_gamma(setting, 1.0)[0] == 63
+    assert 1 < limits.best_gamma(setting, 0.8)[0] < limits.best_gamma(setting, 0.95)[0] < 63
+
+
+def test_limits_are_written(tmp_path):
+    path = tmp_path / "limits.json"
+    done = run(sys.executable, BENCH / "limits.py", "--context", 4096, "--json", path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == 5
+    assert all(row["iteration_ms"] > row["target_ms"] > row["draft_step_ms"] > 0 for row in rows)

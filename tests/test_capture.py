@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from types import MethodType
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 
 from lvspec import AcceptancePolicy, DecodeConfig, capture, generate, ops
 from lvspec.attention import lvspec_attention_on
+from lvspec.fused import fused
 from lvspec.models import Model, check_inputs
-from lvspec.tree import ancestors_from_parents
+from lvspec.tree import ancestors_from_parents, chain_ancestors
 
 TREE = torch.tensor([-1, 0, 0, 1, 1, 2])
+needs_cpp = pytest.mark.skipif(not ops.backends()["cpp"], reason="needs the C++ operations")
 
 
 @pytest.fixture
@@ -163,7 +166,7 @@ def test_without_cpp_the_bits_are_the_same(target, make_prompt, monkeypatch):
     assert torch.equal(got.logits, expected.logits) and torch.equal(got.peaks, expected.peaks)
 
 
-@pytest.mark.skipif(not ops.backends()["cpp"], reason="needs the C++ operations")
+@needs_cpp
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"), [(1, 1, 1), (2, 7, 5), (13, 256, 27), (16, 300, 12), (64, 5, 40)]
 )
@@ -181,3 +184,174 @@ def test_products_of_a_few_rows(rows, inputs, outputs):
         assert (got - exact).abs().max().item() <= 2 * max(theirs, rounding)
         alone = torch.ops.lvspec.cpu_linear(x[:, -1:], weight, given)
         assert torch.equal(got[:, -1:], alone), "a row's bits do not depend on the others"
+
+
+@needs_cpp
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 7, 8, 12, 13, 16, 17])
+def test_any_number_of_rows(target, make_prompt, slots, batch_size):
+    tokens = torch.randint(8, 186, (batch_size, slots))
+    results = []
+    for flag in (False, True):
+        model = Model(target, "target", capture=flag)
+        cache = model.new_cache(batch_size=batch_size, capacity=60, num_slots=slots)
+        ancestors = chain_ancestors(slots, batch_size=batch_size, device=model.device)
+        with torch.inference_mode(), lvspec_attention_on(model.text):
+            for sequence in range(batch_size):
+                prompt = make_prompt(5 + sequence, ("video", 2, 6, 4), 3, seed=sequence)
+                model.prefill(check_inputs(model, prompt), cache, sequence)
+            output = model.step(tokens, torch.arange(slots), ancestors, cache, scores=True)
+        results.append((output.logits, output.masses, output.peaks, cache.k, cache.v))
+    for eager, replayed in zip(*results, strict=True):
+        close(replayed, eager)
+
+
+FUSED = {"cpu_rms_norm", "cpu_gated_linear", "cpu_rotate_and_write", "cpu_rotary_angles"}
+
+
+def fused_operations(hf):
+    (recorded,) = recordings(hf).values()
+    kinds = {node.kind() for node in recorded.inlined_graph.nodes()}
+    return {name for name in FUSED if f"lvspec::{name}" in kinds}
+
+
+@needs_cpp
+def test_parts_are_fused(target, make_prompt):
+    step(target, make_prompt(5), capture=True)
+    assert fused_operations(target) == FUSED
+
+
+def change_norm(text):
+    change(text.layers[1].input_layernorm)
+    change(text.layers[0].post_attention_layernorm)
+
+
+def change(module):
+    """The same parts, but another computation."""
+    code = type(module).forward
+
+    class Changed(type(module)):
+        def forward(self, *args, **kwargs):
+            return code(self, *args, **kwargs) * 1.01
+
+    Changed.__name__ = type(module).__name__
+    module.__class__ = Changed
+
+
+def change_rotary(text):
+    kind = type(text.rotary_emb)
+
+    class Changed(kind):
+        def forward(self, x, position_ids):
+            return kind.forward(self, x, position_ids.flip(0))
+
+    text.rotary_emb.__class__ = Changed
+
+
+def patch_mlps(text):
+    """As libraries do that move weights between devices."""
+    for layer in text.layers:
+        code = type(layer.mlp).forward
+        layer.mlp.forward = MethodType(lambda self, x, code=code: code(self, x) * 1.01, layer.mlp)
+
+
+@needs_cpp
+@pytest.mark.parametrize(
+    ("modify", "left"),
+    [
+        (change_norm, set()),  # the other norms are as they were
+        (lambda text: [change(layer.mlp) for layer in text.layers], {"cpu_gated_linear"}),
+        (patch_mlps, {"cpu_gated_linear"}),
+        (change_rotary, {"cpu_rotary_angles"}),
+    ],
+)
+def test_changed_modules_are_left_alone(target, make_prompt, modify, left):
+    prompt = make_prompt(5, ("video", 2, 6, 4), 3)
+    plain, _ = step(target, prompt, capture=False)
+    modify(target.model.language_model)
+    expected, _ = step(target, prompt, capture=False)
+    got, _ = step(target, prompt, capture=True)
+    close(got.logits, expected.logits)
+    assert (expected.logits - plain.logits).abs().max() > 1e-3
+    assert fused_operations(target) == FUSED - left
+
+
+@needs_cpp
+def test_a_changed_rotation_is_left_alone(target, make_prompt, monkeypatch):
+    modeling = __import__(type(target).__module__, fromlist=["apply_rotary_pos_emb"])
+    monkeypatch.setattr(
+        modeling,
+        "apply_rotary_pos_emb",
+        lambda q, k, cos, sin: (q * cos[:, None], k + sin[:, None]),
+    )
+    prompt = make_prompt(5)
+    expected, _ = step(target, prompt, capture=False)
+    got, _ = step(target, prompt, capture=True)
+    close(got.logits, expected.logits)
+    assert fused_operations(target) == FUSED - {"cpu_rotate_and_write"}
+
+
+@needs_cpp
+def test_other_types_are_not_fused(target, make_prompt):
+    target.double()
+    prompt = make_prompt(5)
+    expected, _ = step(target, prompt, capture=False)
+    got, _ = step(target, prompt, capture=True)
+    assert torch.equal(got.logits, expected.logits)
+    assert not fused_operations(target)
+
+
+@needs_cpp
+def test_patches_are_gone_afterwards(target, make_prompt):
+    modules = list(target.model.language_model.modules())
+
+    def patched():
+        return sum("forward" in vars(module) for module in modules)
+
+    with fused(modules):
+        assert patched() > 3
+    assert patched() == 0
+    with pytest.raises(KeyError), fused(modules):
+        raise KeyError
+    assert patched() == 0
+
+
+@needs_cpp
+def test_rotation_into_a_cache():
+    """Rows behind kv_len of one layer and nothing else; a cache that is full is an error."""
+    q, k, v = torch.randn(2, 3, 4 * 8), torch.randn(2, 3, 2 * 8), torch.randn(2, 3, 2 * 8)
+    angles = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    caches = torch.randn(2, 3, 2, 2, 9, 8).unbind(0)
+    expected = [cache.clone() for cache in caches]
+
+    def turned(x):
+        x = x.view(2, 3, -1, 8).transpose(1, 2)
+        cos, sin = (angle[:, None] for angle in angles)
+        return x * cos + torch.cat((-x[..., 4:], x[..., :4]), -1) * sin
+
+    for sequence, start in enumerate((6, 0)):
+        rows = slice(start, start + 3)
+        expected[0][1, sequence, :, rows] = turned(k)[sequence]
+        expected[1][1, sequence, :, rows] = v.view(2, 3, 2, 8).transpose(1, 2)[sequence]
+    run = torch.ops.lvspec.cpu_rotate_and_write
+    got = run(q, k, v, *angles, *caches, 1, torch.tensor([6, 0], dtype=torch.int32))
+    close(got, turned(q))
+    close(list(caches), expected)
+    for kv_len in (-1, 7):
+        with pytest.raises(RuntimeError, match="room for the slots"):
+            run(q, k, v, *angles, *caches, 1, torch.tensor([0, kv_len], dtype=torch.int32))
+    close(list(caches), expected)
+
+
+@needs_cpp
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(2, 7, 5), (13, 256, 27), (16, 300, 12)])
+def test_gated_products(rows, inputs, outputs):
+    x, gate, up = torch.randn(1, rows, inputs), *torch.randn(2, outputs, inputs)
+    exact = F.silu(F.linear(x.double(), gate.double())) * F.linear(x.double(), up.double())
+    products = F.linear(x, gate), F.linear(x, up)
+    bound = 4 * (F.silu(products[0]) * products[1] - exact).abs().max() + 1e-6 * exact.abs().max()
+    got = torch.ops.lvspec.cpu_gated_linear(x, gate, up)
+    assert (got - exact).abs().max() <= bound
+    assert (torch.ops.lvspec.cpu_silu_multiply(*products) - exact).abs().max() <= bound
+    alone = torch.ops.lvspec.cpu_gated_linear(x[:, :1], gate, up)
+    assert torch.equal(got[:, :1], alone), "a row's bits do not depend on the others"

@@ -210,7 +210,7 @@ def test_bad_checkpoints(lvspec, tmp_path, folders):
     other = changed(draft, tmp_path / "other", tokenizer=swap)
     assert_refused(lvspec(draft=other), f"token id {first} ", "' blue'", "' red'")
 
-    for name in ("llava_onevision", "of_tomorrow"):
+    for name in ("video_llava", "of_tomorrow"):
         copy = changed(draft, tmp_path / name, config=family(name))
         assert_refused(lvspec(draft=copy), "draft", "Qwen2.5-VL (qwen2_5_vl)", name)
         assert_refused(lvspec("--no-draft", target=copy, draft=None), "target", "qwen2_5_vl", name)

@@ -10,9 +10,9 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel
 
-from lvspec.loading import check_checkpoint, load_model, load_pair
+from lvspec.loading import Pair, load_model, load_pair, load_processor
 from lvspec.preprocess import VideoProcessorConfig
-from lvspec.processing import Processor
+from lvspec.processing import HFProcessor, Processor
 from lvspec.shapes import pair as embedded
 
 
@@ -26,8 +26,8 @@ class Models:
 
     target: PreTrainedModel
     draft: PreTrainedModel | None
-    processor: Processor
-    draft_processor: Processor | None
+    processor: Processor | HFProcessor
+    draft_processor: Processor | HFProcessor | None
 
 
 def find_checkpoint(option: str, name: str) -> Path:
@@ -100,8 +100,7 @@ def load_models(
         folders += [find_checkpoint("--draft", draft)] if with_draft else []
     try:
         if not with_draft:
-            check_checkpoint(folders[0], "target")
-            processor = Processor.from_pretrained(folders[0])
+            processor = load_processor(folders[0], "target")
             model = load_model(folders[0], dtype=dtype, device=device)
             return Models(model, None, processor, None)
         pair = load_pair(*folders, dtype=dtype, device=device)
@@ -115,14 +114,23 @@ def load_models(
             f"{', '.join(map(str, folders))}: expected checkpoints that transformers loads, got "
             f"{type(error).__name__}: {error}"
         ) from error
-    configs = [VideoProcessorConfig.from_pretrained(folder) for folder in folders]
-    same_inputs = configs[0] == configs[1]
+    same_inputs = _prepare_alike(pair, folders)
     return Models(
         pair.target, pair.draft, pair.processor, None if same_inputs else pair.draft_processor
     )
 
 
-def token_ids_of(words: list[str], processor: Processor) -> tuple[int, ...]:
+def _prepare_alike(pair: Pair, folders: list[Path]) -> bool:
+    """Whether both models take the same inputs."""
+    processors = (pair.processor, pair.draft_processor)
+    if any(isinstance(processor, HFProcessor) for processor in processors):
+        kinds = [type(getattr(processor, "hf", processor)) for processor in processors]
+        return kinds[0] is kinds[1] and processors[0].hf.to_dict() == processors[1].hf.to_dict()
+    configs = [VideoProcessorConfig.from_pretrained(folder) for folder in folders]
+    return configs[0] == configs[1]
+
+
+def token_ids_of(words: list[str], processor: Processor | HFProcessor) -> tuple[int, ...]:
     """Ids of all tokens that `words` are spelled with, at the start of a text and within one.
 
     Raises:

@@ -38,12 +38,7 @@ class ModelDrafter(CachedDrafter):
         # Ids that only one of the two vocabularies has are padding: never proposed, never read.
         self._shared_vocab = min(model.vocab_size, target_vocab)
 
-    def allocate(self, *, batch_size: int, capacity: int) -> None:
-        is_first = self.cache is None
-        super().allocate(batch_size=batch_size, capacity=capacity)
-        if not is_first:
-            return
-        device = self.model.device
+    def _make_shape(self, batch_size: int, device: torch.device) -> None:
         self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=device)
         # Depths and ancestors of the two committed tokens, and of one drafted token.
         self._pair, self._one = (

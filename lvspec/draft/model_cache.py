@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -25,9 +26,6 @@ class CachedDrafter(Drafter):
         removed: int32 `[B]`, rows of the target's prompt that this cache does not have.
     """
 
-    pass_slots = 2
-    """Slots of the model's widest pass."""
-
     def __init__(self, model: Model, pruning: VideoPruning | None = None) -> None:
         self.model, self._pruning = model, pruning
         self.cache: SlotCache | None = None
@@ -41,9 +39,19 @@ class CachedDrafter(Drafter):
             self.cache.grow(capacity)
             return
         self.cache = self.model.new_cache(
-            batch_size=batch_size, capacity=capacity, num_slots=self.pass_slots
+            batch_size=batch_size, capacity=capacity, num_slots=self._pass_slots
         )
         self.removed = torch.zeros(batch_size, dtype=torch.int32, device=self.model.device)
+        self._make_shape(batch_size, self.model.device)
+
+    @property
+    def _pass_slots(self) -> int:
+        """Slots of the model's own passes at most."""
+        return 2
+
+    @abstractmethod
+    def _make_shape(self, batch_size: int, device: torch.device) -> None:
+        """Prepare what does not change from draft to draft."""
 
     def prefill(
         self,

@@ -8,6 +8,9 @@ no part of the video is missing.
 The target's prefill is HF's own forward, which gives no attention weights. So the last few text
 tokens pass through the target once more over the rows that it has already read: about the cost of
 one verify pass, once a prompt.
+
+Rows that are kept are as the whole prompt made them. One is not: a draft writes the first of the
+last two committed tokens again, so the first draft writes the prompt's last row from what is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from lvspec.attention import AttentionStep, lvspec_attention_on
 from lvspec.cache import SlotCache
-from lvspec.models import Model
+from lvspec.models import Model, text_pass
 from lvspec.tree import chain_ancestors
 
 TOP_MASS = 0.4
@@ -101,13 +104,12 @@ def prompt_importance(model: Model, prompt: Tensor, cache: SlotCache, sequence: 
         ),
     )
     with lvspec_attention_on(model.text):
-        model.text(
-            input_ids=prompt[:, -rows:],
-            position_ids=cache.positions[:, place, length - rows : length],
-            attention_mask={"full_attention": None},
-            past_key_values=cache.reading_view(sequence),
-            use_cache=True,
-            lvspec_step=step,
+        text_pass(
+            model.text,
+            prompt[:, -rows:],
+            cache.positions[:, place, length - rows : length],
+            cache.reading_view(sequence),
+            step,
         )
     return step.importance[0, :length]
 

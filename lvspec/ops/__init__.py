@@ -89,51 +89,29 @@ def verify_attention(
     workspace: torch.Tensor | None = None,
 ) -> VerifyAttention:
     """Attention of the draft slots over cache and tree: `lvspec.reference.verify_attention`."""
-    if q.dim() != 4:
-        _fail("q", "shape [B, Hq, S, D]", tuple(q.shape))
-    if k_cache.dim() != 4:
-        _fail("k_cache", "4 dimensions", tuple(k_cache.shape))
-    device = q.device
-    batch_size, num_q_heads, num_slots, head_dim = q.shape
-    num_kv_heads, capacity = k_cache.shape[1:3]
-    stored = (q.dtype, _FP8)
-    _check_float("q", q)
-    _check_head_dim(head_dim, device)
-    if batch_size < 1:
-        _fail("q", "at least one sequence", batch_size)
-    if not 1 <= num_slots <= MAX_SLOTS:
-        _fail("q", f"1 to {MAX_SLOTS} slots S", num_slots)
-    if block_table is None:
-        _check("k_cache", k_cache, stored, (batch_size, num_kv_heads, capacity, head_dim), device)
-    else:
-        if block_table.dim() != 2:
-            _fail("block_table", "shape [B, max_pages]", tuple(block_table.shape))
-        _check("block_table", block_table, _INT32, (batch_size, block_table.shape[1]), device)
-        _check("k_cache", k_cache, stored, (*k_cache.shape[:3], head_dim), device)
-        capacity *= block_table.shape[1]
-    _check("v_cache", v_cache, (k_cache.dtype,), k_cache.shape, device)
-    _check_heads(num_q_heads, num_kv_heads)
-    for name, factor in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if factor is not None:
-            _check(name, factor, (torch.float32,), (num_kv_heads,), device)
-        elif k_cache.dtype == _FP8:
-            _fail(name, f"a factor per KV head, for the cache is {_names((_FP8,))}", None)
-    _check_float8(k_cache)
-    if capacity < num_slots:
-        _fail("k_cache", f"a capacity N of at least S = {num_slots}", capacity)
-    _check("kv_len", kv_len, _INT32, (batch_size,), device)
-    _check("ancestors", ancestors, _INT64, (batch_size, num_slots), device)
-    _check("visual", visual, _UINT8, (batch_size, capacity), device)
-    if plan is None:
-        plan = (None, None, None)
-    else:
-        if plan[0].dim() != 2:
-            _fail("plan.start", "shape [B, P]", tuple(plan[0].shape))
-        for name, table in zip(SplitPlan._fields, plan):
-            _check(f"plan.{name}", table, _INT32, (batch_size, plan[0].shape[1]), device)
-    pieces = num_masked_pieces(capacity) if plan[0] is None else plan[0].shape[1]
-    needed = verify_attention_bytes(batch_size, num_q_heads, num_slots, head_dim, pieces)
-    _check_workspace(workspace, device, needed)
+    # One by one, the checks take longer than attention over a short cache: most calls skip them.
+    if (
+        plan is not None
+        or block_table is not None
+        or k_scale is not None
+        or v_scale is not None
+        or workspace is not None
+        or not _fit_without_options(q, k_cache, v_cache, kv_len, ancestors, visual)
+    ):
+        _check_attention(
+            q,
+            k_cache,
+            v_cache,
+            kv_len,
+            ancestors,
+            visual,
+            block_table=block_table,
+            plan=plan,
+            k_scale=k_scale,
+            v_scale=v_scale,
+            workspace=workspace,
+        )
+    start, end, kind = (None, None, None) if plan is None else plan
     out, lse, mass, peak = torch.ops.lvspec.verify_attention(
         q,
         k_cache,
@@ -141,9 +119,11 @@ def verify_attention(
         kv_len,
         ancestors,
         visual,
-        head_dim**-0.5 if scale is None else scale,
+        q.shape[3] ** -0.5 if scale is None else scale,
         block_table,
-        *plan,
+        start,
+        end,
+        kind,
         k_scale,
         v_scale,
         scores,
@@ -367,6 +347,106 @@ def _check(
         _fail(argument, f"shape {tuple(shape)}", tuple(tensor.shape))
     if tensor.device != device:
         _fail(argument, f"device {device}", tensor.device)
+
+
+def _fit_without_options(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    kv_len: torch.Tensor,
+    ancestors: torch.Tensor,
+    visual: torch.Tensor,
+) -> bool:
+    """Whether the tensors of a plain verify_attention fit; if not, `_check_attention` says why."""
+    shape, stored, dtype, device = q.shape, k_cache.shape, q.dtype, q.device
+    if len(shape) != 4 or len(stored) != 4:
+        return False
+    batch_size, num_q_heads, num_slots, head_dim = shape
+    stored_batch, num_kv_heads, capacity, stored_dim = stored
+    return (
+        stored_batch == batch_size >= 1
+        and stored_dim == head_dim
+        and 1 <= num_slots <= MAX_SLOTS
+        and num_slots <= capacity
+        and num_kv_heads >= 1
+        and num_q_heads % num_kv_heads == 0
+        and 1 <= head_dim <= MAX_HEAD_DIM
+        and v_cache.shape == stored
+        and kv_len.shape == (batch_size,)
+        and ancestors.shape == (batch_size, num_slots)
+        and visual.shape == (batch_size, capacity)
+        and k_cache.dtype is dtype
+        and v_cache.dtype is dtype
+        and kv_len.dtype is torch.int32
+        and ancestors.dtype is torch.int64
+        and visual.dtype is torch.uint8
+        and k_cache.device == device
+        and v_cache.device == device
+        and kv_len.device == device
+        and ancestors.device == device
+        and visual.device == device
+        and dtype in float_dtypes(device.type)
+    )
+
+
+def _check_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    kv_len: torch.Tensor,
+    ancestors: torch.Tensor,
+    visual: torch.Tensor,
+    *,
+    block_table: torch.Tensor | None,
+    plan: SplitPlan | None,
+    k_scale: torch.Tensor | None,
+    v_scale: torch.Tensor | None,
+    workspace: torch.Tensor | None,
+) -> None:
+    """Raise ValueError for the first argument of verify_attention that does not fit."""
+    if q.dim() != 4:
+        _fail("q", "shape [B, Hq, S, D]", tuple(q.shape))
+    if k_cache.dim() != 4:
+        _fail("k_cache", "4 dimensions", tuple(k_cache.shape))
+    device = q.device
+    batch_size, num_q_heads, num_slots, head_dim = q.shape
+    num_kv_heads, capacity = k_cache.shape[1:3]
+    stored = (q.dtype, _FP8)
+    _check_float("q", q)
+    _check_head_dim(head_dim, device)
+    if batch_size < 1:
+        _fail("q", "at least one sequence", batch_size)
+    if not 1 <= num_slots <= MAX_SLOTS:
+        _fail("q", f"1 to {MAX_SLOTS} slots S", num_slots)
+    if block_table is None:
+        _check("k_cache", k_cache, stored, (batch_size, num_kv_heads, capacity, head_dim), device)
+    else:
+        if block_table.dim() != 2:
+            _fail("block_table", "shape [B, max_pages]", tuple(block_table.shape))
+        _check("block_table", block_table, _INT32, (batch_size, block_table.shape[1]), device)
+        _check("k_cache", k_cache, stored, (*k_cache.shape[:3], head_dim), device)
+        capacity *= block_table.shape[1]
+    _check("v_cache", v_cache, (k_cache.dtype,), k_cache.shape, device)
+    _check_heads(num_q_heads, num_kv_heads)
+    for name, factor in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if factor is not None:
+            _check(name, factor, (torch.float32,), (num_kv_heads,), device)
+        elif k_cache.dtype == _FP8:
+            _fail(name, f"a factor per KV head, for the cache is {_names((_FP8,))}", None)
+    _check_float8(k_cache)
+    if capacity < num_slots:
+        _fail("k_cache", f"a capacity N of at least S = {num_slots}", capacity)
+    _check("kv_len", kv_len, _INT32, (batch_size,), device)
+    _check("ancestors", ancestors, _INT64, (batch_size, num_slots), device)
+    _check("visual", visual, _UINT8, (batch_size, capacity), device)
+    if plan is not None:
+        if plan[0].dim() != 2:
+            _fail("plan.start", "shape [B, P]", tuple(plan[0].shape))
+        for name, table in zip(SplitPlan._fields, plan):
+            _check(f"plan.{name}", table, _INT32, (batch_size, plan[0].shape[1]), device)
+    pieces = num_masked_pieces(capacity) if plan is None else plan[0].shape[1]
+    needed = verify_attention_bytes(batch_size, num_q_heads, num_slots, head_dim, pieces)
+    _check_workspace(workspace, device, needed)
 
 
 def _check_float(argument: str, tensor: torch.Tensor) -> None:
