@@ -352,6 +352,19 @@ def test_strict_is_hf_greedy(checkpoints, hf_greedy, family, kind):
 
 
 @every_family
+@pytest.mark.parametrize("kind", ["clip", "mixed"])
+def test_other_ways_to_draft(checkpoints, hf_greedy, family, kind):
+    target, _, near = checkpoints(family)
+    inputs = make_inputs(family, kind)
+    wanted = hf_greedy(target, inputs, 20)
+    for draft, share in ((near, 0.3), ("self", 0.3), ("self", 1.0), ("ngram", 1.0)):
+        generation = strict(target, draft, inputs, draft_keep=share)
+        assert generation.tokens[0].tolist() == wanted
+        if (draft, share) == ("self", 1.0):
+            assert set(generation.stats.num_accepted) == {4}, "it sees what the target sees"
+
+
+@every_family
 def test_pixels_matter(checkpoints, hf_greedy, family):
     """Otherwise the test above would not see them lost."""
     target = checkpoints(family)[0]
