@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from lvspec.tree import MAX_SLOTS
+from lvspec.trees import AnchorTree, Tree, check_count, check_slots, check_tree
+
+DRAFT_ANCHOR_THRESHOLD = 0.065
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,20 @@ class DecodeConfig:
     """How a generation is run.
 
     Args:
-        gamma: Draft tokens per verify pass, 1 to 63.
+        gamma: Draft tokens of a chain per verify pass, 1 to 63. Not read where `tree` says how many
+            there are.
+        tree: None drafts a chain. A name in `lvspec.trees.NAMED_TREES` or a list of paths drafts a
+            static tree, in Medusa's naming: `(0, 2)` is the third choice behind the best first
+            token. `DynamicTree` grows by probability, `AnchorTree` where the draft looks at the
+            video.
+        adaptive: Whether a chain is as long as the acceptance so far makes worth its cost, `gamma`
+            at most, for each sequence by itself.
+        cost_ratio: What a draft step costs, in passes of the target, for `adaptive`. None: the
+            ratio of the bytes of their weights, which is what a step moves.
+        stop_at_unsure_anchors: None, or a probability: a chain ends before a token that the video
+            decides, by the draft's attention, and of which the draft is less sure than this.
+        draft_anchor_threshold: Visual peak of a draft's row from which on the video decides its
+            token, for `stop_at_unsure_anchors` and `AnchorTree`.
         max_new_tokens: Tokens to generate at most, the end-of-sequence token included, >= 1.
         cache_capacity: Positions of the KV cache. None: what prompt, `max_new_tokens` and one draft
             need. A prompt that does not fit raises ValueError.
@@ -28,11 +45,16 @@ class DecodeConfig:
         trace: Whether to keep what happened to every drafted token (`Generation.trace`).
 
     Raises:
-        TypeError: A count is not an integer.
-        ValueError: A value is out of range.
+        TypeError: A count is not an integer, or a tree is none.
+        ValueError: A value is out of range, or two options exclude each other.
     """
 
     gamma: int = 12
+    tree: Tree | None = None
+    adaptive: bool = False
+    cost_ratio: float | None = None
+    stop_at_unsure_anchors: float | None = None
+    draft_anchor_threshold: float = DRAFT_ANCHOR_THRESHOLD
     max_new_tokens: int = 256
     cache_capacity: int | None = None
     eos_ids: tuple[int, ...] | None = None
@@ -41,15 +63,32 @@ class DecodeConfig:
     trace: bool = False
 
     def __post_init__(self) -> None:
-        _check_count("gamma", self.gamma, most=MAX_SLOTS - 1)
-        _check_count("max_new_tokens", self.max_new_tokens)
+        check_count("gamma", self.gamma, most=MAX_SLOTS - 1)
+        check_count("max_new_tokens", self.max_new_tokens)
         if self.cache_capacity is not None:
-            _check_count("cache_capacity", self.cache_capacity)
+            check_count("cache_capacity", self.cache_capacity)
+        if self.cost_ratio is not None and not 0 < self.cost_ratio < float("inf"):
+            raise ValueError(f"cost_ratio: expected a number > 0, got {self.cost_ratio}")
+        confidence = self.stop_at_unsure_anchors
+        if confidence is not None and not 0 < confidence <= 1:
+            raise ValueError(
+                f"stop_at_unsure_anchors: expected a probability > 0 and <= 1, got {confidence}"
+            )
+        if self.tree is not None:
+            object.__setattr__(self, "tree", check_tree(self.tree))
+            self._check_tree_options()
 
+    def _check_tree_options(self) -> None:
+        for name in ("adaptive", "stop_at_unsure_anchors"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}: expected a chain (tree=None), for a tree does not end early, got "
+                    f"tree={self.tree!r}"
+                )
+        if isinstance(self.tree, AnchorTree):
+            check_slots("gamma + tree.nodes", 1 + self.gamma + self.tree.nodes)
 
-def _check_count(name: str, value: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < 1 or (most is not None and value > most):
-        wanted = f"from 1 to {most}" if most is not None else ">= 1"
-        raise ValueError(f"{name}: expected an integer {wanted}, got {value}")
+    @classmethod
+    def specvlm(cls, **overrides: Any) -> DecodeConfig:
+        """How SpecVLM drafts: its static tree. With `AcceptancePolicy.strict()`, its baseline."""
+        return cls(**{"tree": "specvlm", **overrides})

@@ -135,6 +135,13 @@ class Model:
     def vocab_size(self) -> int:
         return self.text.config.vocab_size
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of the weights that a pass of the text model reads."""
+        weights = {*self.text.parameters()} - {self.text.get_input_embeddings().weight}
+        weights |= {*self.hf.lm_head.parameters()}  # may be the embeddings
+        return sum(weight.numel() * weight.element_size() for weight in weights)
+
     def new_cache(self, *, batch_size: int, capacity: int, num_slots: int) -> SlotCache:
         return SlotCache(
             self.text.config,

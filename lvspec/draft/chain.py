@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.draft.base import Draft, Drafter, DraftShape
-from lvspec.models import Model, run_pass
+from lvspec.draft.phase import DraftPhase, Step, read_last_two, run_phase
+from lvspec.models import Model
 from lvspec.state import DecodeState
 from lvspec.tree import chain_ancestors
 
@@ -21,9 +21,7 @@ from lvspec.tree import chain_ancestors
 class ModelDrafter(Drafter):
     """Drafts a chain of `gamma` tokens greedily with a model that sees the same video.
 
-    Every draft begins with the last *two* committed tokens: after a full acceptance the model has
-    never seen the last drafted token, otherwise the first of the two rows is written again with
-    what it held. So the shape is the same in every iteration and no case is special.
+    Every draft begins with the last *two* committed tokens, see `read_last_two`.
     """
 
     def __init__(self, model: Model, *, gamma: int, target_vocab: int) -> None:
@@ -40,95 +38,61 @@ class ModelDrafter(Drafter):
         if self.cache is not None:
             self.cache.grow(capacity)
             return
-        device = self.model.device
-        self.cache = self.model.new_cache(batch_size=batch_size, capacity=capacity, num_slots=2)
-        self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=device)
-        # Depths and ancestors of the two committed tokens, and of one drafted token.
-        self._pair, self._one = (
-            (
-                torch.arange(slots, device=device),
-                chain_ancestors(slots, batch_size=batch_size, device=device),
-            )
-            for slots in (2, 1)
+        self.cache = self.model.new_cache(
+            batch_size=batch_size, capacity=capacity, num_slots=self._pass_slots
         )
+        self._make_shape(batch_size, self.model.device)
+
+    @property
+    def _pass_slots(self) -> int:
+        """Slots of the draft's own passes at most."""
+        return 2
+
+    def _make_shape(self, batch_size: int, device: torch.device) -> None:
+        self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=device)
 
     def prefill(self, inputs: Mapping[str, Any], sequence: int) -> None:
         """Read the prompt; the target's own prompt if the processors agree."""
         self.model.prefill(inputs, self.cache, sequence)
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
-        proposed = self._tokens(state.last_two, target_kv_len)
+        proposed = self._run(
+            ("chain", self.gamma),
+            lambda: _Chain(self.model, self._shared_vocab, self.gamma),
+            state.last_two,
+            target_kv_len,
+        )
         return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), self._shape)
 
-    def _tokens(self, last_two: Tensor, target_kv_len: Tensor) -> Tensor:
-        """int64 `[B, gamma]` behind the last two tokens, int64 `[B, 2]`."""
-        cache = self.cache
-        arguments = (last_two, target_kv_len, *cache.tensors())
-        recorded = None
-        if self.model.records(cache):
-            key = (*last_two.shape, self.gamma, self._shared_vocab)
-            recorded = self.model.recorder.get(key, self._chain, partial(_example, *arguments))
-        if recorded is not None:
-            return recorded(*arguments)
+    def _own_length(self, target_kv_len: Tensor) -> Tensor:
+        """Positions committed in the draft's cache where the target's has `target_kv_len`."""
+        return target_kv_len
 
-        def step(tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Tensor:
-            return self.model.step(tokens, depths, ancestors, cache).logits
-
-        return self._chain().run(step, last_two, target_kv_len, cache.kv_len)
-
-    def _chain(self) -> _Chain:
-        shapes = [self._pair] + [self._one] * (self.gamma - 1)
-        return _Chain(self.model, shapes, self._shared_vocab)
+    def _run(
+        self, key: tuple, make: Callable[[], DraftPhase], last_two: Tensor, target_kv_len: Tensor
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Run a phase of this drafter, see `run_phase`."""
+        key = (*key, self._shared_vocab)
+        own_length = self._own_length(target_kv_len)
+        return run_phase(self.model, self.cache, key, make, last_two, own_length)
 
 
-class _Chain(nn.Module):
-    """A whole draft phase, as a module of tensors so that it can be recorded in one piece."""
+class _Chain(DraftPhase):
+    """Each token is the best behind the one before: int64 `[B, gamma]`."""
 
-    def __init__(
-        self, model: Model, shapes: list[tuple[Tensor, Tensor]], shared_vocab: int
-    ) -> None:
-        super().__init__()
-        self.text, self.head = model.text, model.hf.lm_head
-        self.vocab_size, self.shared_vocab, self.shapes = model.vocab_size, shared_vocab, shapes
+    def __init__(self, model: Model, shared_vocab: int, gamma: int) -> None:
+        super().__init__(model, shared_vocab)
+        self.gamma = gamma
 
-    def run(
-        self,
-        step: Callable[[Tensor, Tensor, Tensor], Tensor],
-        last_two: Tensor,
-        target_kv_len: Tensor,
-        kv_len: Tensor,
-    ) -> Tensor:
-        """The tokens; `step` gives the logits of a pass behind `kv_len`, which moves on."""
-        # An empty place of the batch has a length of 0, and nothing before it.
-        kv_len.copy_((target_kv_len - 1).clamp(min=0))
-        tokens = last_two.clamp(max=self.vocab_size - 1)
+    def run(self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
+        batch_size, device = len(last_two), last_two.device
+        depths = torch.zeros(1, dtype=torch.int64, device=device)
+        ancestors = chain_ancestors(1, batch_size=batch_size, device=device)
+        logits = read_last_two(step, last_two, own_length, cache).logits
         proposed = []
-        for depths, ancestors in self.shapes:
-            logits = step(tokens, depths, ancestors)
-            kv_len.add_(tokens.shape[1])
-            tokens = logits[:, -1:, : self.shared_vocab].argmax(-1)
-            proposed.append(tokens)
+        for _ in range(self.gamma):
+            proposed.append(logits[:, -1:, : self.shared_vocab].argmax(-1))
+            if len(proposed) < self.gamma:
+                cache.kv_len.add_(1)
+                logits = step(proposed[-1], depths, ancestors).logits
         return torch.cat(proposed, dim=1)
-
-    def forward(
-        self,
-        last_two: Tensor,
-        target_kv_len: Tensor,
-        k: Tensor,
-        v: Tensor,
-        kv_len: Tensor,
-        visual: Tensor,
-        positions: Tensor,
-    ) -> Tensor:
-        cache = SlotCache.over(k, v, kv_len, visual, positions)
-
-        def step(tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Tensor:
-            return run_pass(self.text, self.head, tokens, depths, ancestors, cache, False)[0]
-
-        return self.run(step, last_two, target_kv_len, kv_len)
-
-
-def _example(last_two: Tensor, target_kv_len: Tensor, *cached: Tensor) -> tuple[Tensor, ...]:
-    """Arguments like these to record with: an empty cache as large as this one."""
-    tensors = (torch.zeros_like(x) for x in cached)
-    return torch.zeros_like(last_two), torch.ones_like(target_kv_len), *tensors
