@@ -132,9 +132,7 @@ class Engine:
         """
         place = self.free_place
         prompt = request.prompt
-        stats = DecodeStats(
-            self.target.device, self.drafter.gamma, place, depth=self.drafter.depth
-        )
+        stats = DecodeStats(self.target.device, self.drafter.gamma, place, depth=self.drafter.depth)
         trace = Trace(place) if self.config.trace else None
         sequence = Sequence(request, place, stats, trace)
         self.places[place] = sequence

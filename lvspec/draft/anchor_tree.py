@@ -66,7 +66,9 @@ class AnchorTreeDrafter(TreeDrafter):
         )
         others = log_probs[..., 1:] + (log_probs[..., :1].cumsum(1) - log_probs[..., :1])
         is_anchor = ~(peaks < self.anchor_threshold)
-        others = others.masked_fill(~is_anchor[..., None], -math.inf).nan_to_num(nan=-math.inf)
+        others = others.masked_fill(~is_anchor[..., None], -math.inf).nan_to_num(
+            nan=-math.inf, neginf=-math.inf
+        )
         best, order = others.flatten(1).sort(dim=1, descending=True, stable=True)
         best, order = best[:, : self.leaves], order[:, : self.leaves]
         row = order // self.siblings  # row and slot of a chain are the same
