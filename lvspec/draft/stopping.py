@@ -20,7 +20,7 @@ from lvspec.state import DecodeState
 from lvspec.tree import chain_ancestors
 
 _MEMORY = 0.9  # what an iteration's acceptance counts for one iteration later
-_PRIOR = (4.0, 5.0)  # accepted, of so many: what is believed of a sequence that begins
+_PRIOR = (1.9, 2.0)  # accepted, of so many: what is believed of a sequence that begins
 
 
 class StoppingDrafter(ModelDrafter):
