@@ -43,11 +43,6 @@ class AnchorTreeDrafter(TreeDrafter):
         super().__init__(model, gamma=gamma + leaves, target_vocab=target_vocab)
         self.depth, self.siblings, self.leaves = gamma, tree.siblings, leaves
         self.anchor_threshold = anchor_threshold
-        if tree.siblings >= self._shared_vocab:
-            raise ValueError(
-                f"tree.siblings: expected less than {self._shared_vocab}, the size of the "
-                f"vocabulary, got {tree.siblings}"
-            )
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
         slots = self.depth + 1

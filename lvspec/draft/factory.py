@@ -16,7 +16,7 @@ def make_drafter(target: Model, draft: Model | None, config: DecodeConfig) -> Dr
     """The drafter that `config` describes.
 
     Raises:
-        ValueError: The draft cannot stand beside the target, or has too few tokens for the tree.
+        ValueError: The draft cannot stand beside the target.
     """
     if draft is None:
         return NoDrafter(target.device)

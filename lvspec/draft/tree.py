@@ -47,11 +47,6 @@ class StaticTreeDrafter(TreeDrafter):
     def __init__(self, model: Model, tree: StaticTree, *, target_vocab: int) -> None:
         super().__init__(model, gamma=len(tree.parents) - 1, target_vocab=target_vocab)
         self.tree, self.depth = tree, max(tree.depths)
-        if max(tree.ranks) >= self._shared_vocab:
-            raise ValueError(
-                f"tree: expected ranks below {self._shared_vocab}, the size of the vocabulary, got "
-                f"{max(tree.ranks)}"
-            )
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
         parents = torch.tensor(self.tree.parents, dtype=torch.int32, device=device)
@@ -80,11 +75,6 @@ class DynamicTreeDrafter(TreeDrafter):
     def __init__(self, model: Model, tree: DynamicTree, *, target_vocab: int) -> None:
         super().__init__(model, gamma=tree.num_slots - 1, target_vocab=target_vocab)
         self.tree, self.depth = tree, tree.depth
-        if tree.children > self._shared_vocab:
-            raise ValueError(
-                f"tree: expected at most {self._shared_vocab} children of a node, the size of the "
-                f"vocabulary, got {tree.children}"
-            )
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
         counts = torch.tensor([1, *self.tree.widths], device=device)
