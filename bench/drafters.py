@@ -111,7 +111,8 @@ def main() -> int:
         f"{cost_ratio:.2f} verify passes"
     )
     for heading in ("drafter, policy", "tau", "drafted/token", "speed-up", "of target", "regret"):
-        table.add_column(heading, justify="left" if heading == "drafter, policy" else "right")
+        first = heading == "drafter, policy"
+        table.add_column(heading, justify="left" if first else "right", no_wrap=True)
     for row in found:
         fidelity = row["fidelity"]
         table.add_row(
