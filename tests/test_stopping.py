@@ -5,6 +5,7 @@ In float64, where rows of different passes do not differ by enough to change a t
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,7 +89,8 @@ def test_each_of_a_batch_as_alone(models, prompts, option, policy):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_all_passes_give_the_same(models, prompts, option, monkeypatch):
     """On a GPU no pass is left out, for to know would stop it."""
-    stopped = generate(*models, prompts, policy=LOOSE, config=_config(option))
+    config = _config(option, capture=False)
+    stopped = generate(*models, prompts, policy=LOOSE, config=config)
     passes = []
     step = Model.step
 
@@ -97,7 +99,7 @@ def test_all_passes_give_the_same(models, prompts, option, monkeypatch):
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(Model, "step", counted)
-    generate(*models, prompts, policy=LOOSE, config=_config(option))
+    generate(*models, prompts, policy=LOOSE, config=config)
     few = passes.count("draft")
     passes.clear()
     make = StoppingDrafter.__init__
@@ -107,7 +109,7 @@ def test_all_passes_give_the_same(models, prompts, option, monkeypatch):
         self._may_look = False
 
     monkeypatch.setattr(StoppingDrafter, "__init__", on_gpu)
-    complete = generate(*models, prompts, policy=LOOSE, config=_config(option))
+    complete = generate(*models, prompts, policy=LOOSE, config=config)
     assert passes.count("draft") == 6 * passes.count("target") > few
     for ours, theirs in zip(stopped, complete, strict=True):
         assert ours.tokens.equal(theirs.tokens)
@@ -169,6 +171,23 @@ def test_length_follows_acceptance(models, prompts):
         wrong.lm_head.weight.mul_(-1)
     drafted = _drafted(generate(target, wrong, prompts[0], policy=STRICT, config=config))
     assert drafted[0] > 2 and set(drafted[-60:]) == {1}
+
+
+def test_what_is_counted(models):
+    """Accepted tokens, and with them the first rejected one if there is one."""
+    drafter = _drafter(models)
+    drafter._counts.zero_()
+    for num_slots, accepted, counts in (
+        ([7, 7, 7], [0, 3, 6], [[0, 1], [3, 4], [6, 6]]),
+        ([1, 4, 4], [0, 3, 1], [[0, 0.9], [5.7, 6.6], [6.4, 7.4]]),
+    ):
+        shape = SimpleNamespace(num_slots=torch.tensor(num_slots))
+        drafter.commit(
+            SimpleNamespace(shape=shape),
+            SimpleNamespace(num_accepted=torch.tensor(accepted)),
+            torch.zeros(3),
+        )
+        torch.testing.assert_close(drafter._counts, torch.tensor(counts, dtype=torch.float32))
 
 
 def test_a_new_sequence_begins_anew(models, prompts):

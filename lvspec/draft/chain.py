@@ -56,13 +56,17 @@ class ModelDrafter(Drafter):
         self.model.prefill(inputs, self.cache, sequence)
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
-        proposed = self._run(
-            ("chain", self.gamma),
-            lambda: _Chain(self.model, self._shared_vocab, self.gamma),
+        proposed = self._run_chain(self.gamma, state, target_kv_len)
+        return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), self._shape)
+
+    def _run_chain(self, count: int, state: DecodeState, target_kv_len: Tensor) -> Tensor:
+        """int64 `[B, count]`: the draft's greedy tokens behind the last two committed ones."""
+        return self._run(
+            ("chain", count),
+            lambda: _Chain(self.model, self._shared_vocab, count),
             state.last_two,
             target_kv_len,
         )
-        return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), self._shape)
 
     def _own_length(self, target_kv_len: Tensor) -> Tensor:
         """Positions committed in the draft's cache where the target's has `target_kv_len`."""

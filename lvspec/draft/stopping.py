@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lvspec import ops
 from lvspec.draft.base import Draft
@@ -20,6 +21,7 @@ from lvspec.state import DecodeState
 from lvspec.tree import chain_ancestors
 
 _MEMORY = 0.9  # what an iteration's acceptance counts for one iteration later
+_LENGTHS = 4  # a CPU drafts a multiple of this, so that few phases are recorded
 _PRIOR = (1.9, 2.0)  # accepted, of so many: what is believed of a sequence that begins
 
 
@@ -34,7 +36,7 @@ class StoppingDrafter(ModelDrafter):
     Unsure anchors. The draft's own row says whether the video decides its token (the peak of its
     attention) and how sure it is; before a token that is probably a wrong anchor the chain ends.
 
-    On a CPU no further pass is run once every chain has ended.
+    On a CPU hardly a pass is run behind the end of the longest chain.
 
     Args:
         cost_ratio: Of a draft step to a pass of the target; None: no adaptive length.
@@ -81,30 +83,49 @@ class StoppingDrafter(ModelDrafter):
         return rate[:, 1:].argmax(1) + 1
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
-        cache, last_two = self.cache, state.last_two
-        step = partial(self.model.step, cache=cache, scores=self.confidence is not None)
         wanted = self.lengths()
+        if self.confidence is None:
+            tokens, length = self._tokens(wanted, state, target_kv_len), wanted
+        else:
+            tokens, length = self._tokens_before_doubt(wanted, state, target_kv_len)
+        shape = replace(self._shape, num_slots=(length + 1).int())
+        padded = pad(tokens, (0, self.gamma - tokens.shape[1]))
+        return Draft(torch.cat([state.last_two[:, 1:], padded], dim=1), shape)
+
+    def _tokens(self, wanted: Tensor, state: DecodeState, target_kv_len: Tensor) -> Tensor:
+        """int64 `[B, n]`, n <= gamma, at least as many as are wanted."""
+        count = self.gamma
+        if self._may_look:
+            most = int(wanted.masked_fill(state.finished, 1).max())
+            # One phase for several lengths: each is recorded when it is first run.
+            count = min(count, -(-most // _LENGTHS) * _LENGTHS)
+        return self._run_chain(count, state, target_kv_len)
+
+    def _tokens_before_doubt(
+        self, wanted: Tensor, state: DecodeState, target_kv_len: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same pass by pass, and how many tokens stand before an unsure anchor, `[B]`."""
+        cache = self.cache
+        step = partial(self.model.step, cache=cache, scores=True)
         length = torch.zeros_like(wanted)
         is_open = ~state.finished
-        known = last_two.clamp(max=self.model.vocab_size - 1)
+        known = state.last_two.clamp(max=self.model.vocab_size - 1)
         output = read_last_two(step, known, self._own_length(target_kv_len), cache)
-        tokens = last_two.new_zeros(len(last_two), self.gamma)
-        for index in range(self.gamma):
+        tokens: list[Tensor] = []
+        while True:
             row = output.logits[:, -1:, : self._shared_vocab]
             best = ops.logit_stats(row, top_k=1, workspace=cache.workspace)
-            tokens[:, index] = best.top_ids[:, 0, 0]
-            is_open = is_open & (index < wanted)
-            if self.confidence is not None:
-                probability = (best.top_logits[:, 0, 0] - best.lse[:, 0]).exp()
-                is_anchor = ~(attention_peak(output)[:, -1] < self.anchor_threshold)
-                is_open = is_open & ~(is_anchor & ~(probability >= self.confidence))
+            probability = (best.top_logits[:, 0, 0] - best.lse[:, 0]).exp()
+            is_anchor = ~(attention_peak(output)[:, -1] < self.anchor_threshold)
+            is_unsure = is_anchor & ~(probability >= self.confidence)
+            is_open = is_open & (len(tokens) < wanted) & ~is_unsure
             length += is_open
-            if index + 1 == self.gamma or (self._may_look and not bool(is_open.any())):
-                break
+            tokens.append(best.top_ids[:, 0].long())
+            ends = len(tokens) == self.gamma or (self._may_look and not bool(is_open.any()))
+            if ends:
+                return torch.cat(tokens, dim=1), length
             cache.kv_len.add_(1)
-            output = step(tokens[:, index : index + 1], self._depth, self._ancestors)
-        shape = replace(self._shape, num_slots=(length + 1).int())
-        return Draft(torch.cat([last_two[:, 1:], tokens], dim=1), shape)
+            output = step(tokens[-1], self._depth, self._ancestors)
 
     def commit(self, draft: Draft, acceptance: ops.Acceptance, target_kv_len: Tensor) -> None:
         accepted = acceptance.num_accepted
