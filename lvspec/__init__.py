@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from lvspec.loading import Pair, load_pair
     from lvspec.policy import AcceptancePolicy
     from lvspec.trace import Generation
+    from lvspec.trees import AnchorTree, DynamicTree
 
 # torch and transformers take seconds to import: `lvspec --help` does without them.
 _HOMES = {
     "AcceptancePolicy": "policy",
+    "AnchorTree": "trees",
     "DecodeConfig": "config",
+    "DynamicTree": "trees",
     "Generation": "trace",
     "GenerationInterrupted": "generate",
     "NonFiniteLogits": "generate",
@@ -36,7 +39,9 @@ _HOMES = {
 }
 __all__ = [
     "AcceptancePolicy",
+    "AnchorTree",
     "DecodeConfig",
+    "DynamicTree",
     "Generation",
     "GenerationInterrupted",
     "NonFiniteLogits",

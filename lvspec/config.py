@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from lvspec.tree import MAX_SLOTS
+from lvspec.trees import AnchorTree, Tree, check_count, check_slots, check_tree
 
+DRAFT_ANCHOR_THRESHOLD = 0.065
 KEEP_BY = ("attention", "uniform")
 
 
@@ -18,7 +20,20 @@ class DecodeConfig:
     """How a generation is run.
 
     Args:
-        gamma: Draft tokens per verify pass, 1 to 63.
+        gamma: Draft tokens of a chain per verify pass, 1 to 63. Not read where `tree` says how many
+            there are.
+        tree: None drafts a chain. A name in `lvspec.trees.NAMED_TREES` or a list of paths drafts a
+            static tree, in Medusa's naming: `(0, 2)` is the third choice behind the best first
+            token. `DynamicTree` grows by probability, `AnchorTree` where the draft looks at the
+            video.
+        adaptive: Whether a chain is as long as the acceptance so far makes worth its cost, `gamma`
+            at most, for each sequence by itself.
+        cost_ratio: What a draft step costs, in passes of the target, for `adaptive`. None: the
+            ratio of the bytes of their weights, which is what a step moves.
+        stop_at_unsure_anchors: None, or a probability: a chain ends before a token that the video
+            decides, by the draft's attention, and of which the draft is less sure than this.
+        draft_anchor_threshold: Visual peak of a draft's row from which on the video decides its
+            token, for `stop_at_unsure_anchors` and `AnchorTree`.
         draft_keep: Share of the prompt's video tokens that the draft's cache keeps, 1.0 to 0.0;
             image tokens count as video. Each keeps its own position, and the text is kept whole.
         draft_keep_by: Which of them: "attention", those that the target looks at from the end of
@@ -37,11 +52,16 @@ class DecodeConfig:
         trace: Whether to keep what happened to every drafted token (`Generation.trace`).
 
     Raises:
-        TypeError: A count is not an integer, or a share not a number.
-        ValueError: A value is out of range.
+        TypeError: A count is not an integer, a share not a number, or a tree is none.
+        ValueError: A value is out of range, or two options exclude each other.
     """
 
     gamma: int = 12
+    tree: Tree | None = None
+    adaptive: bool = False
+    cost_ratio: float | None = None
+    stop_at_unsure_anchors: float | None = None
+    draft_anchor_threshold: float = DRAFT_ANCHOR_THRESHOLD
     draft_keep: float = 1.0
     draft_keep_by: Literal["attention", "uniform"] = "attention"
     ngram_max: int = 3
@@ -53,24 +73,44 @@ class DecodeConfig:
     trace: bool = False
 
     def __post_init__(self) -> None:
-        _check_count("gamma", self.gamma, most=MAX_SLOTS - 1)
+        check_count("gamma", self.gamma, most=MAX_SLOTS - 1)
         _check_share("draft_keep", self.draft_keep)
         if self.draft_keep_by not in KEEP_BY:
             raise ValueError(
                 f"draft_keep_by: expected one of {', '.join(KEEP_BY)}, got {self.draft_keep_by!r}"
             )
-        _check_count("ngram_max", self.ngram_max)
-        _check_count("max_new_tokens", self.max_new_tokens)
+        check_count("ngram_max", self.ngram_max)
+        check_count("max_new_tokens", self.max_new_tokens)
         if self.cache_capacity is not None:
-            _check_count("cache_capacity", self.cache_capacity)
+            check_count("cache_capacity", self.cache_capacity)
+        if self.cost_ratio is not None and not 0 < self.cost_ratio < float("inf"):
+            raise ValueError(f"cost_ratio: expected a number > 0, got {self.cost_ratio}")
+        confidence = self.stop_at_unsure_anchors
+        if confidence is not None and not 0 < confidence <= 1:
+            raise ValueError(
+                f"stop_at_unsure_anchors: expected a probability > 0 and <= 1, got {confidence}"
+            )
+        if self.tree is not None:
+            object.__setattr__(self, "tree", check_tree(self.tree))
+            self._check_tree_options()
 
+    def _check_tree_options(self) -> None:
+        for name in ("adaptive", "stop_at_unsure_anchors"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}: expected a chain (tree=None), for a tree does not end early, got "
+                    f"tree={self.tree!r}"
+                )
+        if isinstance(self.tree, AnchorTree):
+            check_slots("gamma + tree.nodes", 1 + self.gamma + self.tree.nodes)
 
-def _check_count(name: str, value: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < 1 or (most is not None and value > most):
-        wanted = f"from 1 to {most}" if most is not None else ">= 1"
-        raise ValueError(f"{name}: expected an integer {wanted}, got {value}")
+    @classmethod
+    def specvlm(cls, **overrides: Any) -> DecodeConfig:
+        """How SpecVLM drafts: its static tree, by a draft that keeps a tenth of the video.
+
+        With `AcceptancePolicy.strict()` this is the lossless baseline of LVSpec's paper.
+        """
+        return cls(**{"tree": "specvlm", "draft_keep": 0.1, **overrides})
 
 
 def _check_share(name: str, value: float) -> None:

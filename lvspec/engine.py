@@ -129,7 +129,7 @@ class Engine:
         """
         place = self.free_place
         prompt = request.prompt
-        stats = DecodeStats(self.target.device, self.drafter.gamma, place)
+        stats = DecodeStats(self.target.device, self.drafter.gamma, place, depth=self.drafter.depth)
         trace = Trace(place) if self.config.trace else None
         sequence = Sequence(request, place, stats, trace)
         self.places[place] = sequence

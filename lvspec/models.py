@@ -209,6 +209,13 @@ class Model:
         names = self._forward_inputs | set(self.family.position_inputs)
         return names - {"self", "kwargs", *_MADE_HERE}
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of the weights that a pass of the text model reads."""
+        weights = {*self.text.parameters()} - {self.text.get_input_embeddings().weight}
+        weights |= {*self.hf.lm_head.parameters()}  # may be the embeddings
+        return sum(weight.numel() * weight.element_size() for weight in weights)
+
     def new_cache(self, *, batch_size: int, capacity: int, num_slots: int) -> SlotCache:
         """An empty cache for this model.
 

@@ -61,10 +61,14 @@ class DecodeStats:
         device: Where the run takes place.
         gamma: Draft tokens per iteration at most, 0 for autoregression.
         place: Which sequence of the batch.
+        depth: Draft tokens that one iteration can accept at most; None: `gamma`, as of a chain.
     """
 
-    def __init__(self, device: torch.device, gamma: int, place: int = 0) -> None:
+    def __init__(
+        self, device: torch.device, gamma: int, place: int = 0, *, depth: int | None = None
+    ) -> None:
         self.gamma, self.place = gamma, place
+        self.depth = gamma if depth is None else depth
         self.timer = PhaseTimer(device)
         self._accepted: list[Tensor] = []
         self._slots: list[Tensor] = []
@@ -106,7 +110,7 @@ class DecodeStats:
         accepted = self.num_accepted
         if not accepted:
             return []
-        return [sum(a > j for a in accepted) / len(accepted) for j in range(self.gamma)]
+        return [sum(a > j for a in accepted) / len(accepted) for j in range(self.depth)]
 
     @property
     def regret(self) -> float:

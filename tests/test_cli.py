@@ -153,11 +153,29 @@ def test_a_bad_video_does_not_lose_the_others(lvspec, tmp_path):
     assert "a.mp4" in table and "b.mp4" in table and "none.mp4" not in table
 
 
+def test_ways_to_draft(lvspec, tmp_path):
+    for options, tree, gamma in (
+        (["--tree", "specvlm"], "specvlm", 25),
+        (["--adaptive"], None, 12),
+    ):
+        code, _, err = lvspec("--json", tmp_path / "out.json", "--policy", "strict", *options)
+        assert code == 0 and err == ""
+        document = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+        assert document["config"]["tree"] == tree
+        assert document["config"]["adaptive"] == (tree is None)
+        (result,) = document["results"]
+        stats = result["stats"]
+        assert stats["gamma"] == gamma and stats["drafted"] <= gamma * stats["iterations"]
+        assert (stats["drafted"] == gamma * stats["iterations"]) == (tree is not None)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--gamma", 0], ["gamma", "from 1 to 63", "got 0"]),
         (["--gamma", 64], ["gamma", "from 1 to 63", "got 64"]),
+        (["--tree", "medusa"], ["tree", "specvlm", "got 'medusa'"]),
+        (["--tree", "specvlm", "--adaptive"], ["adaptive", "a chain", "got tree='specvlm'"]),
         (["--gamma", "many"], ["--gamma", "'many'"]),
         (["--max-new-tokens", 0], ["max_new_tokens", "got 0"]),
         (["--num-frames", 0], ["--num-frames", "at least 2", "got 0"]),

@@ -42,7 +42,7 @@ def test_every_draft_continues_the_output_greedily(
 
 def test_draft_starts_with_two_rows(random_pair, inputs):
     """Two rows, then one at a time; where the last draft stood, the next is written."""
-    draft = Model(random_pair[1], "draft")
+    draft = Model(random_pair[1], "draft", capture=False)
     drafter = ModelDrafter(draft, gamma=3, target_vocab=256)
     drafter.allocate(batch_size=1, capacity=120)
     prompt = inputs["input_ids"]
@@ -51,9 +51,9 @@ def test_draft_starts_with_two_rows(random_pair, inputs):
     rows = []
     step = draft.step
 
-    def recorded(tokens, depths, ancestors, cache):
+    def recorded(tokens, depths, ancestors, cache, **options):
         rows.append((int(cache.kv_len), tokens.shape[1]))
-        return step(tokens, depths, ancestors, cache)
+        return step(tokens, depths, ancestors, cache, **options)
 
     draft.step = recorded
     with drafter.active():

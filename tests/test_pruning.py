@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
-from lvspec.draft import ModelDrafter
+from lvspec.draft import ModelDrafter, PromptReading
 from lvspec.draft.pruning import (
     QUERY_ROWS,
     VideoPruning,
@@ -159,7 +159,7 @@ def test_the_cache_holds_the_kept_rows(pair, prompts, index, share, by):
     draft, whole = _read(pair[1], prompt, "draft")
     ids, capacity = prompt["input_ids"], target_cache.capacity
     pruning = VideoPruning(target, share, by)
-    drafter = ModelDrafter(draft, gamma=4, target_vocab=256, pruning=pruning)
+    drafter = ModelDrafter(draft, gamma=4, target_vocab=256, reading=PromptReading(pruning))
     drafter.allocate(batch_size=3, capacity=capacity)
     drafter.prefill(check_inputs(draft, prompt), 1, prompt=ids, target_cache=target_cache)
 

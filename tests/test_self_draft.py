@@ -1,4 +1,4 @@
-"""SelfDrafter: the target's own weights over part of the target's own cache."""
+"""draft="self": the target's own weights over part of the target's own cache."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
-from lvspec.draft import SelfDrafter
+from lvspec.draft import ModelDrafter, PromptReading
 from lvspec.draft.pruning import VideoPruning, prompt_importance, rows_to_keep
 from lvspec.models import Model, check_inputs
 
@@ -107,7 +107,9 @@ def test_the_prompt_is_copied(target, prompts, share):
     model.prefill(check_inputs(model, prompt), cache, 1)
     before = [x.clone() for x in cache.tensors()]
     pruning = VideoPruning(model, share, "attention") if share < 1 else None
-    drafter = SelfDrafter(model, gamma=5, target_vocab=256, pruning=pruning)
+    drafter = ModelDrafter(
+        model, gamma=5, target_vocab=256, reading=PromptReading(pruning, is_target=True)
+    )
     drafter.allocate(batch_size=2, capacity=length + 9)
     towers = []
     hook = target.model.visual.register_forward_hook(lambda *given: towers.append(1))

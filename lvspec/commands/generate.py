@@ -35,6 +35,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--video", nargs="+", action="extend", required=True, metavar="FILE", help="video files")
     add("--prompt", required=True, metavar="TEXT", help="what is asked of every video")
     add("--gamma", type=int, metavar="N", help="draft tokens per verify pass, 1 to 63 (default 12)")
+    add("--tree", metavar="NAME", help="draft a named tree (specvlm) instead of a chain")
+    add(
+        "--adaptive",
+        action="store_true",
+        default=None,
+        help="draft chains as long as acceptance so far makes worth it, --gamma at most",
+    )
     add("--max-new-tokens", type=int, metavar="N", help="tokens at most (default 256)")
     add("--cache-capacity", type=int, metavar="N", help="positions of the KV cache (as needed)")
     add("--stream", action="store_true", help="print text as it is committed, without colours")
@@ -91,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     chosen = {
         name: value
-        for name in ("gamma", "max_new_tokens", "cache_capacity")
+        for name in ("gamma", "tree", "adaptive", "max_new_tokens", "cache_capacity")
         if (value := getattr(arguments, name)) is not None
     }
     config = DecodeConfig(**chosen)

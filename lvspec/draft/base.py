@@ -70,9 +70,14 @@ class Drafter(ABC):
 
     Attributes:
         gamma: Draft tokens in one verify pass at most; a pass has `gamma + 1` slots.
+        depth: Draft tokens that can be accepted at most.
     """
 
     gamma: int
+
+    @property
+    def depth(self) -> int:
+        return self.gamma
 
     def active(self) -> AbstractContextManager[None]:
         """A context within which `propose` is called and models are ready for it."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lvspec.cache import SlotCache
 from lvspec.draft.base import Draft, DraftShape
-from lvspec.draft.model_cache import CachedDrafter
-from lvspec.draft.pruning import VideoPruning
-from lvspec.models import Model, run_pass
+from lvspec.draft.model_cache import WHOLE_PROMPT, CachedDrafter, PromptReading
+from lvspec.draft.phase import DraftPhase, Step, read_last_two, run_phase
+from lvspec.models import Model
 from lvspec.state import DecodeState
 from lvspec.tree import chain_ancestors
 
@@ -20,9 +19,13 @@ from lvspec.tree import chain_ancestors
 class ModelDrafter(CachedDrafter):
     """Drafts a chain of `gamma` tokens greedily with a model that sees the same video.
 
-    Every draft begins with the last *two* committed tokens: after a full acceptance the model has
-    never seen the last drafted token, otherwise the first of the two rows is written again with
-    what it held. So the shape is the same in every iteration and no case is special.
+    Every draft begins with the last *two* committed tokens, see `read_last_two`.
+
+    Args:
+        model: Who drafts.
+        gamma: Draft tokens of one pass.
+        target_vocab: Rows of the target's vocabulary.
+        reading: How the model comes to its prompt.
     """
 
     def __init__(
@@ -31,100 +34,54 @@ class ModelDrafter(CachedDrafter):
         *,
         gamma: int,
         target_vocab: int,
-        pruning: VideoPruning | None = None,
+        reading: PromptReading = WHOLE_PROMPT,
     ) -> None:
-        super().__init__(model, pruning)
+        super().__init__(model, reading)
         self.gamma = gamma
         # Ids that only one of the two vocabularies has are padding: never proposed, never read.
         self._shared_vocab = min(model.vocab_size, target_vocab)
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
         self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=device)
-        # Depths and ancestors of the two committed tokens, and of one drafted token.
-        self._pair, self._one = (
-            (
-                torch.arange(slots, device=device),
-                chain_ancestors(slots, batch_size=batch_size, device=device),
-            )
-            for slots in (2, 1)
-        )
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
-        proposed = self._tokens(state.last_two, self._own_length(target_kv_len))
+        proposed = self._run_chain(self.gamma, state, target_kv_len)
         return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), self._shape)
 
-    def _tokens(self, last_two: Tensor, committed: Tensor) -> Tensor:
-        """int64 `[B, gamma]` behind the last two tokens, int64 `[B, 2]`.
+    def _run_chain(self, count: int, state: DecodeState, target_kv_len: Tensor) -> Tensor:
+        """int64 `[B, count]`: the draft's greedy tokens behind the last two committed ones."""
+        return self._run(
+            ("chain", count),
+            lambda: _Chain(self.model, self._shared_vocab, count),
+            state.last_two,
+            target_kv_len,
+        )
 
-        `committed`: int32 `[B]`, the committed positions of this model's cache.
-        """
-        cache = self.cache
-        arguments = (last_two, committed, *cache.tensors())
-        recorded = None
-        if self.model.records(cache):
-            key = (*last_two.shape, self.gamma, self._shared_vocab)
-            recorded = self.model.recorder.get(key, self._chain, partial(_example, *arguments))
-        if recorded is not None:
-            return recorded(*arguments)
-
-        def step(tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Tensor:
-            return self.model.step(tokens, depths, ancestors, cache).logits
-
-        return self._chain().run(step, last_two, committed, cache.kv_len)
-
-    def _chain(self) -> _Chain:
-        shapes = [self._pair] + [self._one] * (self.gamma - 1)
-        return _Chain(self.model, shapes, self._shared_vocab)
+    def _run(
+        self, key: tuple, make: Callable[[], DraftPhase], last_two: Tensor, target_kv_len: Tensor
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Run a phase of this drafter, see `run_phase`."""
+        key = (*key, self._shared_vocab)
+        own_length = self._own_length(target_kv_len)
+        return run_phase(self.model, self.cache, key, make, last_two, own_length)
 
 
-class _Chain(nn.Module):
-    """A whole draft phase, as a module of tensors so that it can be recorded in one piece."""
+class _Chain(DraftPhase):
+    """Each token is the best behind the one before: int64 `[B, gamma]`."""
 
-    def __init__(
-        self, model: Model, shapes: list[tuple[Tensor, Tensor]], shared_vocab: int
-    ) -> None:
-        super().__init__()
-        self.text, self.head = model.text, model.hf.lm_head
-        self.vocab_size, self.shared_vocab, self.shapes = model.vocab_size, shared_vocab, shapes
+    def __init__(self, model: Model, shared_vocab: int, gamma: int) -> None:
+        super().__init__(model, shared_vocab)
+        self.gamma = gamma
 
-    def run(
-        self,
-        step: Callable[[Tensor, Tensor, Tensor], Tensor],
-        last_two: Tensor,
-        committed: Tensor,
-        kv_len: Tensor,
-    ) -> Tensor:
-        """The tokens; `step` gives the logits of a pass behind `kv_len`, which moves on."""
-        # An empty place of the batch has a length of 0, and nothing before it.
-        kv_len.copy_((committed - 1).clamp(min=0))
-        tokens = last_two.clamp(max=self.vocab_size - 1)
+    def run(self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
+        batch_size, device = len(last_two), last_two.device
+        depths = torch.zeros(1, dtype=torch.int64, device=device)
+        ancestors = chain_ancestors(1, batch_size=batch_size, device=device)
+        logits = read_last_two(step, last_two, own_length, cache).logits
         proposed = []
-        for depths, ancestors in self.shapes:
-            logits = step(tokens, depths, ancestors)
-            kv_len.add_(tokens.shape[1])
-            tokens = logits[:, -1:, : self.shared_vocab].argmax(-1)
-            proposed.append(tokens)
+        for _ in range(self.gamma):
+            proposed.append(logits[:, -1:, : self.shared_vocab].argmax(-1))
+            if len(proposed) < self.gamma:
+                cache.kv_len.add_(1)
+                logits = step(proposed[-1], depths, ancestors).logits
         return torch.cat(proposed, dim=1)
-
-    def forward(
-        self,
-        last_two: Tensor,
-        committed: Tensor,
-        k: Tensor,
-        v: Tensor,
-        kv_len: Tensor,
-        visual: Tensor,
-        positions: Tensor,
-    ) -> Tensor:
-        cache = SlotCache.over(k, v, kv_len, visual, positions)
-
-        def step(tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Tensor:
-            return run_pass(self.text, self.head, tokens, depths, ancestors, cache, False)[0]
-
-        return self.run(step, last_two, committed, kv_len)
-
-
-def _example(last_two: Tensor, committed: Tensor, *cached: Tensor) -> tuple[Tensor, ...]:
-    """Arguments like these to record with: an empty cache as large as this one."""
-    tensors = (torch.zeros_like(x) for x in cached)
-    return torch.zeros_like(last_two), torch.ones_like(committed), *tensors

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
 from lvspec.config import DecodeConfig
+from lvspec.draft.anchor_tree import AnchorTreeDrafter
 from lvspec.draft.base import Drafter, NoDrafter
 from lvspec.draft.chain import ModelDrafter
+from lvspec.draft.model_cache import PromptReading
 from lvspec.draft.ngram import NGramDrafter
 from lvspec.draft.pruning import VideoPruning
-from lvspec.draft.self_draft import SelfDrafter
+from lvspec.draft.stopping import StoppingDrafter
+from lvspec.draft.tree import DynamicTreeDrafter, StaticTreeDrafter
 from lvspec.models import Model, check_pair
+from lvspec.trees import NAMED_TREES, AnchorTree, DynamicTree, StaticTree
 
 DraftChoice = PreTrainedModel | Literal["self", "ngram"] | None
 """Who may draft: a model, the target itself, a look-up in prompt and output, or nobody."""
@@ -53,13 +57,51 @@ def make_drafter(
             never=target.visual_ids,
             device=target.device,
         )
+    is_target = draft == "self"
+    if is_target:
+        draft = target
+    elif isinstance(draft, Model):
+        check_pair(target, draft)
+    else:
+        raise ValueError(f"{_EXPECTED}{draft!r}")
     pruning = None
     if config.draft_keep < 1:
         pruning = VideoPruning(target, config.draft_keep, config.draft_keep_by)
-    chain = {"gamma": config.gamma, "target_vocab": target.vocab_size, "pruning": pruning}
-    if draft == "self":
-        return SelfDrafter(target, **chain)
-    if not isinstance(draft, Model):
-        raise ValueError(f"{_EXPECTED}{draft!r}")
-    check_pair(target, draft)
-    return ModelDrafter(draft, **chain)
+    common = {
+        "target_vocab": target.vocab_size,
+        "reading": PromptReading(pruning, is_target=is_target),
+    }
+    if config.tree is not None:
+        return _make_tree_drafter(draft, config, common)
+    if config.adaptive or config.stop_at_unsure_anchors is not None:
+        return StoppingDrafter(
+            draft,
+            gamma=config.gamma,
+            cost_ratio=_cost_ratio(target, draft, config) if config.adaptive else None,
+            confidence=config.stop_at_unsure_anchors,
+            anchor_threshold=config.draft_anchor_threshold,
+            **common,
+        )
+    return ModelDrafter(draft, gamma=config.gamma, **common)
+
+
+def _make_tree_drafter(draft: Model, config: DecodeConfig, common: dict[str, Any]) -> Drafter:
+    tree = config.tree
+    if isinstance(tree, DynamicTree):
+        return DynamicTreeDrafter(draft, tree, **common)
+    if isinstance(tree, AnchorTree):
+        return AnchorTreeDrafter(
+            draft,
+            tree,
+            gamma=config.gamma,
+            anchor_threshold=config.draft_anchor_threshold,
+            **common,
+        )
+    branches = NAMED_TREES[tree] if isinstance(tree, str) else tree
+    return StaticTreeDrafter(draft, StaticTree.of(branches), **common)
+
+
+def _cost_ratio(target: Model, draft: Model, config: DecodeConfig) -> float:
+    if config.cost_ratio is not None:
+        return config.cost_ratio
+    return draft.step_bytes / target.step_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,25 @@ from lvspec.draft.pruning import VideoPruning
 from lvspec.models import Model
 
 
+@dataclass(frozen=True)
+class PromptReading:
+    """How a drafter's model comes to its prompt.
+
+    Attributes:
+        pruning: What is kept of the video; None: all.
+        is_target: Whether the model is the target itself. It then drafts from a copy of what the
+            target has read, with the same weights, and no prefill of its own. A pass over few video
+            tokens reads fewer keys and values than one over all: worth it where those of a long
+            video are as many bytes as the weights.
+    """
+
+    pruning: VideoPruning | None = None
+    is_target: bool = False
+
+
+WHOLE_PROMPT = PromptReading()
+
+
 class CachedDrafter(Drafter):
     """Owns a model, its cache, and by how much that is shorter than the target's.
 
@@ -26,8 +46,8 @@ class CachedDrafter(Drafter):
         removed: int32 `[B]`, rows of the target's prompt that this cache does not have.
     """
 
-    def __init__(self, model: Model, pruning: VideoPruning | None = None) -> None:
-        self.model, self._pruning = model, pruning
+    def __init__(self, model: Model, reading: PromptReading) -> None:
+        self.model, self._reading = model, reading
         self.cache: SlotCache | None = None
 
     def active(self) -> AbstractContextManager[None]:
@@ -62,19 +82,16 @@ class CachedDrafter(Drafter):
         target_cache: SlotCache,
     ) -> None:
         """HF's own forward over the whole prompt; what is kept of it moves together."""
-        self.model.prefill(inputs, self.cache, sequence)
-        self._keep(self.cache, sequence, prompt, target_cache)
-
-    def _keep(
-        self, source: SlotCache, sequence: int, prompt: Tensor, target_cache: SlotCache
-    ) -> None:
-        """Keep of a prompt that was read into `source` what the pruning says."""
-        length = prompt.shape[1]
-        if self._pruning is None:
+        source = target_cache
+        if not self._reading.is_target:
+            source = self.cache
+            self.model.prefill(inputs, source, sequence)
+        length, pruning = prompt.shape[1], self._reading.pruning
+        if pruning is None:
             rows = torch.arange(length, device=prompt.device)
         else:
             visual = source.visual[sequence, :length] != 0
-            rows = self._pruning.rows(visual, sequence, prompt=prompt, target_cache=target_cache)
+            rows = pruning.rows(visual, sequence, prompt=prompt, target_cache=target_cache)
         if source is not self.cache or rows.shape[0] < length:
             self.cache.keep(sequence, rows, source)
         self.removed[sequence] = length - rows.shape[0]
