@@ -170,28 +170,26 @@ def _hf_rows(model, inputs, tokens):
     Prefill, then one forward over all tokens with eager attention, whose weights HF returns. Peaks
     are the largest weight on a video position, averaged over layers and heads; NaN for row 0.
     """
+    # To return attention weights HF leaves hooks in a model, and such a model is never recorded.
+    model = copy.deepcopy(model)
     ids, text = inputs["input_ids"], model.model.language_model
     if "video_grid_thw" in inputs or "image_grid_thw" in inputs:
         positions, _ = model.model.get_rope_index(**_only_positions(inputs))
     else:
         positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
     cache = DynamicCache()
-    before = text.config._attn_implementation
     text.set_attn_implementation("eager")
-    try:
-        prompt = model(
-            **{name: value for name, value in inputs.items() if name != "attention_mask"},
-            position_ids=positions,
-            past_key_values=cache,
-        )
-        rest = model(
-            input_ids=torch.tensor([tokens]),
-            position_ids=positions[:, :, -1:] + 1 + torch.arange(len(tokens)),
-            past_key_values=cache,
-            output_attentions=True,
-        )
-    finally:
-        text.set_attn_implementation(before)
+    prompt = model(
+        **{name: value for name, value in inputs.items() if name != "attention_mask"},
+        position_ids=positions,
+        past_key_values=cache,
+    )
+    rest = model(
+        input_ids=torch.tensor([tokens]),
+        position_ids=positions[:, :, -1:] + 1 + torch.arange(len(tokens)),
+        past_key_values=cache,
+        output_attentions=True,
+    )
     video = ((ids[0] == 5) | (ids[0] == 6)).nonzero().flatten()
     peaks = torch.full((len(tokens) + 1,), torch.nan, dtype=prompt.logits.dtype)
     if len(video):

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, generate
+from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, capture, generate
 from lvspec.generate import generate_many
 from lvspec.trace import KIND_NAMES
 from lvspec.trees import NAMED_TREES, StaticTree
@@ -235,6 +235,9 @@ def test_recorded_as_pass_by_pass(models, prompts, tree):
         assert ours.tokens.equal(theirs.tokens)
         ours, theirs = ours.trace.steps(), theirs.trace.steps()
         assert [step.drafted for step in ours] == [step.drafted for step in theirs]
+    phases = capture._RECORDINGS[models["noisy"].model.language_model].passes
+    names = {"specvlm": "static tree", "anchors": "scored chain", "few children": "dynamic tree"}
+    assert any(key[0] == names[tree] and phase is not None for key, phase in phases.items())
 
 
 @pytest.mark.parametrize("tree", ["specvlm", "dynamic", "anchors"])
