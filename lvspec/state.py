@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lvspec.sampling import Sampler
+
 BONUS = 3
 """Kind of a token that the target chose itself; 0 exact, 1 loose, 2 shift are `ops.accept`'s."""
 
@@ -24,6 +26,7 @@ class DecodeState:
         last_two: int64 `[B, 2]`, the last two committed tokens, the prompt's included.
         regret_used: float32 (float64 for a float64 target) `[B]`, nats.
         finished: bool `[B]`, at first all.
+        sampler: Random numbers of this iteration; None if the target's choice is its best token.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class DecodeState:
         num_slots: int,
         eos_ids: Tensor,
         regret_dtype: torch.dtype,
+        sampler: Sampler | None = None,
     ) -> None:
         device = eos_ids.device
         shape = (batch_size, max_new_tokens + num_slots)
@@ -45,6 +49,7 @@ class DecodeState:
         self.last_two = torch.zeros(batch_size, 2, dtype=torch.int64, device=device)
         self.regret_used = torch.zeros(batch_size, dtype=regret_dtype, device=device)
         self.finished = torch.ones(batch_size, dtype=torch.bool, device=device)
+        self.sampler = sampler
         self._offsets = torch.arange(num_slots, device=device)
 
     def begin(self, sequence: int, last_prompt_token: Tensor, first_token: Tensor) -> None:
@@ -55,8 +60,8 @@ class DecodeState:
         self.num_out[sequence] = 1
         self.last_two[sequence] = torch.cat([last_prompt_token, first_token])
         self.regret_used[sequence] = 0
-        self.finished[sequence] = (
-            torch.isin(first_token, self.eos_ids)[0] | (self.max_new_tokens <= 1)
+        self.finished[sequence] = torch.isin(first_token, self.eos_ids)[0] | (
+            self.max_new_tokens <= 1
         )
 
     def finish(self, sequence: int) -> None:

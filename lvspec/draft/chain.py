@@ -14,12 +14,15 @@ from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.draft.base import Draft, Drafter, DraftShape
 from lvspec.models import Model, run_pass
+from lvspec.sampling import draw
 from lvspec.state import DecodeState
 from lvspec.tree import chain_ancestors
 
 
 class ModelDrafter(Drafter):
-    """Drafts a chain of `gamma` tokens greedily with a model that sees the same video.
+    """Drafts a chain of `gamma` tokens with a model that sees the same video.
+
+    Greedily; where the target samples, from the draft's own distribution at that temperature.
 
     Every draft begins with the last *two* committed tokens: after a full acceptance the model has
     never seen the last drafted token, otherwise the first of the two rows is written again with
@@ -57,8 +60,28 @@ class ModelDrafter(Drafter):
         self.model.prefill(inputs, self.cache, sequence)
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
-        proposed = self._tokens(state.last_two, target_kv_len)
-        return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), self._shape)
+        if state.sampler is None:
+            proposed, logits = self._tokens(state.last_two, target_kv_len), None
+        else:
+            proposed, logits = self._sampled(state, target_kv_len)
+        tokens = torch.cat([state.last_two[:, 1:], proposed], dim=1)
+        return Draft(tokens, self._shape, logits)
+
+    def _sampled(self, state: DecodeState, target_kv_len: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens int64 `[B, gamma]`, and the logits `[B, gamma, V]` they were drawn from."""
+        sampler, rows = state.sampler, []
+
+        def choose(logits: Tensor) -> Tensor:
+            uniforms = sampler.drafts[:, len(rows), None]
+            rows.append(sampler.warp(logits))
+            return draw(rows[-1], uniforms)
+
+        chain = self._chain()
+        tokens = chain.run(self._step, state.last_two, target_kv_len, self.cache.kv_len, choose)
+        return tokens, torch.cat(rows, dim=1)
+
+    def _step(self, tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Tensor:
+        return self.model.step(tokens, depths, ancestors, self.cache).logits
 
     def _tokens(self, last_two: Tensor, target_kv_len: Tensor) -> Tensor:
         """int64 `[B, gamma]` behind the last two tokens, int64 `[B, 2]`."""
@@ -70,15 +93,16 @@ class ModelDrafter(Drafter):
             recorded = self.model.recorder.get(key, self._chain, partial(_example, *arguments))
         if recorded is not None:
             return recorded(*arguments)
-
-        def step(tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Tensor:
-            return self.model.step(tokens, depths, ancestors, cache).logits
-
-        return self._chain().run(step, last_two, target_kv_len, cache.kv_len)
+        return self._chain().run(self._step, last_two, target_kv_len, cache.kv_len)
 
     def _chain(self) -> _Chain:
         shapes = [self._pair] + [self._one] * (self.gamma - 1)
         return _Chain(self.model, shapes, self._shared_vocab)
+
+
+def _best(logits: Tensor) -> Tensor:
+    """int64 `[B, S]`: the best token of every row."""
+    return logits.argmax(-1)
 
 
 class _Chain(nn.Module):
@@ -97,6 +121,7 @@ class _Chain(nn.Module):
         last_two: Tensor,
         target_kv_len: Tensor,
         kv_len: Tensor,
+        choose: Callable[[Tensor], Tensor] = _best,
     ) -> Tensor:
         """The tokens; `step` gives the logits of a pass behind `kv_len`, which moves on."""
         # An empty place of the batch has a length of 0, and nothing before it.
@@ -106,7 +131,7 @@ class _Chain(nn.Module):
         for depths, ancestors in self.shapes:
             logits = step(tokens, depths, ancestors)
             kv_len.add_(tokens.shape[1])
-            tokens = logits[:, -1:, : self.shared_vocab].argmax(-1)
+            tokens = choose(logits[:, -1:, : self.shared_vocab])
             proposed.append(tokens)
         return torch.cat(proposed, dim=1)
 
