@@ -156,9 +156,12 @@ class Model:
             logits of the last prompt token, `[1, V]`.
         """
         ids = inputs["input_ids"]
-        positions = self.family.prompt_positions(self.hf, inputs)
+        positions = inputs.get("position_ids")  # there if HF's `generate` has prepared them
+        if positions is None:
+            positions = self.family.prompt_positions(self.hf, inputs)
+        made_here = ("attention_mask", "position_ids")
         output = self.hf(
-            **{name: value for name, value in inputs.items() if name != "attention_mask"},
+            **{name: value for name, value in inputs.items() if name not in made_here},
             position_ids=positions,
             past_key_values=cache.prefill_view(sequence),
             use_cache=True,
