@@ -191,7 +191,7 @@ def _check(processor: LogitsProcessor, batch_size: int) -> None:
         )
     required = [
         parameter.name
-        for parameter in inspect.signature(processor.__call__).parameters.values()
+        for parameter in inspect.signature(processor).parameters.values()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]

@@ -1,8 +1,8 @@
 """Sampling: what comes out is distributed as the target's own samples, and a seed repeats it.
 
 Distributions are compared by chi-square with a bound that a right rule passes but once in ten
-thousand seeds (Laurent and Massart 2000, lemma 1); the seeds are fixed. The same statistic refuses rules
-that are a little wrong.
+thousand seeds (Laurent and Massart 2000, lemma 1); the seeds are fixed. The same statistic refuses
+rules that are a little wrong.
 """
 
 import copy
@@ -24,7 +24,7 @@ from lvspec.verify import Verification
 INTERPRETED = ops.active_backend("cpu") == "triton"
 STRICT = AcceptancePolicy.strict()
 V = 7  # of the phases on their own
-MANY = 500 if INTERPRETED else 8000
+MANY = 500 if INTERPRETED else 5000
 
 
 class Fit:
@@ -319,7 +319,7 @@ def exact(small_models):
     return joint[..., None] * following(torch.cartesian_prod(every, every)).view(12, 12, 12)
 
 
-def _fit_of_samples(target, draft, exact, policy=STRICT, count=600, **config):
+def _fit_of_samples(target, draft, exact, policy=STRICT, count=400, **config):
     config = DecodeConfig(gamma=3, max_new_tokens=3, eos_ids=(), seed=1, **SAMPLING, **config)
     given = (PROMPT for _ in range(count))
     counts = torch.zeros(12, 12, 12)
@@ -354,7 +354,7 @@ def test_end_to_end(small_models, exact, method, draft_trees):
         draft_trees(guess)
     fits, accepted = _fit_of_samples(target, draft if method == "chain" else None, exact)
     for name, fit in fits.items():
-        assert fit.freedom >= 12
+        assert fit.freedom >= 10
         assert fit.is_good, (name, fit.statistic, fit.bound)
     assert (accepted > 0.3) == (method != "alone")
 
