@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteriaList
+from transformers import PreTrainedModel
 
 from lvspec.accept import accept
 from lvspec.attention import lvspec_attention_on
@@ -25,6 +25,7 @@ from lvspec.sampling import Sampler, draw
 from lvspec.sequence import Request, Sequence
 from lvspec.state import DecodeState
 from lvspec.stats import DecodeStats
+from lvspec.stopping import Stopping
 from lvspec.trace import Generation, Trace
 from lvspec.verify import Verification, verify
 
@@ -70,11 +71,11 @@ class Engine:
         *,
         batch_size: int = 1,
         processors: Processors | None = None,
-        stopping: StoppingCriteriaList | None = None,
+        stopping: Stopping | None = None,
     ) -> None:
         self.target, self.drafter, self.config = target, drafter, config
         self.processors = Processors() if processors is None else processors
-        self.stopping = StoppingCriteriaList() if stopping is None else stopping
+        self.stopping = Stopping() if stopping is None else stopping
         self.places: list[Sequence | None] = [None] * batch_size
         self.ended: deque[Sequence] = deque()
         self.num_slots = drafter.gamma + 1

@@ -21,7 +21,7 @@ from lvspec.models import Model, check_inputs
 from lvspec.policy import AcceptancePolicy
 from lvspec.processors import Processors, sampling_warpers
 from lvspec.sequence import Request
-from lvspec.stopping import stopping_list
+from lvspec.stopping import Stopping
 from lvspec.trace import Generation
 
 __all__ = ["GenerationInterrupted", "NonFiniteLogits", "generate", "generate_many"]
@@ -127,7 +127,7 @@ def generate(
         config,
         batch_size=len(prompts),
         logits_processor=logits_processor,
-        stopping=stopping_list(stopping_criteria, stop_strings, tokenizer),
+        stopping=Stopping(stopping_criteria, stop_strings, tokenizer),
     )
     requests = [
         decoder.request(*each, index=index, tokenizer=tokenizer)
@@ -187,7 +187,7 @@ def generate_many(
         config,
         batch_size=batch_size,
         logits_processor=logits_processor,
-        stopping=stopping_list(stopping_criteria, stop_strings, tokenizer),
+        stopping=Stopping(stopping_criteria, stop_strings, tokenizer),
     )
 
     def requests() -> Iterator[Request | Exception]:
@@ -222,7 +222,7 @@ class Decoder:
         *,
         batch_size: int,
         logits_processor: LogitsProcessorList | None = None,
-        stopping: StoppingCriteriaList | None = None,
+        stopping: Stopping | None = None,
         warps: bool = True,
     ) -> None:
         config = DecodeConfig() if config is None else config

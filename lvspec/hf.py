@@ -27,7 +27,7 @@ from lvspec.generate import Decoder
 from lvspec.models import check_inputs
 from lvspec.policy import AcceptancePolicy
 from lvspec.sequence import Request
-from lvspec.stopping import stopping_list
+from lvspec.stopping import Stopping
 
 _INSTEAD = {
     "assistant_model": "draft_model=... and draft_inputs=...",
@@ -109,7 +109,7 @@ def custom_generate(
         config,
         batch_size=1,
         logits_processor=logits_processor,
-        stopping=stopping_list(rest, stop_strings, lvspec_tokenizer),
+        stopping=Stopping(rest, stop_strings, lvspec_tokenizer),
         warps=False,
     )
     target_inputs = _target_inputs(input_ids, prepared)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.state import DecodeState
 from lvspec.stats import DecodeStats
-from lvspec.stopping import first_stop
+from lvspec.stopping import Stopping
 from lvspec.trace import Generation, Trace
 
 
@@ -59,7 +59,7 @@ class Sequence:
         place: int,
         stats: DecodeStats,
         trace: Trace | None,
-        stopping: StoppingCriteriaList,
+        stopping: Stopping,
     ) -> None:
         self.request, self.place = request, place
         self.stats, self.trace, self.stopping = stats, trace, stopping
@@ -82,7 +82,7 @@ class Sequence:
         """
         before, kept = self.count, None
         if self.stopping and count > before:
-            kept = first_stop(self.stopping, self.ids(state, count), count - before)
+            kept = self.stopping.first_stop(self.ids(state, count), count, count - before)
         self.count = count if kept is None else before + kept
         streamer = self.request.streamer
         if streamer is not None and before == 0:
