@@ -24,7 +24,7 @@ from lvspec.verify import Verification
 INTERPRETED = ops.active_backend("cpu") == "triton"
 STRICT = AcceptancePolicy.strict()
 V = 7  # of the phases on their own
-MANY = 500 if INTERPRETED else 5000
+MANY = 40 if INTERPRETED else 5000
 
 
 class Fit:
