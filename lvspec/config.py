@@ -37,8 +37,7 @@ class DecodeConfig:
 
     Raises:
         TypeError: A count is not an integer, or a value not a number.
-        ValueError: A value is out of range, or `top_k`, `top_p` or `seed` is given without a
-            temperature.
+        ValueError: A value is out of range, or `top_k` or `top_p` is given without a temperature.
     """
 
     gamma: int = 12
@@ -69,7 +68,7 @@ class DecodeConfig:
         _check_number("temperature", self.temperature)
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature: expected a finite number >= 0, got {self.temperature}")
-        for name in ("top_k", "top_p", "seed"):
+        for name in ("top_k", "top_p"):
             if getattr(self, name) is not None and not self.samples:
                 raise ValueError(
                     f"{name}: expected None with temperature=0, which samples nothing, got "

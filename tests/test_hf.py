@@ -177,7 +177,9 @@ def test_samples(pair, inputs):
     assert not first.equal(second)
     torch.manual_seed(0)
     assert _inside(pair, inputs, **fields).equal(first)
-    config = DecodeConfig(gamma=5, seed=3, temperature=1.0)
+    seeded = {**fields, "lvspec_config": DecodeConfig(gamma=5, seed=3)}
+    assert _inside(pair, inputs, **seeded).equal(_inside(pair, inputs, **seeded))
+    config = DecodeConfig(gamma=5, temperature=1.0)
     with pytest.raises(ValueError, match="lvspec_config: expected temperature at its default"):
         _inside(pair, inputs, **fields, lvspec_config=config)
     length = inputs["input_ids"].shape[1]
