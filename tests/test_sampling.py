@@ -173,7 +173,9 @@ def test_padding_of_a_sampled_chain(rows):
     draft, verification = sampled_chain(*rows, sampler, 3)
     count = torch.arange(MANY, dtype=torch.int32) % 4 + 1
     shape = DraftShape(*(*vars(draft.shape).values(),)[:3], count, is_chain=True)
-    draft = Draft(draft.tokens, shape, draft.logits)
+    tokens = draft.tokens.masked_fill(torch.arange(4) >= count[:, None], 1)  # not drawn
+    draft = Draft(tokens, shape, draft.logits)
+    verification = Verification(rows[0][tokens], None)
     acceptance, _ = accept(verification, draft, STRICT, torch.zeros(MANY), None, sampler)
     assert (acceptance.num_accepted < count).all()
     fit = fit_of_rows(emitted_pairs(draft, acceptance), rows[0])
