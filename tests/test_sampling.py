@@ -7,6 +7,7 @@ rules that are a little wrong.
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,7 +173,7 @@ def test_padding_of_a_sampled_chain(rows):
     sampler = a_sampler(MANY, 4)
     draft, verification = sampled_chain(*rows, sampler, 3)
     count = torch.arange(MANY, dtype=torch.int32) % 4 + 1
-    shape = DraftShape(*(*vars(draft.shape).values(),)[:3], count, is_chain=True)
+    shape = replace(draft.shape, num_slots=count)
     tokens = draft.tokens.masked_fill(torch.arange(4) >= count[:, None], 1)  # not drawn
     draft = Draft(tokens, shape, draft.logits)
     verification = Verification(rows[0][tokens], None)
