@@ -21,12 +21,13 @@ ROOMS = ("lvspec", "kernels", "csrc", "bench", "tests")
 # Imports point one way: a module imports from its own level or from one that stands before it here.
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
-    {"policy", "config", "tree", "stats", "trace", "video", "preprocess", "environment"},
+    {"policy", "config", "tree", "stats", "video", "preprocess", "environment"},
     {"reference"},
     {"ops"},
     {"cache", "capture", "attention", "relevance", "models", "processing", "loading"},
-    {"draft", "verify", "accept", "commit", "graph"},
-    {"generate"},
+    {"processors", "sampling", "stopping", "state"},
+    {"draft", "verify", "accept", "commit", "graph", "trace"},
+    {"sequence", "engine", "generate", "hf"},
     {"calibrate", "report", "terminal", "shapes"},
     {"__init__"},
     {"commands"},
