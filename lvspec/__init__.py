@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         generate,
         generate_many,
     )
+    from lvspec.hf import custom_generate
     from lvspec.loading import Pair, load_pair
     from lvspec.policy import AcceptancePolicy
     from lvspec.trace import Generation
@@ -33,6 +34,7 @@ _HOMES = {
     "GenerationInterrupted": "generate",
     "NonFiniteLogits": "generate",
     "Pair": "loading",
+    "custom_generate": "hf",
     "generate": "generate",
     "generate_many": "generate",
     "load_pair": "loading",
@@ -46,6 +48,7 @@ __all__ = [
     "GenerationInterrupted",
     "NonFiniteLogits",
     "Pair",
+    "custom_generate",
     "generate",
     "generate_many",
     "load_pair",

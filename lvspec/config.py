@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,6 +46,13 @@ class DecodeConfig:
             need. A prompt that does not fit raises ValueError.
         eos_ids: End-of-sequence ids. None: the policy's, or if it has none, those of the target's
             generation config.
+        temperature: 0 is greedy: the target's choice is its largest logit. Above 0 the choice is a
+            sample of `softmax(logits / temperature)`.
+        top_k: Sample from the `top_k` largest logits only, >= 1; None: from all.
+        top_p: Sample from the fewest tokens that together have at least this probability, in
+            (0, 1]; applied behind `top_k`, as HF does. None: from all.
+        seed: Of the samples. A sequence's depend on it, on the index of the request and on nothing
+            else. None: drawn from torch's global generator.
         scorer: Visual relevance of a row: a name in `lvspec.relevance.SCORERS`, or a function of
             the target's `StepOutput` that returns float32 `[B, S]`.
         capture: Whether to record the models' passes and replay them without HF's Python (on a
@@ -52,8 +60,9 @@ class DecodeConfig:
         trace: Whether to keep what happened to every drafted token (`Generation.trace`).
 
     Raises:
-        TypeError: A count is not an integer, a share not a number, or a tree is none.
-        ValueError: A value is out of range, or two options exclude each other.
+        TypeError: A count is not an integer, a value not a number, or a tree is none.
+        ValueError: A value is out of range, or two options exclude each other; `top_k` and `top_p`
+            are for a temperature.
     """
 
     gamma: int = 12
@@ -68,6 +77,10 @@ class DecodeConfig:
     max_new_tokens: int = 256
     cache_capacity: int | None = None
     eos_ids: tuple[int, ...] | None = None
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
     scorer: str | Callable[..., Tensor] = "attention_peak"
     capture: bool = True
     trace: bool = False
@@ -93,6 +106,7 @@ class DecodeConfig:
         if self.tree is not None:
             object.__setattr__(self, "tree", check_tree(self.tree))
             self._check_tree_options()
+        self._check_sampling()
 
     def _check_tree_options(self) -> None:
         for name in ("adaptive", "stop_at_unsure_anchors"):
@@ -104,6 +118,34 @@ class DecodeConfig:
         if isinstance(self.tree, AnchorTree):
             check_slots("gamma + tree.nodes", 1 + self.gamma + self.tree.nodes)
 
+    @property
+    def samples(self) -> bool:
+        """Whether the target's choice is a sample."""
+        return self.temperature > 0
+
+    def _check_sampling(self) -> None:
+        _check_number("temperature", self.temperature)
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature: expected a finite number >= 0, got {self.temperature}")
+        for name in ("top_k", "top_p"):
+            if getattr(self, name) is not None and not self.samples:
+                raise ValueError(
+                    f"{name}: expected None with temperature=0, which samples nothing, got "
+                    f"{getattr(self, name)}"
+                )
+        if self.top_k is not None:
+            check_count("top_k", self.top_k)
+        if self.top_p is not None:
+            _check_number("top_p", self.top_p)
+            if not 0 < self.top_p <= 1:
+                raise ValueError(f"top_p: expected a probability in (0, 1], got {self.top_p}")
+        if self.seed is not None and (
+            isinstance(self.seed, bool) or not isinstance(self.seed, int)
+        ):
+            raise TypeError(f"seed: expected an integer, got {self.seed!r}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1, got {self.seed}")
+
     @classmethod
     def specvlm(cls, **overrides: Any) -> DecodeConfig:
         """How SpecVLM drafts: its static tree, by a draft that keeps a tenth of the video.
@@ -113,8 +155,12 @@ class DecodeConfig:
         return cls(**{"tree": "specvlm", "draft_keep": 0.1, **overrides})
 
 
-def _check_share(name: str, value: float) -> None:
+def _check_number(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
+
+
+def _check_share(name: str, value: float) -> None:
+    _check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvspec.accept import accept
@@ -15,15 +16,18 @@ from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.commit import NO_NAN, commit
 from lvspec.config import DecodeConfig
-from lvspec.draft import Drafter
+from lvspec.draft import Draft, Drafter
 from lvspec.models import Model
 from lvspec.policy import AcceptancePolicy
+from lvspec.processors import Processors
 from lvspec.relevance import get_scorer
+from lvspec.sampling import Sampler, draw
 from lvspec.sequence import Request, Sequence
 from lvspec.state import DecodeState
 from lvspec.stats import DecodeStats
+from lvspec.stopping import Stopping
 from lvspec.trace import Generation, Trace
-from lvspec.verify import verify
+from lvspec.verify import Verification, verify
 
 
 class NonFiniteLogits(RuntimeError):
@@ -48,6 +52,9 @@ class Engine:
         policy: Which draft tokens may be accepted.
         config: How to run.
         batch_size: Places.
+        processors: Applied to the target's rows before anything else looks at them; None: none.
+            They include what temperature, top-k and top-p of `config` do.
+        stopping: Criteria asked after every token; None: none.
 
     Attributes:
         ended: Sequences that have ended, for the caller to take.
@@ -61,8 +68,12 @@ class Engine:
         config: DecodeConfig,
         *,
         batch_size: int = 1,
+        processors: Processors | None = None,
+        stopping: Stopping | None = None,
     ) -> None:
         self.target, self.drafter, self.config = target, drafter, config
+        self.processors = Processors() if processors is None else processors
+        self.stopping = Stopping() if stopping is None else stopping
         self.places: list[Sequence | None] = [None] * batch_size
         self.ended: deque[Sequence] = deque()
         self.num_slots = drafter.gamma + 1
@@ -76,12 +87,21 @@ class Engine:
         wants_scores = drafter.gamma > 0 and (policy.needs_relevance or config.trace)
         self.scorer = scorer if wants_scores else None
         self.cache: SlotCache | None = None
+        sampler = None
+        if config.samples:
+            sampler = Sampler(
+                config,
+                batch_size=batch_size,
+                num_slots=self.num_slots,
+                device=target.device,
+            )
         self.state = DecodeState(
             batch_size=batch_size,
             max_new_tokens=config.max_new_tokens,
             num_slots=self.num_slots,
             eos_ids=torch.tensor(eos_ids, dtype=torch.int64, device=target.device),
             regret_dtype=torch.float64 if target.text.dtype == torch.float64 else torch.float32,
+            sampler=sampler,
         )
 
     @property
@@ -131,7 +151,7 @@ class Engine:
         prompt = request.prompt
         stats = DecodeStats(self.target.device, self.drafter.gamma, place, depth=self.drafter.depth)
         trace = Trace(place) if self.config.trace else None
-        sequence = Sequence(request, place, stats, trace)
+        sequence = Sequence(request, place, stats, trace, self.stopping)
         self.places[place] = sequence
         try:
             with stats.timer.phase("prefill"):
@@ -148,9 +168,11 @@ class Engine:
                 self.drafter.prefill(
                     request.draft_inputs, place, prompt=prompt, target_cache=self.cache
                 )
-                best = logits[0].argmax(keepdim=True)
+                if self.processors:
+                    logits = self.processors.rows(logits, [prompt[0]])
+                first = self._first_token(sequence, logits)
                 is_nan = logits.isnan().any()
-                self.state.begin(place, prompt[0, -1:], best)
+                self.state.begin(place, prompt[0, -1:], first)
                 is_nan, is_finished = torch.stack([is_nan, self.state.finished[place]]).tolist()
         except Exception:
             self.places[place] = None
@@ -158,9 +180,16 @@ class Engine:
         if is_nan:
             self._fail(sequence, "the prompt")
             return
-        sequence.begin(self.state)
-        if is_finished:
+        is_stopped = sequence.advance(self.state, 1)
+        if is_finished or is_stopped:
             self._release(sequence)
+
+    def _first_token(self, sequence: Sequence, logits: Tensor) -> Tensor:
+        """int64 `[1]`, by the last row of the prompt, `[1, V]`."""
+        sampler = self.state.sampler
+        if sampler is None:
+            return logits[0].argmax(keepdim=True)
+        return draw(logits[None], sampler.begin(sequence.place, sequence.request.index))[0]
 
     @contextmanager
     def attention(self) -> Iterator[None]:
@@ -174,12 +203,20 @@ class Engine:
         """Draft, verify, accept, commit: at least one more token for every sequence."""
         state, cache = self.state, self.cache
         with self._phase("draft"):
+            if state.sampler is not None:
+                state.sampler.advance()
             draft = self.drafter.propose(state, cache.kv_len)
         with self._phase("verify"):
             verification = verify(self.target, cache, draft, self.scorer)
         with self._phase("accept"):
+            verification = self._processed(verification, draft)
             acceptance, logit_stats = accept(
-                verification, draft, self.policy, state.regret_used, cache.workspace
+                verification,
+                draft,
+                self.policy,
+                state.regret_used,
+                cache.workspace,
+                state.sampler,
             )
         with self._phase("commit"):
             self.drafter.commit(draft, acceptance, cache.kv_len)
@@ -202,9 +239,24 @@ class Engine:
                 sequence.trace.record(
                     draft, logit_stats.top_ids[..., 0], verification.relevance, acceptance
                 )
-            sequence.advance(state, count)
-            if is_finished:
+            is_stopped = sequence.advance(state, count)
+            if is_finished or is_stopped:
                 self._release(sequence)
+
+    def _processed(self, verification: Verification, draft: Draft) -> Verification:
+        """With the rows as the logits processors leave them."""
+        if not self.processors:
+            return verification
+        committed = []
+        if self.processors.need_paths:
+            committed = [
+                None if sequence is None else sequence.ids(self.state) for sequence in self.places
+            ]
+        shape = draft.shape
+        logits = self.processors.slots(
+            verification.logits, draft.tokens, shape.ancestors, shape.num_slots, committed
+        )
+        return replace(verification, logits=logits)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

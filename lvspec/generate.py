@@ -6,7 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
@@ -14,7 +19,9 @@ from lvspec.draft import DraftChoice, draft_model, make_drafter
 from lvspec.engine import Engine, NonFiniteLogits
 from lvspec.models import Model, check_inputs
 from lvspec.policy import AcceptancePolicy
+from lvspec.processors import Processors, sampling_warpers
 from lvspec.sequence import Request
+from lvspec.stopping import Stopping
 from lvspec.trace import Generation
 
 __all__ = ["GenerationInterrupted", "NonFiniteLogits", "generate", "generate_many"]
@@ -58,15 +65,21 @@ def generate(
     draft_inputs: Inputs | Sequence[Inputs] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    stop_strings: str | Sequence[str] | None = None,
 ) -> Generation | list[Generation]:
-    """Generate greedily with the target, sooner.
+    """Generate with the target, sooner.
 
-    Greedy is the largest logit. Logits processors of a generation config, such as a repetition
-    penalty, are not applied; HF's `generate(do_sample=False)` does apply them.
+    The target's choice is its largest logit, or with `DecodeConfig(temperature=...)` a sample. With
+    `AcceptancePolicy.strict()` the tokens are HF's greedy ones, or distributed as HF's samples. (Up
+    to near ties: a block of rows rounds differently from one row, so where two logits differ by
+    rounding alone, less than 1e-4 in float32, the other token may be taken. In bfloat16 and float16
+    this happens more often.) A looser policy measures on the rows as they are sampled from.
 
-    With `AcceptancePolicy.strict()` the tokens are HF's greedy ones, up to near ties: a block of
-    rows rounds differently from one row, so where two logits differ by rounding alone (less than
-    1e-4 in float32) the other token may be taken. In bfloat16 and float16 this happens more often.
+    The target's generation config is not looked at, but for its end-of-sequence ids: what it
+    says of sampling, penalties or lengths is given here, or by HF's own `generate` with
+    `custom_generate=lvspec.custom_generate`.
 
     Args:
         target: HF model of a supported family (`lvspec.models.FAMILIES`), unchanged.
@@ -78,21 +91,29 @@ def generate(
             grids. Or a list of those, one entry a prompt: they are decoded together, each with its
             own length and acceptance, and give what each gives alone.
         policy: Which draft tokens may be accepted; None is `AcceptancePolicy.lvspec()`, for n-grams
-            `AcceptancePolicy.strict()`, which gives the target's own greedy tokens: what an n-gram
+            `AcceptancePolicy.strict()`, which gives the target's own tokens: what an n-gram
             proposes no model has found fitting, so there is no reason to take it loosely.
         config: How to draft and run; None is `DecodeConfig()`.
         draft_inputs: The prompt, or prompts, as the draft's processor returns them, where that
             differs; nobody reads it where no draft model does.
-        tokenizer: For `Generation.text`.
+        tokenizer: For `Generation.text` and `stop_strings`.
         streamer: An HF streamer: gets the prompt, then tokens as they are committed. None is ever
             taken back. For several prompts a list of them.
+        logits_processor: HF's logits processors, or functions of (input_ids, scores): applied to
+            every row of the target, in order, before `config`'s temperature, top-k and top-p. Those
+            that look at earlier tokens get prompt, output and the drafted tokens before the row, of
+            one sequence at a time, without padding. The draft knows nothing of them.
+        stopping_criteria: HF's stopping criteria, asked after every token of every sequence by
+            itself, before the token is streamed.
+        stop_strings: A sequence ends with the token that completes one of these, as in HF; the
+            string remains in the output.
 
     Returns:
         The tokens, what kind each is, and statistics; a list where `inputs` is one.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it, what was expected and
-            what came.
+            what came. That includes logits processors that keep state from token to token.
         NonFiniteLogits: The target's logits were NaN; carries what was generated.
         GenerationInterrupted: Ctrl-C; carries what was generated.
     """
@@ -102,7 +123,15 @@ def generate(
         return []
     draft_prompts = _one_each("draft_inputs", draft_inputs, len(prompts), is_batch)
     streamers = _one_each("streamer", streamer, len(prompts), is_batch)
-    decoder = _Decoder(target, draft, policy, config, batch_size=len(prompts))
+    decoder = Decoder(
+        target,
+        draft,
+        policy,
+        config,
+        batch_size=len(prompts),
+        logits_processor=logits_processor,
+        stopping=Stopping(stopping_criteria, stop_strings, tokenizer),
+    )
     requests = [
         decoder.request(*each, index=index, tokenizer=tokenizer)
         for index, each in enumerate(zip(prompts, draft_prompts, streamers, strict=True))
@@ -121,6 +150,9 @@ def generate_many(
     policy: AcceptancePolicy | None = None,
     config: DecodeConfig | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    stop_strings: str | Sequence[str] | None = None,
     ordered: bool = True,
     return_exceptions: bool = False,
 ) -> Iterator[Generation | Exception]:
@@ -131,6 +163,7 @@ def generate_many(
 
     Args:
         target, draft, policy, config, tokenizer: As for `generate`.
+        logits_processor, stopping_criteria, stop_strings: As for `generate`.
         inputs: Prompts, each what a processor returns for one; or pairs of the target's and the
             draft's, where their processors differ.
         batch_size: Places, >= 1.
@@ -150,7 +183,15 @@ def generate_many(
         raise ValueError(f"batch_size: expected an integer >= 1, got {batch_size!r}")
     if isinstance(inputs, Mapping):
         raise TypeError("inputs: expected prompts one after the other, got a single one")
-    decoder = _Decoder(target, draft, policy, config, batch_size=batch_size)
+    decoder = Decoder(
+        target,
+        draft,
+        policy,
+        config,
+        batch_size=batch_size,
+        logits_processor=logits_processor,
+        stopping=Stopping(stopping_criteria, stop_strings, tokenizer),
+    )
 
     def requests() -> Iterator[Request | Exception]:
         for index, each in enumerate(inputs):
@@ -164,8 +205,16 @@ def generate_many(
     return decoder.run(requests(), ordered=ordered, return_exceptions=return_exceptions)
 
 
-class _Decoder:
-    """An engine, and the requests that go through it."""
+class Decoder:
+    """An engine, and the requests that go through it.
+
+    Args:
+        target, draft, policy, config, logits_processor: As for `generate`.
+        batch_size: Places.
+        stopping: Criteria asked after every token.
+        warps: Whether temperature, top-k and top-p of `config` are applied to the target's rows;
+            False if `logits_processor` has them already.
+    """
 
     def __init__(
         self,
@@ -175,6 +224,9 @@ class _Decoder:
         config: DecodeConfig | None,
         *,
         batch_size: int,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping: Stopping | None = None,
+        warps: bool = True,
     ) -> None:
         config = DecodeConfig() if config is None else config
         if policy is None:
@@ -185,7 +237,20 @@ class _Decoder:
         self.target = Model(target, "target", capture=config.capture)
         self.draft = draft_model(draft, capture=config.capture)
         drafter = make_drafter(self.target, draft if self.draft is None else self.draft, config)
-        self.engine = Engine(self.target, drafter, policy, config, batch_size=batch_size)
+        processors = Processors(
+            () if logits_processor is None else logits_processor,
+            sampling_warpers(config) if warps else (),
+            batch_size=batch_size,
+        )
+        self.engine = Engine(
+            self.target,
+            drafter,
+            policy,
+            config,
+            batch_size=batch_size,
+            processors=processors,
+            stopping=stopping,
+        )
 
     def request(
         self,

@@ -249,9 +249,13 @@ class Model:
             logits of the last prompt token, `[1, V]`.
         """
         ids = inputs["input_ids"]
-        positions = self.family.prompt_positions(self.hf, inputs)
+        not_passed = {"position_ids", "attention_mask"}
+        not_passed |= set(self.family.position_inputs) - self._forward_inputs
+        positions = inputs.get("position_ids")  # there if HF's `generate` has prepared them
+        if positions is None:
+            positions = self.family.prompt_positions(self.hf, inputs)
         output = self.hf(
-            **{name: inputs[name] for name in inputs if name in self._forward_inputs},
+            **{name: value for name, value in inputs.items() if name not in not_passed},
             position_ids=_as_hf_takes_them(positions),
             past_key_values=cache.prefill_view(sequence),
             use_cache=True,

@@ -3,7 +3,9 @@
 A draft token that equals the target's choice is always accepted. Every other draft token is a
 *mismatch*; the fields below say which mismatches are tolerated. The rule itself is
 `lvspec.reference.accept`. Probabilities and regrets are those of the target, in nats where they are
-logarithms. This module imports nothing of lvspec and creates no tensor.
+logarithms. Where the target samples, its choice is the sample, and they are those of the row that
+it is drawn from, at the temperature and behind logits processors. This module imports nothing of
+lvspec and creates no tensor.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ class AcceptancePolicy:
             loose there. -inf: every row is an anchor. +inf: no row is (no visual gate, relevance is
             not needed).
         max_regret: Largest regret in nats (target's best logit minus the token's), or None.
-        top_k: The token must be among the target's `top_k` best, 1 to 16, or None.
+        top_k: The token must be among the target's `top_k` best, 1 to 16, or None. Where the target
+            samples, the sample is one of them and the others are the best of the rest.
         min_prob: Smallest target probability in (0, 1], or None.
         typical_eps: Medusa's typical acceptance `p >= min(eps, delta * exp(-entropy))`; in (0, 1],
             or None.
@@ -182,7 +185,7 @@ class AcceptancePolicy:
 
     @property
     def is_exact(self) -> bool:
-        """Whether no mismatch can ever be accepted: the output is the target's greedy decoding."""
+        """Whether no mismatch can ever be accepted: the output is the target's own."""
         return self.anchor_threshold == -math.inf and self.shift_window == 0
 
     @property
@@ -197,7 +200,7 @@ class AcceptancePolicy:
 
     @classmethod
     def strict(cls, **overrides: Any) -> AcceptancePolicy:
-        """Exact matches only: lossless greedy decoding. `strict_ids` and `eos_ids` may be given."""
+        """Exact matches only: lossless, greedy or sampled. `strict_ids`, `eos_ids` may be given."""
         return cls(**{"name": "strict", **overrides})
 
     @classmethod

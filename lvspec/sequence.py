@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from lvspec.state import DecodeState
 from lvspec.stats import DecodeStats
+from lvspec.stopping import Stopping
 from lvspec.trace import Generation, Trace
 
 
@@ -46,31 +47,49 @@ class Sequence:
     Attributes:
         place: Which.
         stats, trace: Of this request alone.
+        stopping: Criteria asked after every token.
         count: Output tokens so far; what the device has beyond them is not shown.
         error: What ended the sequence, if that was an error.
         generation: The result, once the sequence has ended without an error.
     """
 
-    def __init__(self, request: Request, place: int, stats: DecodeStats, trace: Trace | None):
+    def __init__(
+        self,
+        request: Request,
+        place: int,
+        stats: DecodeStats,
+        trace: Trace | None,
+        stopping: Stopping,
+    ) -> None:
         self.request, self.place = request, place
-        self.stats, self.trace = stats, trace
+        self.stats, self.trace, self.stopping = stats, trace, stopping
         self.count = 0
         self.error: Exception | None = None
         self.generation: Generation | None = None
 
-    def advance(self, state: DecodeState, count: int) -> None:
-        """There are `count` output tokens now: stream those that are new."""
-        before, self.count = self.count, count
-        streamer = self.request.streamer
-        if streamer is not None and count > before:
-            streamer.put(state.out_ids[self.place, before:count].cpu())
+    def ids(self, state: DecodeState, count: int | None = None) -> Tensor:
+        """int64 `[T + n]`: prompt and output, or the prompt and `count` tokens behind it."""
+        count = self.count if count is None else count
+        return torch.cat([self.request.prompt[0], state.out_ids[self.place, :count]])
 
-    def begin(self, state: DecodeState) -> None:
-        """The prompt was read, and gave the first token."""
-        self.count = 1
-        if self.request.streamer is not None:
-            self.request.streamer.put(self.request.prompt[0].cpu())
-            self.request.streamer.put(state.out_ids[self.place, :1].cpu())
+    def advance(self, state: DecodeState, count: int) -> bool:
+        """There are `count` output tokens now: stream those that are new, up to where one stops.
+
+        The prompt is streamed before the first of them.
+
+        Returns:
+            Whether a criterion stops the sequence; tokens behind that are not shown.
+        """
+        before, kept = self.count, None
+        if self.stopping and count > before:
+            kept = self.stopping.first_stop(self.ids(state, count), count, count - before)
+        self.count = count if kept is None else before + kept
+        streamer = self.request.streamer
+        if streamer is not None and before == 0:
+            streamer.put(self.request.prompt[0].cpu())
+        if streamer is not None and self.count > before:
+            streamer.put(state.out_ids[self.place, before : self.count].cpu())
+        return kept is not None
 
     @property
     def outcome(self) -> Generation | Exception:

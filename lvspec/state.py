@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lvspec.sampling import Sampler
+
 BONUS = 3
 """Kind of a token that the target chose itself; 0 exact, 1 loose, 2 shift are `ops.accept`'s."""
 
@@ -25,6 +27,7 @@ class DecodeState:
         last_two: int64 `[B, 2]`, the last two committed tokens, the prompt's included.
         regret_used: float32 (float64 for a float64 target) `[B]`, nats.
         finished: bool `[B]`, at first all.
+        sampler: Random numbers of this iteration; None if the target's choice is its best token.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class DecodeState:
         num_slots: int,
         eos_ids: Tensor,
         regret_dtype: torch.dtype,
+        sampler: Sampler | None = None,
     ) -> None:
         device = eos_ids.device
         shape = (batch_size, max_new_tokens + num_slots)
@@ -47,6 +51,7 @@ class DecodeState:
         self.last_two = torch.zeros(batch_size, 2, dtype=torch.int64, device=device)
         self.regret_used = torch.zeros(batch_size, dtype=regret_dtype, device=device)
         self.finished = torch.ones(batch_size, dtype=torch.bool, device=device)
+        self.sampler = sampler
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All of it, in the order in which `commit` takes it."""

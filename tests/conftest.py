@@ -3,14 +3,21 @@
 import copy
 import math
 import random
+import sys
 
 import pytest
 import torch
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
+import lvspec.generate  # noqa: F401
+from lvspec import tree
+from lvspec.draft import Draft, Drafter, DraftShape
 from lvspec.preprocess import VideoProcessorConfig
 from lvspec.shapes.model_configs import draft_config, target_config
 from lvspec.shapes.tokenizer import build_tokenizer
+
+# `lvspec.generate` is the function.
+generate_module = sys.modules["lvspec.generate"]
 
 POISON = 0x55  # large as an index, odd as a length, neither 0 nor -1
 
@@ -201,3 +208,39 @@ def _hf_rows(model, inputs, tokens):
 def _only_positions(inputs):
     names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
     return {key: inputs[key] for key in (*names, "second_per_grid_ts") if key in inputs}
+
+
+class _TreeDrafter(Drafter):
+    """Two children of the root, two of the first of them, and one behind the first of those.
+
+    `guess(state)` gives the tokens of these five, int64 `[B, 5]`.
+    """
+
+    gamma = 5
+    parents = (-1, 0, 0, 1, 1, 3)
+
+    def __init__(self, guess):
+        self._guess = guess
+
+    def allocate(self, *, batch_size, capacity):
+        parents = torch.tensor([self.parents] * batch_size, dtype=torch.int32)
+        count = torch.full((batch_size,), 6, dtype=torch.int32)
+        ancestors, depths = tree.ancestors_from_parents(parents), tree.depths(parents[0]).long()
+        self._shape = DraftShape(parents, ancestors, depths, count, is_chain=False)
+
+    def prefill(self, inputs, sequence, **prompt):
+        pass
+
+    def propose(self, state, target_kv_len):
+        return Draft(torch.cat([state.last_two[:, 1:], self._guess(state)], dim=1), self._shape)
+
+
+@pytest.fixture
+def draft_trees(monkeypatch):
+    """`draft_trees(guess)`: from now on `generate` drafts such trees, see `_TreeDrafter`."""
+
+    def use(guess):
+        drafter = _TreeDrafter(guess)
+        monkeypatch.setattr(generate_module, "make_drafter", lambda *arguments: drafter)
+
+    return use

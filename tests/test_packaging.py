@@ -21,14 +21,15 @@ ROOMS = ("lvspec", "kernels", "csrc", "bench", "tests")
 # Imports point one way: a module imports from its own level or from one that stands before it here.
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
-    {"policy", "config", "tree", "trees", "stats", "state", "video", "preprocess", "environment"},
+    {"policy", "config", "tree", "trees", "stats", "video", "preprocess", "environment"},
     {"reference"},
     {"ops"},
     {"cache", "capture", "fused", "attention", "relevance", "models", "processing", "loading"},
+    {"processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph"},
     {"trace", "sequence"},
     {"engine"},
-    {"generate"},
+    {"generate", "hf"},
     {"calibrate", "report", "terminal", "shapes"},
     {"__init__"},
     {"commands"},

@@ -22,3 +22,4 @@ def test_python_examples_run(tmp_path):
     for printed in re.split(r"end of example \d+\n", done.stdout)[:-1]:
         assert printed.strip(), "every example shows what it does"
     assert "tau" in done.stdout
+    assert "HF's own tokens: True" in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,12 +13,15 @@ from lvspec.draft.base import Draft, DraftShape
 from lvspec.draft.model_cache import WHOLE_PROMPT, CachedDrafter, PromptReading
 from lvspec.draft.phase import DraftPhase, Step, read_last_two, run_phase
 from lvspec.models import Model
+from lvspec.sampling import draw
 from lvspec.state import DecodeState
 from lvspec.tree import chain_ancestors
 
 
 class ModelDrafter(CachedDrafter):
-    """Drafts a chain of `gamma` tokens greedily with a model that sees the same video.
+    """Drafts a chain of `gamma` tokens with a model that sees the same video.
+
+    Greedily; where the target samples, from the draft's own distribution at that temperature.
 
     Every draft begins with the last *two* committed tokens, see `read_last_two`.
 
@@ -45,8 +49,27 @@ class ModelDrafter(CachedDrafter):
         self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=device)
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
-        proposed = self._run_chain(self.gamma, state, target_kv_len)
-        return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), self._shape)
+        if state.sampler is None:
+            proposed, logits = self._run_chain(self.gamma, state, target_kv_len), None
+        else:
+            proposed, logits = self._sampled(state, target_kv_len)
+        tokens = torch.cat([state.last_two[:, 1:], proposed], dim=1)
+        return Draft(tokens, self._shape, logits)
+
+    def _sampled(self, state: DecodeState, target_kv_len: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens int64 `[B, gamma]`, and the logits `[B, gamma, V]` they were drawn from."""
+        sampler, rows = state.sampler, []
+
+        def choose(logits: Tensor) -> Tensor:
+            uniforms = sampler.drafts[:, len(rows), None]
+            rows.append(sampler.warp(logits))
+            return draw(rows[-1], uniforms)
+
+        chain = _Chain(self.model, self._shared_vocab, self.gamma)
+        step = partial(self.model.step, cache=self.cache)
+        known = state.last_two.clamp(max=self.model.vocab_size - 1)
+        tokens = chain.run(step, known, self._own_length(target_kv_len), self.cache, choose)
+        return tokens, torch.cat(rows, dim=1)
 
     def _run_chain(self, count: int, state: DecodeState, target_kv_len: Tensor) -> Tensor:
         """int64 `[B, count]`: the draft's greedy tokens behind the last two committed ones."""
@@ -66,21 +89,33 @@ class ModelDrafter(CachedDrafter):
         return run_phase(self.model, self.cache, key, make, last_two, own_length)
 
 
+def _best(logits: Tensor) -> Tensor:
+    """int64 `[B, S]`: the best token of every row."""
+    return logits.argmax(-1)
+
+
 class _Chain(DraftPhase):
-    """Each token is the best behind the one before: int64 `[B, gamma]`."""
+    """Each token is chosen from the row of the one before: int64 `[B, gamma]`."""
 
     def __init__(self, model: Model, shared_vocab: int, gamma: int) -> None:
         super().__init__(model, shared_vocab)
         self.gamma = gamma
 
-    def run(self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
+    def run(
+        self,
+        step: Step,
+        last_two: Tensor,
+        own_length: Tensor,
+        cache: SlotCache,
+        choose: Callable[[Tensor], Tensor] = _best,
+    ) -> Tensor:
         batch_size, device = len(last_two), last_two.device
         depths = torch.zeros(1, dtype=torch.int64, device=device)
         ancestors = chain_ancestors(1, batch_size=batch_size, device=device)
         logits = read_last_two(step, last_two, own_length, cache).logits
         proposed = []
         for _ in range(self.gamma):
-            proposed.append(logits[:, -1:, : self.shared_vocab].argmax(-1))
+            proposed.append(choose(logits[:, -1:, : self.shared_vocab]))
             if len(proposed) < self.gamma:
                 cache.kv_len.add_(1)
                 logits = step(proposed[-1], depths, ancestors).logits

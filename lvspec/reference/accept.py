@@ -84,6 +84,12 @@ def accept(
     root and exact nodes, 1 for a mismatch that is loose (shift or not), 2 for any other. `regret`
     is the float64 sum of the path's regrets, rounded once.
 
+    Where the target samples instead of taking its best token, its samples stand in
+    `top_ids[..., 0]` and all else is as `logit_stats` returns it, so `wanted` is the sample, and
+    `regret` is against the best token still. For the rank to have a meaning `top_ids[..., :top_k]`
+    are then the sample and the best of the others, in any order behind the first (`lvspec.accept`
+    makes them so).
+
     Worked example, V = 4, `top_k=2`, no gate, no shifts. Chain `tokens = [0, 1, 2, 3]`; rows of
     logits `[0, 3, 2, 1]`, `[0, 2, 1, 3]`, `[3, 0, 2, 1]`, `[1, 0, 0, 0]`. Slot 1 is exact. Slot 2
     is a mismatch: its row wants 3, ranks 1 second and 2 third, so it is not plausible. The path is
