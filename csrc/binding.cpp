@@ -316,6 +316,41 @@ Tensor visual_importance(Tensor q, Tensor k_cache, Tensor kv_len, Tensor visual,
   return importance;
 }
 
+// Everything lvspec/commit.py passes; dtypes and shapes are those of DecodeState and Acceptance.
+Tensor cpu_append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor num_out,
+                  Tensor max_new, Tensor last_two, Tensor regret_used, Tensor finished,
+                  Tensor eos_ids, Tensor kv_len, Tensor tokens, Tensor path, Tensor num_accepted,
+                  Tensor bonus_id, Tensor kind, Tensor regret, Tensor lse,
+                  std::optional<Tensor> relevance, int64_t bonus_kind, int64_t no_nan) {
+  lvspec::Append a{};
+  tokens = packed(tokens), lse = packed(lse);
+  if (relevance.has_value()) relevance = packed(*relevance);
+  a.batch_size = tokens.size(0), a.num_slots = tokens.size(1), a.width = out_ids.size(1);
+  a.num_eos_ids = eos_ids.size(0), a.no_nan = no_nan, a.bonus_kind = uint8_t(bonus_kind);
+  if (type_of(regret_used) != type_of(lse) || type_of(regret) != type_of(lse))
+    throw std::runtime_error("lvspec: expected regret_used, regret and lse of one type");
+  a.type = type_of(lse);
+  a.out_ids = static_cast<int64_t*>(out_ids.mutable_data_ptr());
+  a.out_kinds = static_cast<uint8_t*>(out_kinds.mutable_data_ptr());
+  a.out_relevance = static_cast<float*>(out_relevance.mutable_data_ptr());
+  a.num_out = static_cast<int32_t*>(num_out.mutable_data_ptr());
+  a.max_new = pointer<int32_t>(max_new);
+  a.last_two = static_cast<int64_t*>(last_two.mutable_data_ptr());
+  a.regret_used = regret_used.mutable_data_ptr();
+  a.finished = static_cast<bool*>(finished.mutable_data_ptr());
+  a.eos_ids = pointer<int64_t>(eos_ids);
+  a.kv_len = static_cast<int32_t*>(kv_len.mutable_data_ptr());
+  a.tokens = pointer<int64_t>(tokens), a.path = pointer<int32_t>(path);
+  a.num_accepted = pointer<int32_t>(num_accepted), a.bonus_id = pointer<int64_t>(bonus_id);
+  a.kind = pointer<uint8_t>(kind);
+  a.regret = regret.const_data_ptr(), a.lse = lse.const_data_ptr();
+  a.relevance = pointer_or_null<float>(relevance);
+  Tensor report = empty(tokens, {a.batch_size, 3}, ScalarType::Int);
+  a.report = static_cast<int32_t*>(report.mutable_data_ptr());
+  kernels().append(a);
+  return report;
+}
+
 // From here on: operations of recorded passes. lvspec/capture.py and lvspec/fused.py see to it that
 // tensors are float32 and weights contiguous.
 Tensor cpu_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
@@ -443,6 +478,11 @@ extern "C" __attribute__((visibility("default"))) const char* lvspec_instruction
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lvspec, m) {
+  m.def("cpu_append(Tensor(a!) out_ids, Tensor(b!) out_kinds, Tensor(c!) out_relevance, "
+        "Tensor(d!) num_out, Tensor max_new, Tensor(e!) last_two, Tensor(f!) regret_used, "
+        "Tensor(g!) finished, Tensor eos_ids, Tensor(h!) kv_len, Tensor tokens, Tensor path, "
+        "Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret, Tensor lse, "
+        "Tensor? relevance, int bonus_kind, int no_nan) -> Tensor");
   m.def("cpu_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def("cpu_gated_linear(Tensor x, Tensor gate, Tensor up) -> Tensor");
   m.def("cpu_silu_multiply(Tensor gate, Tensor up) -> Tensor");
@@ -456,6 +496,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lvspec, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {
+  m.impl("cpu_append", TORCH_BOX(&cpu_append));
   m.impl("cpu_linear", TORCH_BOX(&cpu_linear));
   m.impl("cpu_gated_linear", TORCH_BOX(&cpu_gated_linear));
   m.impl("cpu_silu_multiply", TORCH_BOX(&cpu_silu_multiply));

@@ -180,6 +180,30 @@ struct WriteKv {
   ParallelFor parallel_for;
 };
 
+// Of commit in lvspec/commit.py; [B, num_slots] but for out_*, which are [B, width].
+struct Append {
+  Type type;  // of lse and regrets: f32 or f64
+  int64_t* out_ids;
+  uint8_t* out_kinds;
+  float* out_relevance;
+  int32_t* num_out;
+  const int32_t* max_new;
+  int64_t* last_two;
+  void* regret_used;
+  bool* finished;
+  const int64_t* eos_ids;
+  int32_t* kv_len;
+  const int64_t* tokens;
+  const int32_t *path, *num_accepted;
+  const int64_t* bonus_id;
+  const uint8_t* kind;
+  const void *regret, *lse;
+  const float* relevance;  // null: not given
+  int32_t* report;         // [B, 3]
+  int64_t batch_size, num_slots, width, num_eos_ids, no_nan;
+  uint8_t bonus_kind;
+};
+
 struct Kernels {
   const char* name;
   void (*verify_attention)(const VerifyAttention&);
@@ -196,6 +220,7 @@ struct Kernels {
   void (*rotate)(const Rotate&);
   void (*rotary_angles)(const RotaryAngles&);
   void (*write_kv)(const WriteKv&);
+  void (*append)(const Append&);
 };
 
 const Kernels& portable_kernels();

@@ -80,11 +80,11 @@ class PassRecorder:
             return None
         passes = self._recordings.passes
         if key not in passes:
-            passes[key] = record(make_pass(), example)
+            passes[key] = _record(make_pass(), example)
         return passes[key]
 
 
-def record(module: nn.Module, example: Callable[[], tuple[Tensor, ...]]) -> Pass | None:
+def _record(module: nn.Module, example: Callable[[], tuple[Tensor, ...]]) -> Pass | None:
     """A module of tensors as a recorded pass, or None, with a warning, if it cannot be recorded."""
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():

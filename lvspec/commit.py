@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache as cached
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lvspec import ops
 from lvspec.cache import SlotCache
-from lvspec.capture import Pass, record
 from lvspec.draft import Draft
 from lvspec.state import BONUS, DecodeState
 
@@ -23,8 +20,6 @@ def commit(
     acceptance: ops.Acceptance,
     relevance: Tensor | None,
     lse: Tensor,
-    *,
-    capture: bool = True,
 ) -> Tensor:
     """Append the accepted tokens and the bonus token, and move the target's `kv_len` on.
 
@@ -38,7 +33,6 @@ def commit(
         acceptance: From phase 3.
         relevance: float32 `[B, S]`, or None.
         lse: float32 `[B, S]`, of the target's rows; NaN where a logit is.
-        capture: Whether the small operations of this phase may be recorded (on a CPU).
 
     Returns:
         What the host wants to know, int32 `[B, 3]`: `num_out`, whether the sequence is finished,
@@ -46,17 +40,23 @@ def commit(
     """
     if not draft.shape.is_chain:
         ops.commit_kv(cache.k, cache.v, cache.kv_len, acceptance.path, acceptance.num_accepted)
-    given = [*state.tensors(), cache.kv_len, draft.tokens, *acceptance, lse]
-    if relevance is not None:
-        given.append(relevance)
-    if capture and cache.kv_len.device.type == "cpu":
-        recorded = _recorded(len(given), *draft.tokens.shape, state.regret_used.dtype, lse.dtype)
-        if recorded is not None:
-            return recorded(*given)
-    return _append(*given)
+    given = (*state.tensors(), cache.kv_len, draft.tokens, *acceptance, lse, relevance)
+    if _is_fast(cache.kv_len.device, relevance, lse, state.regret_used):
+        return torch.ops.lvspec.cpu_append(*given, BONUS, NO_NAN)
+    return append(*given)
 
 
-def _append(
+def _is_fast(device: torch.device, relevance: Tensor | None, *same: Tensor) -> bool:
+    """Whether csrc/append.h does it: thirty operations on a few numbers each, in one."""
+    return (
+        device.type == "cpu"
+        and ops.active_backend("cpu") == "cpp"
+        and (relevance is None or relevance.dtype == torch.float32)
+        and len({x.dtype for x in same}) == 1
+    )
+
+
+def append(
     out_ids: Tensor,
     out_kinds: Tensor,
     out_relevance: Tensor,
@@ -74,8 +74,9 @@ def _append(
     kind: Tensor,
     regret: Tensor,
     lse: Tensor,
-    relevance: Tensor | None = None,
+    relevance: Tensor | None,
 ) -> Tensor:
+    """What `commit` does, of the tensors it changes and those it reads; returns its report."""
     path, accepted, bonus = path.long(), num_accepted[:, None], bonus_id[:, None]
     offsets = torch.arange(tokens.shape[1], device=tokens.device)
     row = path.clamp(min=0)  # what is no slot counts as the root, which is on every path
@@ -107,40 +108,3 @@ def _append(
     first = row.gather(1, is_nan.int().argmax(1, keepdim=True))[:, 0]
     nan_row = torch.where(is_nan.any(1), first, NO_NAN)
     return torch.stack([num_out, finished.int(), nan_row.int()], dim=1)
-
-
-class _Append(nn.Module):
-    """`_append` as a module, to be recorded."""
-
-    def forward(self, *given: Tensor) -> Tensor:
-        return _append(*given)
-
-
-@cached
-def _recorded(
-    count: int, batch_size: int, num_slots: int, regret_dtype: torch.dtype, lse_dtype: torch.dtype
-) -> Pass | None:
-    """Thirty operations on a few numbers each: on a CPU most of their time is Python's."""
-
-    def example() -> tuple[Tensor, ...]:
-        state = DecodeState(
-            batch_size=batch_size,
-            max_new_tokens=1,
-            num_slots=num_slots,
-            eos_ids=torch.zeros(1, dtype=torch.int64),
-            regret_dtype=regret_dtype,
-        )
-        lengths = torch.zeros(batch_size, dtype=torch.int32)
-        slots = torch.zeros(batch_size, num_slots, dtype=torch.int64)
-        rows = torch.zeros(batch_size, num_slots, dtype=lse_dtype)
-        acceptance = (
-            slots.int(),
-            lengths,
-            lengths.long(),
-            slots.to(torch.uint8),
-            lengths.to(regret_dtype),
-        )
-        given = (*state.tensors(), lengths.clone(), slots, *acceptance, rows, rows.float())
-        return given[:count]
-
-    return record(_Append(), example)

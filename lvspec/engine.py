@@ -227,7 +227,6 @@ class Engine:
                 acceptance,
                 verification.relevance,
                 logit_stats.lse,
-                capture=self.config.capture,
             ).tolist()
         for sequence in self.active:
             count, is_finished, nan_row = report[sequence.place]

@@ -1,0 +1,100 @@
+"""commit: what was accepted becomes output; csrc/append.h does what PyTorch does."""
+
+import pytest
+import torch
+
+from lvspec import ops
+from lvspec.commit import NO_NAN, append
+from lvspec.state import BONUS, DecodeState
+
+
+def case(seed, dtype=torch.float32):
+    """Arguments of `append`: a random path, ends of sequence, sequences that are finished."""
+    rng = torch.Generator().manual_seed(seed)
+    draw = lambda low, high, *shape: torch.randint(low, high, shape, generator=rng)
+    batch, slots = int(draw(1, 5)), int(draw(1, 65))
+    state = DecodeState(
+        batch_size=batch,
+        max_new_tokens=int(draw(1, 40)),
+        num_slots=slots,
+        eos_ids=draw(0, 30, int(draw(0, 3))),
+        regret_dtype=dtype,
+    )
+    state.finished.copy_(draw(0, 4, batch) == 0)
+    state.num_out.copy_(torch.minimum(draw(0, 40, batch), state.max_new_tokens.long()))
+    state.regret_used.copy_(torch.rand(batch, generator=rng))
+    accepted = torch.minimum(draw(0, 65, batch), torch.tensor(slots - 1))
+    path = torch.full((batch, slots), -1, dtype=torch.int32)
+    kind = torch.full((batch, slots), 255, dtype=torch.uint8)
+    for sequence, count in enumerate(accepted.tolist()):
+        behind = torch.randperm(slots - 1, generator=rng)[:count].sort().values + 1
+        path[sequence, : count + 1] = torch.cat([torch.zeros(1), behind])
+        kind[sequence, : count + 1] = draw(0, 3, count + 1)
+    lse = torch.rand(batch, slots, generator=rng, dtype=dtype)
+    lse[torch.rand(batch, slots, generator=rng) < 0.02] = torch.nan
+    return (
+        *state.tensors(),
+        draw(0, 99, batch).int(),
+        draw(0, 30, batch, slots),
+        path,
+        accepted.int(),
+        draw(0, 30, batch),
+        kind,
+        torch.rand(batch, generator=rng, dtype=dtype),
+        lse,
+        torch.rand(batch, slots, generator=rng) if int(draw(0, 2)) else None,
+    )
+
+
+def test_written_by_hand():
+    """Three accepted, the second of them ends the sequence; the other sequence is at its limit."""
+    state = DecodeState(
+        batch_size=2,
+        max_new_tokens=6,
+        num_slots=5,
+        eos_ids=torch.tensor([22]),
+        regret_dtype=torch.float32,
+    )
+    state.begin(0, torch.tensor([7]), torch.tensor([10]))
+    state.begin(1, torch.tensor([7]), torch.tensor([10]))
+    state.num_out[1] = 4
+    kv_len = torch.tensor([30, 40], dtype=torch.int32)
+    report = append(
+        *state.tensors(),
+        kv_len,
+        torch.tensor([[10, 21, 99, 22, 23], [10, 31, 32, 33, 34]]),
+        torch.tensor([[0, 1, 3, 4, -1], [0, 1, 2, -1, -1]], dtype=torch.int32),
+        torch.tensor([3, 2], dtype=torch.int32),
+        torch.tensor([50, 60]),
+        torch.tensor([[0, 0, 1, 0, 255], [0, 2, 0, 255, 255]], dtype=torch.uint8),
+        torch.tensor([0.5, 0.25]),
+        torch.zeros(2, 5),
+        torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8, 0.9]]),
+    )
+    assert state.out_ids[0, :3].tolist() == [10, 21, 22]
+    assert state.out_ids[1, 4:6].tolist() == [31, 32]
+    assert state.out_kinds[0, :3].tolist() == [BONUS, 0, 1]
+    assert state.out_kinds[1, 4:6].tolist() == [2, 0]
+    torch.testing.assert_close(state.out_relevance[0, 1:3], torch.tensor([0.0, 0.1]))
+    torch.testing.assert_close(state.out_relevance[1, 4:6], torch.tensor([0.5, 0.6]))
+    assert state.num_out.tolist() == [3, 6]
+    assert state.last_two.tolist() == [[23, 50], [32, 60]]
+    assert state.finished.tolist() == [True, True]
+    assert state.regret_used.tolist() == [0.5, 0.25]
+    assert kv_len.tolist() == [30, 40], "nothing of them is read again"
+    assert report.tolist() == [[3, 1, NO_NAN], [6, 1, NO_NAN]]
+
+
+@pytest.mark.skipif(ops.active_backend("cpu") != "cpp", reason="the C++ operations are not there")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_in_one_call(dtype):
+    seen = set()
+    for seed in range(300):
+        ours, theirs = case(seed, dtype), case(seed, dtype)
+        report = torch.ops.lvspec.cpu_append(*ours, BONUS, NO_NAN)
+        assert report.equal(append(*theirs))
+        for index, (mine, wanted) in enumerate(zip(ours, theirs, strict=True)):
+            if mine is not None:
+                assert torch.equal(mine.nan_to_num(9), wanted.nan_to_num(9)), index
+        seen |= {(bool(row[1]), row[2] == NO_NAN) for row in report.tolist()}
+    assert len(seen) == 4, "finished or not, with and without NaN"
