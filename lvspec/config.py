@@ -40,7 +40,12 @@ class DecodeConfig:
         draft_keep_by: Which of them: "attention", those that the target looks at from the end of
             the prompt, up to 40 % of that attention, and others at even distances (SpecVLM's rule);
             or "uniform", at even distances.
-        ngram_max: The n-gram drafter looks up the last `ngram_max` tokens, then fewer, >= 1.
+        ngram_max: N-grams: the last `ngram_max` tokens are looked up, then fewer, >= 1.
+        draft_ngram: Tokens that are looked up for every pass of the draft model, which drafts as
+            many of them at once as it agrees with (FLy's drafter for the drafter); 0: none.
+        draft_passes: Passes of the draft in one iteration with `draft_ngram`, 1 to `gamma`; None:
+            `gamma`. Fewer make shorter chains where little is found. A CPU leaves out those behind
+            a whole chain by itself.
         max_new_tokens: Tokens to generate at most, the end-of-sequence token included, >= 1.
         cache_capacity: Positions of the KV cache. None: what prompt, `max_new_tokens` and one draft
             need. A prompt that does not fit raises ValueError.
@@ -74,6 +79,8 @@ class DecodeConfig:
     draft_keep: float = 1.0
     draft_keep_by: Literal["attention", "uniform"] = "attention"
     ngram_max: int = 3
+    draft_ngram: int = 0
+    draft_passes: int | None = None
     max_new_tokens: int = 256
     cache_capacity: int | None = None
     eos_ids: tuple[int, ...] | None = None
@@ -93,6 +100,10 @@ class DecodeConfig:
                 f"draft_keep_by: expected one of {', '.join(KEEP_BY)}, got {self.draft_keep_by!r}"
             )
         check_count("ngram_max", self.ngram_max)
+        if self.draft_ngram != 0:
+            check_count("draft_ngram", self.draft_ngram, most=MAX_SLOTS - 2)
+        if self.draft_passes is not None:
+            check_count("draft_passes", self.draft_passes, most=self.gamma)
         check_count("max_new_tokens", self.max_new_tokens)
         if self.cache_capacity is not None:
             check_count("cache_capacity", self.cache_capacity)
@@ -106,13 +117,16 @@ class DecodeConfig:
         if self.tree is not None:
             object.__setattr__(self, "tree", check_tree(self.tree))
             self._check_tree_options()
+        for name in ("adaptive", "stop_at_unsure_anchors"):
+            if self.draft_ngram and getattr(self, name):
+                raise ValueError(f"{name}: expected none with draft_ngram={self.draft_ngram}")
         self._check_sampling()
 
     def _check_tree_options(self) -> None:
-        for name in ("adaptive", "stop_at_unsure_anchors"):
+        for name in ("adaptive", "stop_at_unsure_anchors", "draft_ngram"):
             if getattr(self, name):
                 raise ValueError(
-                    f"{name}: expected a chain (tree=None), for a tree does not end early, got "
+                    f"{name}: expected a chain (tree=None), for which alone it is, got "
                     f"tree={self.tree!r}"
                 )
         if isinstance(self.tree, AnchorTree):

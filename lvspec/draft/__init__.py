@@ -6,6 +6,7 @@ from lvspec.draft.chain import ModelDrafter
 from lvspec.draft.factory import DraftChoice, draft_model, make_drafter
 from lvspec.draft.model_cache import CachedDrafter, PromptReading
 from lvspec.draft.ngram import NGramDrafter
+from lvspec.draft.ngram_chain import NGramChainDrafter
 from lvspec.draft.stopping import StoppingDrafter
 from lvspec.draft.tree import DynamicTreeDrafter, StaticTreeDrafter
 
@@ -18,6 +19,7 @@ __all__ = [
     "Drafter",
     "DynamicTreeDrafter",
     "ModelDrafter",
+    "NGramChainDrafter",
     "NGramDrafter",
     "NoDrafter",
     "PromptReading",

@@ -12,6 +12,7 @@ from lvspec.draft.base import Drafter, NoDrafter
 from lvspec.draft.chain import ModelDrafter
 from lvspec.draft.model_cache import PromptReading
 from lvspec.draft.ngram import NGramDrafter
+from lvspec.draft.ngram_chain import NGramChainDrafter
 from lvspec.draft.pruning import VideoPruning
 from lvspec.draft.stopping import StoppingDrafter
 from lvspec.draft.tree import DynamicTreeDrafter, StaticTreeDrafter
@@ -80,6 +81,16 @@ def make_drafter(
             cost_ratio=_cost_ratio(target, draft, config) if config.adaptive else None,
             confidence=config.stop_at_unsure_anchors,
             anchor_threshold=config.draft_anchor_threshold,
+            **common,
+        )
+    if config.draft_ngram:
+        return NGramChainDrafter(
+            draft,
+            gamma=config.gamma,
+            lookup=config.draft_ngram,
+            passes=config.draft_passes or config.gamma,
+            ngram_max=config.ngram_max,
+            never=target.visual_ids,
             **common,
         )
     return ModelDrafter(draft, gamma=config.gamma, **common)

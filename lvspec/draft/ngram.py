@@ -30,18 +30,12 @@ class NGramDrafter(Drafter):
     def __init__(
         self, *, gamma: int, ngram_max: int, never: tuple[int, ...], device: torch.device
     ) -> None:
-        self.gamma, self._ngram_max, self._device = gamma, ngram_max, device
-        self._never = torch.tensor(never, dtype=torch.int64, device=device)
-        self._ids: Tensor | None = None
+        self.gamma, self._device = gamma, device
+        self._history = History(ngram_max=ngram_max, never=never, device=device)
 
     def allocate(self, *, batch_size: int, capacity: int) -> None:
-        ids = torch.zeros(batch_size, capacity, dtype=torch.int64, device=self._device)
-        if self._ids is None:
-            self._prompt_len = torch.zeros(batch_size, dtype=torch.int32, device=self._device)
-            self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=self._device)
-        else:
-            ids[:, : self._ids.shape[1]] = self._ids
-        self._ids = ids
+        self._history.allocate(batch_size=batch_size, capacity=capacity)
+        self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=self._device)
 
     def prefill(
         self,
@@ -51,24 +45,62 @@ class NGramDrafter(Drafter):
         prompt: Tensor,
         target_cache: SlotCache,
     ) -> None:
-        length = prompt.shape[1]
-        self._ids[sequence, :length] = prompt[0]
-        self._prompt_len[sequence] = length
+        self._history.begin(sequence, prompt)
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
-        # Prompt, output, and what is scratch behind the output, which the length leaves out.
-        offsets = torch.arange(state.out_ids.shape[1], device=self._device)
-        places = self._prompt_len[:, None] + offsets
-        self._ids.scatter_(1, places, state.out_ids)
-        tokens, count = look_up(
-            self._ids,
-            self._prompt_len + state.num_out,
-            ngram_max=self._ngram_max,
-            num_tokens=self.gamma,
-            never=self._never,
-        )
+        length = self._history.update(state)
+        tokens, count = self._history.look_up(length, self.gamma)
         shape = replace(self._shape, num_slots=count + 1)
         return Draft(torch.cat([state.last_two[:, 1:], tokens], dim=1), shape)
+
+
+class History:
+    """Prompt and output of every sequence side by side, to look tokens up in.
+
+    Args:
+        ngram_max, never: As for `look_up`.
+        device: Of the target.
+
+    Attributes:
+        ids: int64 `[B, N]`; what stands behind the output is scratch.
+    """
+
+    def __init__(self, *, ngram_max: int, never: tuple[int, ...], device: torch.device) -> None:
+        self._ngram_max, self._device = ngram_max, device
+        self._never = torch.tensor(never, dtype=torch.int64, device=device)
+        self.ids: Tensor | None = None
+
+    def allocate(self, *, batch_size: int, capacity: int) -> None:
+        """Room for `capacity` ids of each sequence; what there was before is kept."""
+        ids = torch.zeros(batch_size, capacity, dtype=torch.int64, device=self._device)
+        if self.ids is None:
+            self._prompt_len = torch.zeros(batch_size, dtype=torch.int32, device=self._device)
+        else:
+            ids[:, : self.ids.shape[1]] = self.ids
+        self.ids = ids
+
+    def begin(self, sequence: int, prompt: Tensor) -> None:
+        """A sequence begins with its prompt, int64 `[1, T]`."""
+        length = prompt.shape[1]
+        self.ids[sequence, :length] = prompt[0]
+        self._prompt_len[sequence] = length
+
+    def update(self, state: DecodeState) -> Tensor:
+        """Put the output behind the prompts; returns the length of both, int32 `[B]`."""
+        # Scratch behind the output comes along, and the length leaves it out.
+        offsets = torch.arange(state.out_ids.shape[1], device=self._device)
+        self.ids.scatter_(1, self._prompt_len[:, None] + offsets, state.out_ids)
+        return self._prompt_len + state.num_out
+
+    def look_up(self, length: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """`look_up` in the first `length` ids."""
+        return look_up(
+            self.ids,
+            length,
+            ngram_max=self._ngram_max,
+            num_tokens=num_tokens,
+            never=self._never,
+        )
 
 
 def look_up(
