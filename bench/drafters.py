@@ -36,34 +36,38 @@ from lvspec.shapes.evaluation import (
 from lvspec.shapes.pair import load_embedded_pair
 
 BASELINE = "autoregression"
-Row = tuple[str, AcceptancePolicy | None, DecodeConfig]
+Row = tuple[str, AcceptancePolicy | None, DecodeConfig, str | None]
 
 
 def rows(gamma: int, cost_ratio: float) -> list[Row]:
-    """(name, policy, config) of every row; another way to draft is another line here."""
+    """(name, policy, config, draft) of every row; another way to draft is another line here."""
     strict, lvspec = AcceptancePolicy.strict(), AcceptancePolicy.lvspec()
 
     def config(make: Callable[..., DecodeConfig] = DecodeConfig, **options: object) -> DecodeConfig:
         return make(gamma=gamma, max_new_tokens=MAX_NEW_TOKENS, **options)
 
-    adaptive = config(adaptive=True, cost_ratio=cost_ratio)
-    stopping = config(stop_at_unsure_anchors=0.7)
-    return [
-        (BASELINE, None, config()),
-        ("chain, strict", strict, config()),
-        ("specvlm tree, strict", strict, config(DecodeConfig.specvlm)),
-        ("dynamic tree 4x6, strict", strict, config(tree=DynamicTree(4, 6))),
-        ("dynamic tree 2x12, strict", strict, config(tree=DynamicTree(2, 12))),
-        ("adaptive chain, strict", strict, adaptive),
-        ("anchor-stop chain, strict", strict, stopping),
-        ("anchor-branch tree, strict", strict, config(tree=AnchorTree(3, 3))),
-        ("chain, lvspec", lvspec, config()),
-        ("specvlm tree, lvspec", lvspec, config(DecodeConfig.specvlm)),
-        ("dynamic tree 4x6, lvspec", lvspec, config(tree=DynamicTree(4, 6))),
-        ("dynamic tree 2x12, lvspec", lvspec, config(tree=DynamicTree(2, 12))),
-        ("adaptive chain, lvspec", lvspec, adaptive),
-        ("anchor-stop chain, lvspec", lvspec, stopping),
-        ("anchor-branch tree, lvspec", lvspec, config(tree=AnchorTree(3, 3))),
+    ways = [
+        ("chain", config(), None),
+        ("specvlm", config(DecodeConfig.specvlm), None),
+        ("specvlm's tree, all of the video", config(tree="specvlm"), None),
+        ("dynamic tree 4x6", config(tree=DynamicTree(4, 6)), None),
+        ("dynamic tree 2x12", config(tree=DynamicTree(2, 12)), None),
+        ("adaptive chain", config(adaptive=True, cost_ratio=cost_ratio), None),
+        ("anchor-stop chain", config(stop_at_unsure_anchors=0.7), None),
+        ("anchor-branch tree", config(tree=AnchorTree(3, 3)), None),
+        ("half of the video", config(draft_keep=0.5), None),
+        ("a tenth of the video", config(draft_keep=0.1), None),
+        ("a tenth, uniform", config(draft_keep=0.1, draft_keep_by="uniform"), None),
+        ("chain, n-grams for the draft", config(draft_ngram=3), None),
+        ("self, half of the video", config(draft_keep=0.5), "self"),
+        ("self, a tenth of the video", config(draft_keep=0.1), "self"),
+        ("n-grams", config(), "ngram"),
+    ]
+    policies = {"strict": strict, "lvspec": lvspec}
+    return [(BASELINE, None, config(), None)] + [
+        (f"{name}, {policy}", policies[policy], options, draft)
+        for policy in policies
+        for name, options, draft in ways
     ]
 
 
@@ -100,8 +104,8 @@ def main() -> int:
         clips = make_clips(pair, "evaluation", arguments.clips, Path(folder))
         cost_ratio = measure_cost_ratio(pair, clips[0], arguments.gamma)
         methods = {
-            name: lvspec_method(pair, policy, config)
-            for name, policy, config in rows(arguments.gamma, cost_ratio)
+            name: lvspec_method(pair, policy, config, draft=draft)
+            for name, policy, config, draft in rows(arguments.gamma, cost_ratio)
             if name == BASELINE or arguments.only in name
         }
         results = run_methods(methods, clips)

@@ -24,8 +24,9 @@ from transformers.utils import logging as transformers_logging
 from lvspec.attention import lvspec_attention_on
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
+from lvspec.inputs import check_inputs
 from lvspec.loading import Pair
-from lvspec.models import Model, check_inputs
+from lvspec.models import Model
 from lvspec.shapes.evaluation import (
     MAX_NEW_TOKENS,
     Clip,

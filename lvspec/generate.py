@@ -17,7 +17,8 @@ from transformers.generation.streamers import BaseStreamer
 from lvspec.config import DecodeConfig
 from lvspec.draft import DraftChoice, draft_model, make_drafter
 from lvspec.engine import Engine, NonFiniteLogits
-from lvspec.models import Model, check_inputs
+from lvspec.inputs import check_inputs
+from lvspec.models import Model
 from lvspec.policy import AcceptancePolicy
 from lvspec.processors import Processors, sampling_warpers
 from lvspec.sequence import Request
@@ -82,7 +83,7 @@ def generate(
     `custom_generate=lvspec.custom_generate`.
 
     Args:
-        target: HF model of a supported family (`lvspec.models.FAMILIES`), unchanged.
+        target: HF model of a supported family (`lvspec.families.FAMILIES`), unchanged.
         draft: A smaller model with the same tokenizer, on the same device. "self": the target
             drafts for itself, with `DecodeConfig.draft_keep` of the video. "ngram": what followed
             the last tokens before, in prompt or output, is proposed again. None generates token by

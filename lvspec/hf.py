@@ -25,7 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 from lvspec.config import DecodeConfig
 from lvspec.draft import DraftChoice
 from lvspec.generate import Decoder
-from lvspec.models import check_inputs
+from lvspec.inputs import check_inputs
 from lvspec.policy import AcceptancePolicy
 from lvspec.sequence import Request
 from lvspec.stopping import Stopping

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lvspec.models import Family, check_family
+from lvspec.families import Family, check_family
 from lvspec.processing import HFProcessor, Processor
 
 

@@ -1,7 +1,7 @@
-"""The families of Video-LLMs, and the few operations that the loop needs of a model.
+"""The few operations that the loop needs of a model.
 
-The only file with family names. HF models are used as they are: a prefill is the model's own
-forward, a step is the text model's own forward with explicit positions and a `SlotCache`.
+HF models are used as they are: a prefill is the model's own forward, a step is the text model's own
+forward with explicit positions and a `SlotCache`.
 """
 
 from __future__ import annotations
@@ -19,124 +19,16 @@ from transformers import Cache, PreTrainedModel
 from lvspec.attention import AttentionStep
 from lvspec.cache import SlotCache
 from lvspec.capture import PassRecorder, is_recordable
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one `model_type` differs from the others.
-
-    Attributes:
-        name: For messages.
-        text_types: `model_type` of the text models that it may have. Their attention must be what
-            `verify_attention` computes: no sinks, no soft cap.
-        visual_inputs: Names of the inputs that hold pixels.
-        placeholders: Fields of the config with the ids that image and video features replace.
-        position_inputs: Names of the inputs that HF's `get_rope_index` takes, for families with
-            rotary positions in time, height and width. Empty: positions count the tokens.
-        text_attribute: Where the text model is in `model.model`.
-        has_static_pass: Whether a pass of the text model does the same whatever the numbers are, so
-            that it can be recorded (no experts that are chosen in Python, for instance).
-        patches_frames: Whether `lvspec.preprocess` makes its pixels, so that HF's processor is not
-            needed.
-    """
-
-    name: str
-    text_types: tuple[str, ...]
-    visual_inputs: tuple[str, ...] = ("pixel_values", "pixel_values_videos")
-    placeholders: tuple[str, ...] = ("image_token_id", "video_token_id")
-    position_inputs: tuple[str, ...] = ()
-    text_attribute: str = "language_model"
-    has_static_pass: bool = True
-    patches_frames: bool = False
-
-    @property
-    def position_rows(self) -> int:
-        """Rotary positions of a token: time, height and width, or one."""
-        return 3 if self.position_inputs else 1
-
-    def text_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        return getattr(model.model, self.text_attribute)
-
-    def visual_ids(self, model: PreTrainedModel) -> tuple[int, ...]:
-        """Ids of the placeholders that image and video features replace."""
-        return tuple(getattr(model.config, field) for field in self.placeholders)
-
-    def prompt_positions(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
-        """Rotary positions of the prompt, int64 `[R, 1, T]`, those of HF's own `generate`."""
-        ids = inputs["input_ids"]
-        if not any(name in inputs for name in self.position_inputs if name.endswith("_grid_thw")):
-            return torch.arange(ids.shape[1], device=ids.device).expand(self.position_rows, 1, -1)
-        chosen = {name: inputs[name] for name in self.position_inputs if name in inputs}
-        positions, _ = model.model.get_rope_index(ids, **chosen)
-        return positions
-
-
-_GRIDS = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw")
-
-FAMILIES: dict[str, Family] = {
-    "qwen2_vl": Family(
-        name="Qwen2-VL",
-        text_types=("qwen2_vl_text",),
-        position_inputs=_GRIDS,
-        patches_frames=True,
-    ),
-    "qwen2_5_vl": Family(
-        name="Qwen2.5-VL",
-        text_types=("qwen2_5_vl_text",),
-        position_inputs=(*_GRIDS, "second_per_grid_ts"),
-        patches_frames=True,
-    ),
-    "qwen3_vl": Family(
-        name="Qwen3-VL",
-        text_types=("qwen3_vl_text",),
-        position_inputs=_GRIDS,
-    ),
-    "qwen3_vl_moe": Family(
-        name="Qwen3-VL-MoE",
-        text_types=("qwen3_vl_moe_text",),
-        position_inputs=_GRIDS,
-        has_static_pass=False,
-    ),
-    "llava_onevision": Family(name="LLaVA-OneVision", text_types=("qwen2",)),
-    "llava_next_video": Family(name="LLaVA-NeXT-Video", text_types=("llama", "mistral", "qwen2")),
-    "internvl": Family(
-        name="InternVL",
-        text_types=("qwen2", "qwen3", "llama"),
-        visual_inputs=("pixel_values",),
-        placeholders=("image_token_id",),
-    ),
-    "smolvlm": Family(
-        name="SmolVLM2",
-        text_types=("llama",),
-        visual_inputs=("pixel_values",),
-        placeholders=("image_token_id",),
-        text_attribute="text_model",
-    ),
-}
-
-# Inputs that say where tokens are in a video. Families that do not ask may be given them: a
-# processor, or a draft of another family, may.
-_POSITION_HINTS = ("mm_token_type_ids", "second_per_grid_ts")
+from lvspec.families import check_family
 
 # HF's text models take a mask of four dimensions for a finished one and build none. What a slot
 # sees is in the `AttentionStep`; this is never read.
 _NO_MASK = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
 
-_MADE_HERE = ("position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
+MADE_HERE = ("position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
+"""Inputs of HF's forward that nobody else may give."""
 
 _DYNAMIC_ROPE = ("dynamic", "longrope")
-
-
-def check_family(model_type: str, role: str) -> Family:
-    """The family of a `model_type`.
-
-    Raises:
-        ValueError: It is not supported; lists those that are.
-    """
-    if model_type not in FAMILIES:
-        supported = ", ".join(f"{family.name} ({key})" for key, family in FAMILIES.items())
-        raise ValueError(f"{role}: expected a model of {supported}, got model_type {model_type!r}")
-    return FAMILIES[model_type]
 
 
 @dataclass
@@ -207,7 +99,7 @@ class Model:
     def input_names(self) -> frozenset[str]:
         """Names of the inputs that the model takes, those that lvspec makes itself excepted."""
         names = self._forward_inputs | set(self.family.position_inputs)
-        return names - {"self", "kwargs", *_MADE_HERE}
+        return names - {"self", "kwargs", *MADE_HERE}
 
     @property
     def step_bytes(self) -> int:
@@ -394,93 +286,3 @@ def _example(tokens: Tensor, depths: Tensor, ancestors: Tensor, *cached: Tensor)
         torch.zeros_like(visual[:, :room]),
         torch.zeros_like(positions[..., :room]),
     )
-
-
-def check_pair(target: Model, draft: Model) -> None:
-    """Refuse a draft that cannot stand beside the target.
-
-    Raises:
-        ValueError: The devices or the ids of the visual placeholders differ.
-    """
-    if target.device != draft.device:
-        raise ValueError(f"draft: expected a model on {target.device}, got {draft.device}")
-    if target.visual_ids != draft.visual_ids:
-        raise ValueError(
-            f"draft: expected the target's image and video token ids {target.visual_ids}, got "
-            f"{draft.visual_ids}"
-        )
-
-
-def check_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs of one sequence, ready for `Model.prefill`, without padding.
-
-    Raises:
-        TypeError: `inputs` is no mapping.
-        ValueError: `input_ids` are missing or not of one sequence, the mask does not fit them, a
-            tensor is on another device than the model, placeholders and pixels do not go
-            together, the model does not take an input, or there are positions, embeddings or a
-            cache, which are made here.
-    """
-    name = f"{model.role} inputs"
-    if not hasattr(inputs, "keys"):
-        raise TypeError(f"{name}: expected a mapping of tensors, got {type(inputs).__name__}")
-    found = {key: inputs[key] for key in inputs.keys() if inputs[key] is not None}
-    ids = found.get("input_ids")
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 2:
-        raise ValueError(
-            f"{name}: expected input_ids of shape (1, T) with T >= 2, got {_shape_of(ids)}"
-        )
-    for key, value in found.items():
-        if isinstance(value, Tensor) and value.device != model.device:
-            raise ValueError(
-                f"{name}: expected {key} on the {model.role}'s device {model.device}, got "
-                f"{value.device}"
-            )
-    for key in _MADE_HERE:
-        if key in found:
-            raise ValueError(f"{name}: expected no {key}, which lvspec makes itself, got one")
-    mask = found.pop("attention_mask", None)
-    for key in found.keys() - model.input_names:
-        if key not in _POSITION_HINTS:
-            raise ValueError(f"{name}: expected inputs that {model.family.name} takes, got {key!r}")
-        del found[key]
-    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
-        raise ValueError(
-            f"{name}: expected an attention_mask of shape {tuple(ids.shape)} like input_ids, got "
-            f"{_shape_of(mask)}"
-        )
-    if mask is not None and not bool(mask.all()):
-        kept = mask[0].bool()
-        if int(kept.sum()) < 2:
-            raise ValueError(
-                f"{name}: expected an attention_mask that keeps at least 2 tokens, got one of "
-                f"{int(kept.sum())}"
-            )
-        for key in ("input_ids", "mm_token_type_ids"):
-            if key in found:
-                found[key] = found[key][:, kept]
-        ids = found["input_ids"]
-    has_pixels = any(key in found for key in model.family.visual_inputs)
-    visual = torch.isin(ids, torch.tensor(model.visual_ids, device=ids.device))
-    if has_pixels and not bool(visual.any()):
-        raise ValueError(
-            f"{name}: expected a video placeholder in the prompt (one of the token ids "
-            f"{model.visual_ids}) because there are pixels, got none"
-        )
-    if not has_pixels and bool(visual.any()):
-        raise ValueError(
-            f"{name}: expected {' or '.join(model.family.visual_inputs)} because the prompt has "
-            "video placeholders, got neither"
-        )
-    takes_kinds = "mm_token_type_ids" in model.family.position_inputs
-    if has_pixels and takes_kinds and "mm_token_type_ids" not in found:
-        # Without them HF falls back to one-dimensional positions and says nothing.
-        kinds = torch.zeros_like(ids)
-        for kind, token in enumerate(model.visual_ids, start=1):
-            kinds[ids == token] = kind
-        found["mm_token_type_ids"] = kinds
-    return found
-
-
-def _shape_of(value: Any) -> tuple[int, ...] | str:
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -14,7 +14,8 @@ from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.draft.factory import make_drafter
 from lvspec.draft.stopping import StoppingDrafter
 from lvspec.generate import generate_many
-from lvspec.models import Model, check_inputs
+from lvspec.inputs import check_inputs
+from lvspec.models import Model
 
 THRESHOLD, CONFIDENCE = 0.05, 0.15
 OPTIONS = {

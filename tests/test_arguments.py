@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
-from lvspec.models import FAMILIES, check_family
+from lvspec.families import FAMILIES, check_family
 from lvspec.relevance import attention_peak, get_scorer
 
 SHORT = {"gamma": 3, "max_new_tokens": 5, "eos_ids": ()}
@@ -126,7 +126,8 @@ def test_inputs_on_another_device(refused, inputs, name):
 def test_inputs_that_are_no_mapping(refused, inputs):
     ids = inputs["input_ids"]
     refused(TypeError, "^target inputs: expected a mapping .* got Tensor", draft=None, inputs=ids)
-    refused(TypeError, "^draft inputs: expected a mapping .* got list", draft_inputs=[1])
+    refused(TypeError, "^draft inputs: expected a mapping .* got int", draft_inputs=1)
+    refused(TypeError, "^draft_inputs: expected one, .* got list", draft_inputs=[1])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from lvspec import AcceptancePolicy, DecodeConfig, capture, generate, ops
 from lvspec.attention import lvspec_attention_on
 from lvspec.fused import fused
-from lvspec.models import Model, check_inputs
+from lvspec.inputs import check_inputs
+from lvspec.models import Model
 from lvspec.tree import ancestors_from_parents, chain_ancestors
 
 TREE = torch.tensor([-1, 0, 0, 1, 1, 2])

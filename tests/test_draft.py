@@ -8,7 +8,8 @@ import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.draft import ModelDrafter
-from lvspec.models import Model, check_inputs
+from lvspec.inputs import check_inputs
+from lvspec.models import Model
 
 
 @pytest.fixture

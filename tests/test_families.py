@@ -11,9 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from lvspec import AcceptancePolicy, DecodeConfig, generate
+from lvspec import AcceptancePolicy, DecodeConfig, DynamicTree, generate
 from lvspec.attention import lvspec_attention_on
-from lvspec.models import FAMILIES, Model, check_inputs
+from lvspec.families import FAMILIES
+from lvspec.inputs import check_inputs
+from lvspec.models import Model
 from lvspec.tree import ancestors_from_parents, depths, paths
 
 ROWS = 160  # of the target's vocabulary; other drafts have fewer, as in Qwen2.5-VL
@@ -357,10 +359,17 @@ def test_other_ways_to_draft(checkpoints, hf_greedy, family, kind):
     target, _, near = checkpoints(family)
     inputs = make_inputs(family, kind)
     wanted = hf_greedy(target, inputs, 20)
-    for draft, share in ((near, 0.3), ("self", 0.3), ("self", 1.0), ("ngram", 1.0)):
-        generation = strict(target, draft, inputs, draft_keep=share)
+    for draft, options in (
+        (near, {"draft_keep": 0.3}),
+        (near, {"tree": [(0,), (1,), (0, 0), (0, 1), (1, 0)]}),
+        (near, {"tree": DynamicTree(2, 3)}),
+        ("self", {"draft_keep": 0.3}),
+        ("self", {}),
+        ("ngram", {}),
+    ):
+        generation = strict(target, draft, inputs, **options)
         assert generation.tokens[0].tolist() == wanted
-        if (draft, share) == ("self", 1.0):
+        if (draft, options) == ("self", {}):
             assert set(generation.stats.num_accepted) == {4}, "it sees what the target sees"
 
 

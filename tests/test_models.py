@@ -5,7 +5,8 @@ import torch
 from transformers import DynamicCache
 
 from lvspec.attention import lvspec_attention_on
-from lvspec.models import Model, check_inputs
+from lvspec.inputs import check_inputs
+from lvspec.models import Model
 from lvspec.tree import ancestors_from_parents, depths, paths
 
 TREE = torch.tensor([-1, 0, 0, 1, 1, 2, 5], dtype=torch.int32)

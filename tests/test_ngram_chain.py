@@ -113,8 +113,8 @@ def test_places_taken_again(pair, prompts):
 
 @pytest.mark.parametrize("options", [{"draft_keep": 0.3}, {"draft": "self"}])
 def test_with_other_ways_to_draft(pair, prompts, options):
-    draft = options.pop("draft", pair[1])
-    config = _config(draft_ngram=3, **options)
+    draft = options.get("draft", pair[1])
+    config = _config(draft_ngram=3, draft_keep=options.get("draft_keep", 1.0))
     for inputs in prompts:
         ours = generate(pair[0], draft, inputs, policy=STRICT, config=config)
         assert ours.tokens.equal(generate(pair[0], None, inputs, config=_config()).tokens)

@@ -16,7 +16,8 @@ from lvspec.draft.pruning import (
     prompt_importance,
     rows_to_keep,
 )
-from lvspec.models import Model, check_inputs
+from lvspec.inputs import check_inputs
+from lvspec.models import Model
 
 STRICT = AcceptancePolicy.strict()
 KEEPS = [1.0, 0.5, 0.1, 0.0]

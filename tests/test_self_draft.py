@@ -8,7 +8,8 @@ import torch
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
 from lvspec.draft import ModelDrafter, PromptReading
 from lvspec.draft.pruning import VideoPruning, prompt_importance, rows_to_keep
-from lvspec.models import Model, check_inputs
+from lvspec.inputs import check_inputs
+from lvspec.models import Model
 
 STRICT = AcceptancePolicy.strict()
 

@@ -16,7 +16,8 @@ from lvspec.draft.ngram_chain import NGramChainDrafter
 from lvspec.draft.pruning import VideoPruning
 from lvspec.draft.stopping import StoppingDrafter
 from lvspec.draft.tree import DynamicTreeDrafter, StaticTreeDrafter
-from lvspec.models import Model, check_pair
+from lvspec.inputs import check_pair
+from lvspec.models import Model
 from lvspec.trees import NAMED_TREES, AnchorTree, DynamicTree, StaticTree
 
 DraftChoice = PreTrainedModel | Literal["self", "ngram"] | None

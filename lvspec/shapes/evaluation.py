@@ -74,15 +74,17 @@ def make_clips(pair: Pair, split: str, count: int, folder: Path, *, seed: int = 
     return clips
 
 
-def lvspec_method(pair: Pair, policy: AcceptancePolicy | None, config: DecodeConfig) -> Method:
-    """`lvspec.generate` under a policy; None is autoregression."""
-    draft = None if policy is None else pair.draft
+def lvspec_method(
+    pair: Pair, policy: AcceptancePolicy | None, config: DecodeConfig, *, draft: str | None = None
+) -> Method:
+    """`lvspec.generate` under a policy; None is autoregression. `draft` in place of the pair's."""
+    drafter = None if policy is None else (draft or pair.draft)
     tokenizer = pair.processor.tokenizer
 
     def run(clip: Clip) -> Output:
         start = time.perf_counter()
         result = generate(
-            pair.target, draft, clip.inputs, policy=policy, config=config, tokenizer=tokenizer
+            pair.target, drafter, clip.inputs, policy=policy, config=config, tokenizer=tokenizer
         )
         seconds = time.perf_counter() - start
         stats = result.stats
