@@ -44,13 +44,18 @@ static void append_sequence(const Append& a, int64_t b) {
   a.report[3 * b] = count, a.report[3 * b + 1] = finished, a.report[3 * b + 2] = int32_t(nan_row);
 }
 
-static void append(const Append& a) {
-  for (int64_t b = 0; b < a.batch_size; ++b) {
+static void append_sequences(int64_t begin, int64_t end, void* context) {
+  const Append& a = *static_cast<const Append*>(context);
+  for (int64_t b = begin; b < end; ++b) {
     if (a.type == Type::f64)
       append_sequence<double>(a, b);
     else
       append_sequence<float>(a, b);
   }
+}
+
+static void append(const Append& a) {
+  a.parallel_for(a.batch_size, 256, append_sequences, const_cast<Append*>(&a));
 }
 
 }  // namespace lvspec::LVSPEC_ARCH

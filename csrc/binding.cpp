@@ -347,6 +347,7 @@ Tensor cpu_append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor
   a.relevance = pointer_or_null<float>(relevance);
   Tensor report = empty(tokens, {a.batch_size, 3}, ScalarType::Int);
   a.report = static_cast<int32_t*>(report.mutable_data_ptr());
+  a.parallel_for = parallel_for;
   kernels().append(a);
   return report;
 }

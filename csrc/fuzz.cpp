@@ -438,11 +438,52 @@ void fuzz_write_kv(Random& random) {
       {in_place(a.k_cache, k_cache), in_place(a.v_cache, v_cache)}, {&k, &v}, bind);
 }
 
+void fuzz_append(Random& random) {
+  lvspec::Append a{};
+  a.type = random.one_in(3) ? Type::f64 : Type::f32;
+  a.batch_size = random.between(1, 4), a.num_slots = any_size(random, 64);
+  const int64_t most = random.between(1, 40);  // output tokens
+  a.width = most + a.num_slots, a.num_eos_ids = random.between(0, 3);
+  a.no_nan = -1, a.bonus_kind = 3;
+  const Shape each = {a.batch_size}, slots = {a.batch_size, a.num_slots};
+  const Shape out = {a.batch_size, a.width};
+  Array out_ids = integers<int64_t>(random, out, false, 0, 9);
+  Array out_kinds = integers<uint8_t>(random, out, false, 0, 3);
+  Array out_relevance = numbers(random, Type::f32, out, false, 1, false);
+  Array num_out = integers<int32_t>(random, each, false, 0, most);
+  Array max_new = integers<int32_t>(random, {1}, false, most, most);
+  Array last_two = integers<int64_t>(random, {a.batch_size, 2}, false, 0, 9);
+  Array regret_used = numbers(random, a.type, each, false, 1, false);
+  Array finished = integers<uint8_t>(random, each, false, 0, 1);
+  Array eos_ids = integers<int64_t>(random, {a.num_eos_ids}, false, 0, 9);
+  Array kv_len = integers<int32_t>(random, each, false, 0, 99);
+  Array tokens = integers<int64_t>(random, slots, false, 0, 9);
+  Array path = integers<int32_t>(random, slots, false, -1, a.num_slots - 1);
+  Array num_accepted = integers<int32_t>(random, each, false, 0, a.num_slots - 1);
+  Array bonus_id = integers<int64_t>(random, each, false, 0, 9);
+  Array kind = integers<uint8_t>(random, slots, false, 0, 2);
+  Array regret = numbers(random, a.type, each, false, 1, false);
+  Array lse = numbers(random, a.type, slots, false, 1, true);
+  Array relevance = numbers(random, Type::f32, slots, false, 1, false);
+  a.max_new = max_new.as<int32_t>(), a.eos_ids = eos_ids.as<int64_t>();
+  a.tokens = tokens.as<int64_t>(), a.path = path.as<int32_t>();
+  a.num_accepted = num_accepted.as<int32_t>(), a.bonus_id = bonus_id.as<int64_t>();
+  a.kind = kind.as<uint8_t>(), a.regret = regret.as<void>(), a.lse = lse.as<void>();
+  a.relevance = random.one_in(2) ? relevance.as<float>() : nullptr;
+  run("append", &Kernels::append, a,
+      {in_place(a.out_ids, out_ids), in_place(a.out_kinds, out_kinds),
+       in_place(a.out_relevance, out_relevance), in_place(a.num_out, num_out),
+       in_place(a.last_two, last_two), in_place(a.regret_used, regret_used),
+       in_place(a.finished, finished), in_place(a.kv_len, kv_len),
+       exact(a.report, 3 * a.batch_size)},
+      {}, [] {});
+}
+
 void (*const kOperations[])(Random&) = {
     fuzz_verify_attention,  fuzz_logit_stats,   fuzz_expand_tree,    fuzz_commit_kv,
     fuzz_visual_importance, fuzz_accept,        fuzz_accept_sampled, fuzz_linear,
     fuzz_gated_linear,      fuzz_silu_multiply, fuzz_rms_norm,       fuzz_rotary,
-    fuzz_write_kv,
+    fuzz_write_kv,          fuzz_append,
 };
 
 }  // namespace

@@ -168,9 +168,12 @@ Output numbers_of(float*& place, int64_t count) {
 }
 
 // What the operation changes and leaves elsewhere as it is.
-Output in_place(void*& place, const Array& x) {
+template <class T>
+Output in_place(T*& place, const Array& x) {
   const int64_t front = x.front * x.element, size = int64_t(x.bytes.size());
-  const auto put = [&place, front](void* p) { place = static_cast<char*>(p) + front; };
+  const auto put = [&place, front](void* p) {
+    place = reinterpret_cast<T*>(static_cast<char*>(p) + front);
+  };
   return {put, size, 1, Output::exact, {}, x.bytes};
 }
 

@@ -202,6 +202,7 @@ struct Append {
   int32_t* report;         // [B, 3]
   int64_t batch_size, num_slots, width, num_eos_ids, no_nan;
   uint8_t bonus_kind;
+  ParallelFor parallel_for;
 };
 
 struct Kernels {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lvspec.commit import NO_NAN, commit
 from lvspec.config import DecodeConfig
 from lvspec.draft import Draft, Drafter
 from lvspec.models import Model
+from lvspec.ops import Acceptance
 from lvspec.policy import AcceptancePolicy
 from lvspec.processors import Processors
 from lvspec.relevance import get_scorer
@@ -38,6 +39,25 @@ class NonFiniteLogits(RuntimeError):
     def __init__(self, message: str, generation: Generation) -> None:
         super().__init__(message)
         self.generation = generation
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What an iteration leaves on the device.
+
+    Attributes:
+        draft: What was verified.
+        acceptance: What stood.
+        wanted: int32 `[B, S]`, the target's choice at each slot.
+        relevance: float32 `[B, S]`, or None where it was not computed.
+        report: int32 `[B, 3]`, see `commit`.
+    """
+
+    draft: Draft
+    acceptance: Acceptance
+    wanted: Tensor
+    relevance: Tensor | None
+    report: Tensor
 
 
 class Engine:
@@ -201,6 +221,25 @@ class Engine:
 
     def iterate(self) -> None:
         """Draft, verify, accept, commit: at least one more token for every sequence."""
+        done = self.run_phases()
+        report = done.report.tolist()
+        for sequence in self.active:
+            count, is_finished, nan_row = report[sequence.place]
+            if nan_row != NO_NAN:
+                self._fail(sequence, f"iteration {sequence.stats.num_iterations}, row {nan_row}")
+                continue
+            sequence.stats.record(done.acceptance.num_accepted, done.draft.shape.num_slots)
+            if sequence.trace is not None:
+                sequence.trace.record(done.draft, done.wanted, done.relevance, done.acceptance)
+            is_stopped = sequence.advance(self.state, count)
+            if is_finished or is_stopped:
+                self._release(sequence)
+
+    def run_phases(self) -> Iteration:
+        """One iteration on the device; nothing of it is read back.
+
+        (By this loop. A logits processor may, and on a CPU some drafters look where they can stop.)
+        """
         state, cache = self.state, self.cache
         with self._phase("draft"):
             if state.sampler is not None:
@@ -219,28 +258,10 @@ class Engine:
                 state.sampler,
             )
         with self._phase("commit"):
+            relevance = verification.relevance
             self.drafter.commit(draft, acceptance, cache.kv_len)
-            report = commit(
-                state,
-                cache,
-                draft,
-                acceptance,
-                verification.relevance,
-                logit_stats.lse,
-            ).tolist()
-        for sequence in self.active:
-            count, is_finished, nan_row = report[sequence.place]
-            if nan_row != NO_NAN:
-                self._fail(sequence, f"iteration {sequence.stats.num_iterations}, row {nan_row}")
-                continue
-            sequence.stats.record(acceptance.num_accepted, draft.shape.num_slots)
-            if sequence.trace is not None:
-                sequence.trace.record(
-                    draft, logit_stats.top_ids[..., 0], verification.relevance, acceptance
-                )
-            is_stopped = sequence.advance(state, count)
-            if is_finished or is_stopped:
-                self._release(sequence)
+            report = commit(state, cache, draft, acceptance, relevance, logit_stats.lse)
+        return Iteration(draft, acceptance, logit_stats.top_ids[..., 0], relevance, report)
 
     def _processed(self, verification: Verification, draft: Draft) -> Verification:
         """With the rows as the logits processors leave them."""
