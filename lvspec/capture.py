@@ -3,23 +3,22 @@
 On a CPU, a pass of a small model is mostly Python: some thirty module calls a layer. The pass is
 the same every time but for its tensors, so it is traced once for each number of sequences and slots
 and replayed: the same kernels on the same weights. HF's modules are left as they are. Where the C++
-operations are there, some kernels are exchanged while recording, in float32: matrix products of a
-few rows, for which the library's own are made for many (`csrc/linear.h`), and sequences of small
-operations that one can do (`lvspec.fused`).
+operations are there, float32 models call those meanwhile, for products of a few rows and for
+sequences of small operations that one can do (`lvspec.fused`).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from lvspec.fused import MAX_SMALL_ROWS, fused
+from lvspec.fused import Patch, fused, recognise
 from lvspec.ops import active_backend
 
 Pass = Callable[..., tuple[Tensor, ...]]
@@ -32,6 +31,7 @@ class _Recordings:
     def __init__(self) -> None:
         self.weights: list[tuple[int, torch.dtype]] = []
         self.passes: dict[_Key, Pass | None] = {}
+        self.patches: list[Patch] | None = None
 
 
 _RECORDINGS: WeakKeyDictionary[nn.Module, _Recordings] = WeakKeyDictionary()
@@ -47,7 +47,7 @@ class PassRecorder:
 
     def __init__(self, text: nn.Module, head: nn.Module) -> None:
         self._recordings = _RECORDINGS.setdefault(text, _Recordings())
-        modules = [*text.modules(), *head.modules()]
+        self._modules = modules = [*text.modules(), *head.modules()]
         weights = [*text.parameters(), *head.parameters()]
         buffers = [*text.buffers(), *head.buffers()]
         # What a hook does in Python would not be recorded, and quantised weights are more than one
@@ -62,6 +62,19 @@ class PassRecorder:
             if self._recordings.weights != places:  # moved, converted or replaced since
                 self._recordings.weights = places
                 self._recordings.passes.clear()
+                self._recordings.patches = None
+
+    def fused(self) -> AbstractContextManager[None]:
+        """Within this context the model's parts call operations of `csrc/`, recorded or not."""
+        return fused(self._patches())
+
+    def _patches(self) -> list[Patch]:
+        if not self._is_plain or active_backend("cpu") != "cpp":
+            return []
+        if self._recordings.patches is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._recordings.patches = recognise(self._modules)
+        return self._recordings.patches
 
     def get(
         self,
@@ -80,17 +93,18 @@ class PassRecorder:
             return None
         passes = self._recordings.passes
         if key not in passes:
-            passes[key] = _record(make_pass(), example)
+            passes[key] = _record(make_pass(), example, self._patches())
         return passes[key]
 
 
-def _record(module: nn.Module, example: Callable[[], tuple[Tensor, ...]]) -> Pass | None:
+def _record(
+    module: nn.Module, example: Callable[[], tuple[Tensor, ...]], patches: list[Patch]
+) -> Pass | None:
     """A module of tensors as a recorded pass, or None, with a warning, if it cannot be recorded."""
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constants: shapes are the key, values are not
-            modules = module.modules() if active_backend("cpu") == "cpp" else ()
-            with fused(modules), _SmallProducts():
+            with fused(patches):
                 return torch.jit.trace(module, example(), check_trace=False)
     except Exception as error:
         warnings.warn(
@@ -99,30 +113,6 @@ def _record(module: nn.Module, example: Callable[[], tuple[Tensor, ...]]) -> Pas
             stacklevel=2,
         )
         return None
-
-
-class _SmallProducts(TorchFunctionMode):
-    """Linear layers of a few rows are computed by csrc/linear.h."""
-
-    def __torch_function__(
-        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        if function is nn.functional.linear and _is_small(*args, **(kwargs or {})):
-            return torch.ops.lvspec.cpu_linear(*args, *([None] * (3 - len(args))), **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
-
-
-def _is_small(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Two rows to a vector of them: one row is a matter of reading the weights for any library."""
-    return (
-        active_backend("cpu") == "cpp"
-        and input.dim() == 3
-        and 2 <= input.shape[0] * input.shape[1] <= MAX_SMALL_ROWS
-        and all(type(x) in (Tensor, nn.Parameter) for x in (input, weight))
-        and all(x.dtype == torch.float32 for x in (input, weight))
-        and weight.is_contiguous()
-        and (bias is None or (bias.dtype == torch.float32 and bias.is_contiguous()))
-    )
 
 
 def is_recordable(device: Any, workspace: Tensor | None) -> bool:

@@ -1,8 +1,9 @@
-"""Parts of HF's text models as single C++ operations, while a pass over them is recorded.
+"""Parts of HF's text models as single C++ operations, while they are recorded or read a prompt.
 
 A pass of a few slots through a small model is some sixty operations a layer, most of them over
 before their call is. Norms, gated MLPs, rotary angles, and what comes between projections and
-attention have one operation each in `csrc/`. Modules are recognised by their parts and by what they
+attention have one operation each in `csrc/`, and so have products of a few rows, for which the
+libraries are not made. Modules are recognised by their parts and by what they
 compute: on random numbers the operation must give what the module's own code gives, or the module
 is left as it is. Patches are on the modules in hand and gone when the recording is over.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -18,29 +20,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lvspec.attention import AttentionStep, lvspec_attention
+from lvspec.attention import NAME, AttentionStep, lvspec_attention
 from lvspec.cache import SlotCache
+from lvspec.ops import active_backend
+from lvspec.ops.cpp_backend import instruction_set
 from lvspec.tree import chain_ancestors
 
-MAX_SMALL_ROWS = 16
-"""Rows up to which csrc/linear.h is the faster one, on processors with vectors of 16 numbers."""
+MAX_ROWS = {"avx512": 128, "avx2": 40, "portable": 4}
+"""Rows up to which csrc/linear.h was seen to be faster than torch, by instruction set."""
+
+Patch = tuple[nn.Module, Callable]
+"""A module, and what is its `forward` for the time being."""
 
 
-@contextmanager
-def fused(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within this context the recognised parts of `modules` call operations of `csrc/`.
+@cache
+def max_rows() -> int:
+    """Of a product that csrc/linear.h computes; 0 where it is not there."""
+    return MAX_ROWS[instruction_set()] if active_backend("cpu") == "cpp" else 0
+
+
+def recognise(modules: Iterable[nn.Module]) -> list[Patch]:
+    """The parts that have an operation of their own.
 
     Args:
         modules: All of them, not only the outermost. Other types than float32 are left alone.
     """
-    with ExitStack() as patches:
-        for module in list(modules):
-            if "forward" in vars(module):  # someone else's patch
-                continue
-            for make in (_rms_norm, _gated_mlp, _rotary_angles, _attention):
-                forward = make(module)
-                if forward is not None:
-                    patches.enter_context(_forward(module, forward))
+    found = []
+    for module in list(modules):
+        if "forward" in vars(module):  # someone else's patch
+            continue
+        for make in (_linear, _rms_norm, _gated_mlp, _rotary_angles, _attention):
+            forward = make(module)
+            if forward is not None:
+                found.append((module, forward))
+    return found
+
+
+@contextmanager
+def fused(patches: Iterable[Patch]) -> Iterator[None]:
+    """Within this context the recognised parts call operations of `csrc/`."""
+    with ExitStack() as stack:
+        for module, forward in patches:
+            stack.enter_context(_forward(module, forward))
         yield
 
 
@@ -51,6 +72,21 @@ def _forward(module: nn.Module, forward: Callable) -> Iterator[None]:
         yield
     finally:
         del module.forward
+
+
+def _linear(module: nn.Module) -> Callable | None:
+    is_linear = (
+        type(module) is nn.Linear
+        and _is_weight(module.weight, 2)
+        and (module.bias is None or _is_weight(module.bias, 1))
+    )
+
+    def forward(self: nn.Module, input: Tensor) -> Tensor:
+        if not _is_rows(input, self.in_features) or _count(input) > max_rows():
+            return nn.Linear.forward(self, input)
+        return torch.ops.lvspec.cpu_linear(input, self.weight, self.bias)
+
+    return forward if is_linear else None
 
 
 def _rms_norm(module: nn.Module) -> Callable | None:
@@ -80,7 +116,7 @@ def _gated_mlp(module: nn.Module) -> Callable | None:
         gate, up = self.gate_proj.weight, self.up_proj.weight
         if not _is_rows(x, gate.shape[1]):
             return type(self).forward(self, x)
-        if 2 <= x.shape[0] * x.shape[1] <= MAX_SMALL_ROWS:
+        if _count(x) <= max_rows():
             hidden = torch.ops.lvspec.cpu_gated_linear(x, gate, up)
         else:
             products = functional.linear(x, gate), functional.linear(x, up)
@@ -184,7 +220,12 @@ def _attention(module: nn.Module) -> Callable | None:
         return out, k, v, *step.masses, *step.peaks
 
     def same() -> bool:
-        return _are_close(run(forward), run(type(module).forward), 1e-5)
+        before = module.config._attn_implementation
+        module.config._attn_implementation = NAME
+        try:
+            return _are_close(run(forward), run(type(module).forward), 1e-5)
+        finally:
+            module.config._attn_implementation = before
 
     return forward if is_attention and _holds(same) else None
 
@@ -201,6 +242,11 @@ def _is_weight(x: Any, dim: int) -> bool:
 
 def _is_rows(x: Tensor, size: int) -> bool:
     return x.dtype == torch.float32 and x.dim() == 3 and x.shape[-1] == size
+
+
+def _count(x: Tensor) -> int:
+    """Rows of `[B, S, size]`."""
+    return x.shape[0] * x.shape[1]
 
 
 def _generator() -> torch.Generator:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -146,13 +147,14 @@ class Model:
         positions = inputs.get("position_ids")  # there if HF's `generate` has prepared them
         if positions is None:
             positions = self.family.prompt_positions(self.hf, inputs)
-        output = self.hf(
-            **{name: value for name, value in inputs.items() if name not in not_passed},
-            position_ids=_as_hf_takes_them(positions),
-            past_key_values=cache.prefill_view(sequence),
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with self.recorder.fused() if self.records(cache) else nullcontext():
+            output = self.hf(
+                **{name: value for name, value in inputs.items() if name not in not_passed},
+                position_ids=_as_hf_takes_them(positions),
+                past_key_values=cache.prefill_view(sequence),
+                use_cache=True,
+                logits_to_keep=1,
+            )
         visual = torch.zeros_like(ids[0], dtype=torch.bool)
         for token in self.visual_ids:
             visual |= ids[0] == token

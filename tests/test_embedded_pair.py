@@ -136,7 +136,16 @@ def test_demo_prints_a_row_for_every_method_and_the_same_in_json(tmp_path, capsy
     methods = ["autoregression", "hf generate", "hf assisted", "strict", "fly", "lvspec"]
     assert [row["method"] for row in document["rows"]] == methods
     assert all(method in printed for method in methods)
-    keys = {"method", "tokens_per_s", "speedup", "tau", "attributes", "captions", "fidelity"}
+    keys = {
+        "method",
+        "tokens_per_s",
+        "speedup",
+        "decode_speedup",
+        "tau",
+        "attributes",
+        "captions",
+        "fidelity",
+    }
     assert all(row.keys() == keys | {"regret"} for row in document["rows"])
     assert (document["clips"], document["gamma"], document["strict_equals_hf"]) == (2, 8, 2)
     assert "strict says what hf generate says on 2 of 2 clips" in printed

@@ -101,21 +101,24 @@ def _table(rows: list[dict], clips: int, gamma: int) -> Table:
         collapse_padding=True,
     )
     table.add_column("method", no_wrap=True)
-    for heading in ("tokens/s", "speedup", "tau", "attributes %", "captions %", "regret"):
+    headings = ("tokens/s", "speedup", "decode", "tau", "attributes %", "captions %", "regret")
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["method"],
             f"{row['tokens_per_s']:.0f}",
             f"{row['speedup']:.2f}x",
+            "-" if row["decode_speedup"] is None else f"{row['decode_speedup']:.2f}x",
             f"{row['tau']:.2f}",
             *(_share(row, name) for name in ("attributes", "captions")),
             f"{row['regret']:.2f}",
             style="bold" if row["method"] == "lvspec" else None,
         )
     table.caption = (
-        "tokens/s, speedup: medians over clips; tau: tokens per target pass; attributes, "
-        "captions: share that is right (relative to the target's own); regret: nats per caption"
+        "tokens/s, speedup: medians over clips, prefill included; decode: speed-up without it; "
+        "tau: tokens per target pass; attributes, captions: share that is right (relative to the "
+        "target's own); regret: nats per caption"
     )
     return table
 

@@ -57,6 +57,13 @@ class Output:
     regret: float = 0.0
     generation: Generation | None = None
 
+    @property
+    def decode_seconds(self) -> float | None:
+        """Of `seconds` without the prefill; None for methods that are not ours."""
+        if self.generation is None:
+            return None
+        return self.seconds - self.generation.stats.seconds["prefill"]
+
 
 Method = Callable[[Clip], Output]
 
@@ -141,6 +148,11 @@ class MethodResult:
             (mine.tokens / mine.seconds) / (theirs.tokens / theirs.seconds)
             for mine, theirs in pairs
         ]
+        decoding = [
+            (mine.tokens - 1) / mine.decode_seconds / ((theirs.tokens - 1) / theirs.decode_seconds)
+            for mine, theirs in zip(self.outputs, reference.outputs, strict=True)
+            if mine.decode_seconds and theirs.decode_seconds
+        ]
         passes = sum(output.passes for output in self.outputs)
         # The first token comes from the prefill and costs no pass.
         tokens = sum(output.tokens - 1 for output in self.outputs)
@@ -148,6 +160,7 @@ class MethodResult:
             "method": self.method,
             "tokens_per_s": median(speeds),
             "speedup": median(speedups),
+            "decode_speedup": median(decoding) if decoding else None,
             "tau": tokens / passes,
             "attributes": attributes,
             "captions": captions,
