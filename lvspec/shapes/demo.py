@@ -101,7 +101,7 @@ def _table(rows: list[dict], clips: int, gamma: int) -> Table:
         collapse_padding=True,
     )
     table.add_column("method", no_wrap=True)
-    headings = ("tokens/s", "speedup", "decode", "tau", "attributes %", "captions %", "regret")
+    headings = ("tokens/s", "speedup", "decode", "tau", "attributes", "captions", "regret")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -117,8 +117,8 @@ def _table(rows: list[dict], clips: int, gamma: int) -> Table:
         )
     table.caption = (
         "tokens/s, speedup: medians over clips, prefill included; decode: speed-up without it; "
-        "tau: tokens per target pass; attributes, captions: share that is right (relative to the "
-        "target's own); regret: nats per caption"
+        "tau: tokens per target pass; attributes, captions: per cent that are right / relative to "
+        "the target's own; regret: nats per caption"
     )
     return table
 
@@ -130,7 +130,7 @@ def _equal_captions(first: MethodResult, second: MethodResult) -> int:
 
 def _share(row: dict, name: str) -> str:
     relative = row["fidelity"][name]
-    return f"{100 * row[name]:.1f} ({'-' if relative is None else f'{100 * relative:.1f}'})"
+    return f"{100 * row[name]:.1f}/{'-' if relative is None else f'{100 * relative:.1f}'}"
 
 
 def _show_one(console: Console, clips: list[Clip], results: dict[str, MethodResult]) -> None:
