@@ -317,6 +317,10 @@ def test_patches_are_gone_afterwards(target, make_prompt):
     with pytest.raises(KeyError), fused(patches):
         raise KeyError
     assert patched() == 0
+    theirs = modules[-1].forward = lambda *arguments: None
+    with fused(patches):
+        assert modules[-1].forward is theirs
+    assert modules[-1].forward is theirs
 
 
 @needs_cpp

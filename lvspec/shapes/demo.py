@@ -98,7 +98,7 @@ def _table(rows: list[dict], clips: int, gamma: int) -> Table:
         title=f"{clips} held-out clips, gamma {gamma}, embedded pair",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("method", no_wrap=True)
     headings = ("tokens/s", "speedup", "decode", "tau", "attributes", "captions", "regret")
