@@ -10,7 +10,7 @@ sequences of small operations that one can do (`lvspec.fused`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,7 +22,7 @@ from lvspec.fused import Patch, fused, recognise
 from lvspec.ops import active_backend
 
 Pass = Callable[..., tuple[Tensor, ...]]
-_Key = tuple[int | bool, ...]
+_Key = tuple[Hashable, ...]
 
 
 class _Recordings:
