@@ -110,16 +110,22 @@ def noisy_draft(random_pair):
 
 
 @pytest.fixture(scope="session")
+def pair(random_pair, noisy_draft):
+    """(target, noisy draft) in float64, where no rounding changes a token."""
+    return tuple(copy.deepcopy(model).double() for model in (random_pair[0], noisy_draft))
+
+
+@pytest.fixture(scope="session")
 def make_prompt():
     """Inputs of a random prompt: `make_prompt(3, ("video", 2, 6, 4), 5)`, see `_prompt`."""
     return _prompt
 
 
-def _prompt(*parts, seed=0, seconds=1.0):
+def _prompt(*parts, seed=0, seconds=1.0, dtype=torch.float32):
     """Inputs as a processor returns them, with noise for pixels.
 
     A part is a number of words, ("image", h, w) or ("video", t, h, w), in patches; `seconds` is the
-    time between two grids of a video.
+    time between two grids of a video, `dtype` that of the pixels.
     """
     rng = torch.Generator().manual_seed(seed)
     ids, found = [], {"image": [], "video": []}
@@ -141,7 +147,7 @@ def _prompt(*parts, seed=0, seconds=1.0):
         if found[name]:
             inputs[f"{name}_grid_thw"] = torch.tensor(found[name])
             patches = sum(math.prod(grid) for grid in found[name])
-            inputs[pixels] = torch.randn(patches, 2 * 3 * 14 * 14, generator=rng)
+            inputs[pixels] = torch.randn(patches, 2 * 3 * 14 * 14, generator=rng).to(dtype)
     if found["video"]:
         inputs["second_per_grid_ts"] = torch.full((len(found["video"]),), seconds)
     return inputs

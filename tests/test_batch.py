@@ -19,11 +19,6 @@ POLICIES = {
 
 
 @pytest.fixture(scope="module")
-def pair(random_pair, noisy_draft):
-    return tuple(copy.deepcopy(model).double() for model in (random_pair[0], noisy_draft))
-
-
-@pytest.fixture(scope="module")
 def prompts(make_prompt):
     """Seven prompts of different lengths: videos, an image, text."""
     parts = [
@@ -35,11 +30,7 @@ def prompts(make_prompt):
         (2, ("video", 3, 4, 6), 4, ("video", 2, 6, 4), 3),
         (30,),
     ]
-    found = [make_prompt(*each, seed=index) for index, each in enumerate(parts)]
-    return [
-        {name: x.double() if x.is_floating_point() else x for name, x in prompt.items()}
-        for prompt in found
-    ]
+    return [make_prompt(*each, seed=index, dtype=torch.float64) for index, each in enumerate(parts)]
 
 
 @pytest.fixture(scope="module")

@@ -36,11 +36,6 @@ class Recorder(BaseStreamer):
 
 
 @pytest.fixture(scope="module")
-def pair(random_pair, noisy_draft):
-    return tuple(copy.deepcopy(model).double() for model in (random_pair[0], noisy_draft))
-
-
-@pytest.fixture(scope="module")
 def prompts(make_prompt):
     parts = {
         "video": (3, ("video", 4, 6, 6), 5),

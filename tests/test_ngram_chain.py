@@ -14,11 +14,6 @@ NO_GATE = AcceptancePolicy(anchor_threshold=float("inf"), top_k=3)
 
 
 @pytest.fixture(scope="module")
-def pair(random_pair, noisy_draft):
-    return tuple(copy.deepcopy(model).double() for model in (random_pair[0], noisy_draft))
-
-
-@pytest.fixture(scope="module")
 def prompts(make_prompt):
     """Prompts that repeat themselves, so that look-ups find something; different lengths."""
     found = []

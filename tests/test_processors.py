@@ -3,7 +3,6 @@
 In float64, where rows of different passes do not differ by enough to change a token.
 """
 
-import copy
 import itertools
 
 import pytest
@@ -19,18 +18,9 @@ STRICT = AcceptancePolicy.strict()
 
 
 @pytest.fixture(scope="module")
-def pair(random_pair, noisy_draft):
-    return tuple(copy.deepcopy(model).double() for model in (random_pair[0], noisy_draft))
-
-
-@pytest.fixture(scope="module")
 def prompts(make_prompt):
     parts = [(3, ("video", 4, 6, 6), 5), (9,), (2, ("image", 4, 8), 4)]
-    found = [make_prompt(*each, seed=index) for index, each in enumerate(parts)]
-    return [
-        {name: x.double() if x.is_floating_point() else x for name, x in prompt.items()}
-        for prompt in found
-    ]
+    return [make_prompt(*each, seed=index, dtype=torch.float64) for index, each in enumerate(parts)]
 
 
 @pytest.fixture(scope="module")
