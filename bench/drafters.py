@@ -114,7 +114,16 @@ def main() -> int:
         title=f"{len(clips)} held-out clips, gamma {arguments.gamma}, a draft step is "
         f"{cost_ratio:.2f} verify passes"
     )
-    for heading in ("drafter, policy", "tau", "drafted/token", "speed-up", "of target", "regret"):
+    headings = (
+        "drafter, policy",
+        "tau",
+        "drafted/token",
+        "speed-up",
+        "decoding",
+        "of target",
+        "regret",
+    )
+    for heading in headings:
         first = heading == "drafter, policy"
         table.add_column(heading, justify="left" if first else "right", no_wrap=True)
     for row in found:
@@ -124,6 +133,7 @@ def main() -> int:
             f"{row['tau']:.2f}",
             f"{row['drafted_per_token']:.2f}",
             f"{row['speedup']:.2f}x",
+            f"{row['decode_speedup']:.2f}x",
             f"{fidelity['attributes']:.2%} / {fidelity['captions']:.1%}",
             f"{row['regret']:.2f}",
         )

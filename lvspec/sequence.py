@@ -103,11 +103,11 @@ class Sequence:
             if self.request.streamer is not None:
                 self.request.streamer.end()
 
-    def result(self, state: DecodeState | None) -> Generation:
+    def result(self, state: DecodeState) -> Generation:
         """What there is so far; ordinary tensors, for a caption may become a label in training."""
         prompt, place = self.request.prompt, self.place
         with torch.inference_mode(False):
-            if state is None or self.count == 0:
+            if self.count == 0:  # not begun: what the place holds is another's
                 tokens = prompt[:, :0].clone()
                 kinds, relevance = tokens.to(torch.uint8), tokens.float()
             else:

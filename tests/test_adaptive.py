@@ -28,18 +28,9 @@ LOOSE = AcceptancePolicy.lvspec(anchor_threshold=0.12, regret_budget=3.0)
 
 
 @pytest.fixture(scope="module")
-def models(random_pair, noisy_draft):
-    return tuple(copy.deepcopy(model).double() for model in (random_pair[0], noisy_draft))
-
-
-@pytest.fixture(scope="module")
 def prompts(make_prompt):
     parts = [(3, ("video", 4, 6, 6), 5), (9,), (1, ("video", 2, 4, 14), 7), (2, ("image", 4, 8), 4)]
-    found = [make_prompt(*each, seed=index) for index, each in enumerate(parts)]
-    return [
-        {name: x.double() if x.is_floating_point() else x for name, x in prompt.items()}
-        for prompt in found
-    ]
+    return [make_prompt(*each, seed=index, dtype=torch.float64) for index, each in enumerate(parts)]
 
 
 def _config(option, **config):
@@ -52,19 +43,19 @@ def _drafted(generation):
     return [len(step.drafted) for step in generation.trace.steps()]
 
 
-def _drafter(models, **config):
-    target, draft = (Model(model, "model") for model in models)
+def _drafter(pair, **config):
+    target, draft = (Model(model, "model") for model in pair)
     drafter = make_drafter(target, draft, _config("adaptive", **config))
     drafter.allocate(batch_size=3, capacity=100)
     return drafter
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_strict_is_greedy(models, prompts, option, hf_greedy):
+def test_strict_is_greedy(pair, prompts, option, hf_greedy):
     sizes = set()
-    found = generate(*models, prompts, policy=STRICT, config=_config(option))
+    found = generate(*pair, prompts, policy=STRICT, config=_config(option))
     for prompt, generation in zip(prompts, found, strict=True):
-        assert generation.tokens[0].tolist() == hf_greedy(models[0], prompt, 40)
+        assert generation.tokens[0].tolist() == hf_greedy(pair[0], prompt, 40)
         drafted = _drafted(generation)
         assert generation.stats.num_drafted == sum(drafted)
         sizes.update(drafted)
@@ -73,13 +64,13 @@ def test_strict_is_greedy(models, prompts, option, hf_greedy):
 
 @pytest.mark.parametrize("policy", [STRICT, LOOSE])
 @pytest.mark.parametrize("option", OPTIONS)
-def test_each_of_a_batch_as_alone(models, prompts, option, policy):
+def test_each_of_a_batch_as_alone(pair, prompts, option, policy):
     """Places are taken again, and what is known of a sequence goes with it."""
     config = _config(option)
-    alone = [generate(*models, prompt, policy=policy, config=config) for prompt in prompts]
+    alone = [generate(*pair, prompt, policy=policy, config=config) for prompt in prompts]
     for found in (
-        generate(*models, prompts, policy=policy, config=config),
-        generate_many(*models, prompts, batch_size=2, policy=policy, config=config),
+        generate(*pair, prompts, policy=policy, config=config),
+        generate_many(*pair, prompts, batch_size=2, policy=policy, config=config),
     ):
         for ours, theirs in zip(found, alone, strict=True):
             assert ours.tokens.equal(theirs.tokens)
@@ -88,10 +79,10 @@ def test_each_of_a_batch_as_alone(models, prompts, option, policy):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_all_passes_give_the_same(models, prompts, option, monkeypatch):
+def test_all_passes_give_the_same(pair, prompts, option, monkeypatch):
     """On a GPU no pass is left out, for to know would stop it."""
     config = _config(option, capture=False)
-    stopped = generate(*models, prompts, policy=LOOSE, config=config)
+    stopped = generate(*pair, prompts, policy=LOOSE, config=config)
     passes = []
     step = Model.step
 
@@ -100,7 +91,7 @@ def test_all_passes_give_the_same(models, prompts, option, monkeypatch):
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(Model, "step", counted)
-    generate(*models, prompts, policy=LOOSE, config=config)
+    generate(*pair, prompts, policy=LOOSE, config=config)
     few = passes.count("draft")
     passes.clear()
     make = StoppingDrafter.__init__
@@ -110,22 +101,22 @@ def test_all_passes_give_the_same(models, prompts, option, monkeypatch):
         self._may_look = False
 
     monkeypatch.setattr(StoppingDrafter, "__init__", on_gpu)
-    complete = generate(*models, prompts, policy=LOOSE, config=config)
+    complete = generate(*pair, prompts, policy=LOOSE, config=config)
     assert passes.count("draft") == 6 * passes.count("target") > few
     for ours, theirs in zip(stopped, complete, strict=True):
         assert ours.tokens.equal(theirs.tokens)
         assert _drafted(ours) == _drafted(theirs)
 
 
-def test_ends_before_the_first_unsure_anchor(models, prompts, hf_rows):
+def test_ends_before_the_first_unsure_anchor(pair, prompts, hf_rows):
     """By the draft's own rows, from HF with eager attention."""
     seen = set()
     for prompt in prompts:
-        generation = generate(*models, prompt, policy=STRICT, config=_config("anchors"))
+        generation = generate(*pair, prompt, policy=STRICT, config=_config("anchors"))
         tokens = generation.tokens[0].tolist()
         for step in generation.trace.steps():
             begun = tokens[: step.position] + step.drafted
-            logits, peaks = hf_rows(models[1], prompt, begun)
+            logits, peaks = hf_rows(pair[1], prompt, begun)
             sure = logits[step.position :].softmax(-1).amax(-1) >= CONFIDENCE
             anchor = peaks[step.position :] >= THRESHOLD
             may_go_on = (sure | ~anchor).tolist()
@@ -136,17 +127,17 @@ def test_ends_before_the_first_unsure_anchor(models, prompts, hf_rows):
     assert {0, 6} < seen
 
 
-def test_without_anchors_or_doubt_nothing_ends_early(models, prompts):
+def test_without_anchors_or_doubt_nothing_ends_early(pair, prompts):
     for options in ({"draft_anchor_threshold": math.inf}, {"stop_at_unsure_anchors": 1e-9}):
         config = {"stop_at_unsure_anchors": 1.0, "draft_anchor_threshold": -1.0, **options}
         config = DecodeConfig(gamma=4, max_new_tokens=20, eos_ids=(), trace=True, **config)
-        assert set(_drafted(generate(*models, prompts[0], config=config))) == {4}
+        assert set(_drafted(generate(*pair, prompts[0], config=config))) == {4}
 
 
 @pytest.mark.parametrize("ratio", [1e-6, 0.05, 0.2, 1.0, 50.0])
-def test_lengths_are_the_most_worth(models, ratio):
+def test_lengths_are_the_most_worth(pair, ratio):
     """Against the definition, for sequences that accept hardly, half the time and always."""
-    drafter = _drafter(models)
+    drafter = _drafter(pair)
     drafter.cost_ratio = ratio
     chances = [0.05, 0.5, 0.99]
     drafter._counts.copy_(torch.tensor([[10 * chance, 10.0] for chance in chances]))
@@ -159,9 +150,9 @@ def test_lengths_are_the_most_worth(models, ratio):
         assert drafter.lengths().tolist()[1:] == [6, 6]
 
 
-def test_length_follows_acceptance(models, prompts):
+def test_length_follows_acceptance(pair, prompts):
     """A draft that is always right is used to the full, one that never is hardly at all."""
-    target, draft = models
+    target, draft = pair
     config = DecodeConfig(
         gamma=12, max_new_tokens=120, eos_ids=(), trace=True, adaptive=True, cost_ratio=0.1
     )
@@ -174,9 +165,9 @@ def test_length_follows_acceptance(models, prompts):
     assert drafted[0] > 2 and set(drafted[-60:]) == {1}
 
 
-def test_what_is_counted(models):
+def test_what_is_counted(pair):
     """Accepted tokens, and with them the first rejected one if there is one."""
-    drafter = _drafter(models)
+    drafter = _drafter(pair)
     drafter._counts.zero_()
     for num_slots, accepted, counts in (
         ([7, 7, 7], [0, 3, 6], [[0, 1], [3, 4], [6, 6]]),
@@ -191,8 +182,8 @@ def test_what_is_counted(models):
         torch.testing.assert_close(drafter._counts, torch.tensor(counts, dtype=torch.float32))
 
 
-def test_a_new_sequence_begins_anew(models, prompts):
-    drafter = _drafter(models)
+def test_a_new_sequence_begins_anew(pair, prompts):
+    drafter = _drafter(pair)
     drafter._counts.copy_(torch.tensor([[0.1, 9.0]] * 3))
     before = drafter.lengths().tolist()
     inputs = check_inputs(drafter.model, prompts[1])

@@ -44,10 +44,9 @@ def prompts(make_prompt):
         "two videos": (2, ("video", 3, 4, 6), 4, ("video", 2, 6, 4), 3),
         "long video": (1, ("video", 6, 4, 14), 2),
     }
-    found = {name: make_prompt(*each, seed=len(name)) for name, each in parts.items()}
     return {
-        name: {key: x.double() if x.is_floating_point() else x for key, x in prompt.items()}
-        for name, prompt in found.items()
+        name: make_prompt(*each, seed=len(name), dtype=torch.float64)
+        for name, each in parts.items()
     }
 
 

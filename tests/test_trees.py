@@ -7,6 +7,7 @@ import copy
 import math
 
 import pytest
+import torch
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, capture, generate
 from lvspec.generate import generate_many
@@ -39,11 +40,7 @@ def models(random_pair, noisy_draft):
 @pytest.fixture(scope="module")
 def prompts(make_prompt):
     parts = [(3, ("video", 4, 6, 6), 5), (9,), (1, ("video", 2, 4, 14), 7), (2, ("image", 4, 8), 4)]
-    found = [make_prompt(*each, seed=index) for index, each in enumerate(parts)]
-    return [
-        {name: x.double() if x.is_floating_point() else x for name, x in prompt.items()}
-        for prompt in found
-    ]
+    return [make_prompt(*each, seed=index, dtype=torch.float64) for index, each in enumerate(parts)]
 
 
 def _config(tree, **config):
