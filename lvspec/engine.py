@@ -18,7 +18,7 @@ from lvspec.commit import NO_NAN, commit
 from lvspec.config import DecodeConfig
 from lvspec.draft import Draft, Drafter
 from lvspec.models import Model
-from lvspec.ops import Acceptance
+from lvspec.ops import Acceptance, LogitStats
 from lvspec.policy import AcceptancePolicy
 from lvspec.processors import Processors
 from lvspec.relevance import get_scorer
@@ -248,20 +248,20 @@ class Engine:
         with self._phase("verify"):
             verification = verify(self.target, cache, draft, self.scorer)
         with self._phase("accept"):
-            verification = self._processed(verification, draft)
-            acceptance, logit_stats = accept(
-                verification,
-                draft,
-                self.policy,
-                state.regret_used,
-                cache.workspace,
-                state.sampler,
-            )
+            acceptance, logit_stats = self._accept(self._processed(verification, draft), draft)
         with self._phase("commit"):
             relevance = verification.relevance
             self.drafter.commit(draft, acceptance, cache.kv_len)
             report = commit(state, cache, draft, acceptance, relevance, logit_stats.lse)
         return Iteration(draft, acceptance, logit_stats.top_ids[..., 0], relevance, report)
+
+    def _accept(
+        self, verification: Verification, draft: Draft
+    ) -> tuple[Acceptance, LogitStats]:
+        """Phase 3, on the device."""
+        regret_used, sampler = self.state.regret_used, self.state.sampler
+        workspace = self.cache.workspace
+        return accept(verification, draft, self.policy, regret_used, workspace, sampler)
 
     def _processed(self, verification: Verification, draft: Draft) -> Verification:
         """With the rows as the logits processors leave them."""
