@@ -8,9 +8,8 @@ from torch import Tensor
 from lvspec import ops
 from lvspec.cache import SlotCache
 from lvspec.draft import Draft
+from lvspec.reports import NO_NAN
 from lvspec.state import BONUS, DecodeState
-
-NO_NAN = -1
 
 
 def commit(
@@ -35,12 +34,13 @@ def commit(
         lse: float32 `[B, S]`, of the target's rows; NaN where a logit is.
 
     Returns:
-        What the host wants to know, int32 `[B, 3]`: `num_out`, whether the sequence is finished,
-        and the first row on the path whose logits had a NaN, or `NO_NAN`.
+        What the host wants to know, int64 `[B, HEAD + S]`: the fields of `reports.Report`, the
+        regret as the bits of a float64.
     """
     if not draft.shape.is_chain:
         ops.commit_kv(cache.k, cache.v, cache.kv_len, acceptance.path, acceptance.num_accepted)
-    given = (*state.tensors(), cache.kv_len, draft.tokens, *acceptance, lse, relevance)
+    drafted = (draft.tokens, draft.shape.num_slots)
+    given = (*state.tensors(), cache.kv_len, *drafted, *acceptance, lse, relevance)
     if _is_fast(cache.kv_len.device, relevance, lse, state.regret_used):
         return torch.ops.lvspec.cpu_append(*given, BONUS, NO_NAN)
     return append(*given)
@@ -68,6 +68,7 @@ def append(
     eos_ids: Tensor,
     kv_len: Tensor,
     tokens: Tensor,
+    num_slots: Tensor,
     path: Tensor,
     num_accepted: Tensor,
     bonus_id: Tensor,
@@ -85,7 +86,8 @@ def append(
     kinds = torch.where(is_draft, kind.roll(-1, dims=1), BONUS).to(torch.uint8)
 
     is_path = offsets <= accepted
-    ends = torch.isin(emitted, eos_ids) & is_path
+    # (isin would ask a GPU for values where the ids are many.)
+    ends = (emitted[..., None] == eos_ids).any(-1) & is_path
     kept = (is_path & (ends.cumsum(1) - ends.long() == 0)).sum(1)
     kept = torch.minimum(kept, max_new - num_out)
     kept = kept.masked_fill(finished, 0).to(torch.int32)
@@ -107,4 +109,6 @@ def append(
     is_nan = lse.gather(1, row).isnan()
     first = row.gather(1, is_nan.int().argmax(1, keepdim=True))[:, 0]
     nan_row = torch.where(is_nan.any(1), first, NO_NAN)
-    return torch.stack([num_out, finished.int(), nan_row.int()], dim=1)
+    regret_bits = regret_used.double().view(torch.int64)
+    head = [num_out, finished, nan_row, num_accepted, num_slots, regret_bits]
+    return torch.cat([torch.stack([x.long() for x in head], dim=1), emitted], dim=1)

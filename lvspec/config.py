@@ -60,8 +60,14 @@ class DecodeConfig:
             else. None: drawn from torch's global generator.
         scorer: Visual relevance of a row: a name in `lvspec.relevance.SCORERS`, or a function of
             the target's `StepOutput` that returns float32 `[B, S]`.
-        capture: Whether to record the models' passes and replay them without HF's Python (on a
-            CPU; see `lvspec.capture`). Modules with hooks are never recorded.
+        capture: Whether to replay what is the same in every iteration without HF's Python. On CUDA
+            a whole iteration is captured in a CUDA graph (see `lvspec.graph`), on a CPU the models'
+            passes are recorded (`lvspec.capture`). Modules with hooks are never captured.
+        lag: How many iterations late the host looks at what was generated, from 0 to 8; the output
+            does not depend on it. With 1 the device never waits for the host, and computes one
+            iteration in vain when a sequence ends by an end of sequence or a stop; with 0 nothing
+            is in vain, and between two iterations the device waits for the host to look. None: 1 on
+            CUDA, 0 on a CPU, whose work is done when the host looks.
         trace: Whether to keep what happened to every drafted token (`Generation.trace`).
 
     Raises:
@@ -90,6 +96,7 @@ class DecodeConfig:
     seed: int | None = None
     scorer: str | Callable[..., Tensor] = "attention_peak"
     capture: bool = True
+    lag: int | None = None
     trace: bool = False
 
     def __post_init__(self) -> None:
@@ -107,6 +114,8 @@ class DecodeConfig:
         check_count("max_new_tokens", self.max_new_tokens)
         if self.cache_capacity is not None:
             check_count("cache_capacity", self.cache_capacity)
+        if self.lag is not None:
+            check_count("lag", self.lag, least=0, most=8)
         if self.cost_ratio is not None and not 0 < self.cost_ratio < float("inf"):
             raise ValueError(f"cost_ratio: expected a number > 0, got {self.cost_ratio}")
         confidence = self.stop_at_unsure_anchors

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,10 +21,6 @@ from lvspec.attention import AttentionStep
 from lvspec.cache import SlotCache
 from lvspec.capture import PassRecorder, is_recordable
 from lvspec.families import check_family
-
-# HF's text models take a mask of four dimensions for a finished one and build none. What a slot
-# sees is in the `AttentionStep`; this is never read.
-_NO_MASK = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
 
 MADE_HERE = ("position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
@@ -58,6 +54,9 @@ class Model:
         TypeError: `model` is not an HF model.
         ValueError: The family or its text model is not supported, or it uses sliding-window
             attention in some layers.
+
+    Attributes:
+        is_static: Whether a pass computes the same whatever the length of the sequence.
     """
 
     def __init__(self, model: PreTrainedModel, role: str, *, capture: bool = True) -> None:
@@ -85,8 +84,10 @@ class Model:
         self._forward_inputs = frozenset(inspect.signature(model.forward).parameters)
         # Rotary embeddings that follow the length of the sequence decide in Python what to compute.
         rope = getattr(self.text.config, "rope_parameters", None) or {}
-        is_static = self.family.has_static_pass and rope.get("rope_type") not in _DYNAMIC_ROPE
-        self.recorder = PassRecorder(self.text, model.lm_head) if capture and is_static else None
+        self.is_static = self.family.has_static_pass and rope.get("rope_type") not in _DYNAMIC_ROPE
+        self.recorder = None
+        if capture and self.is_static:
+            self.recorder = PassRecorder(self.text, model.lm_head)
 
     @property
     def device(self) -> torch.device:
@@ -230,11 +231,21 @@ def text_pass(
     return text(
         input_ids=tokens,
         position_ids=_as_hf_takes_them(positions),
-        attention_mask=_NO_MASK,
+        attention_mask=_no_mask(tokens.device),
         past_key_values=cache,
         use_cache=True,
         lvspec_step=step,
     ).last_hidden_state
+
+
+@cache
+def _no_mask(device: torch.device) -> Tensor:
+    """HF's text models take a mask of four dimensions for a finished one and build none.
+
+    What a slot sees is in the `AttentionStep`; this is never read.
+    """
+    with torch.inference_mode(False):
+        return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 def _as_hf_takes_them(positions: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lvspec import ops
-from lvspec.commit import NO_NAN, append
+from lvspec.commit import append
+from lvspec.reports import NO_NAN, Report
 from lvspec.state import BONUS, DecodeState
 
 
@@ -36,6 +37,7 @@ def case(seed, dtype=torch.float32):
         *state.tensors(),
         draw(0, 99, batch).int(),
         draw(0, 30, batch, slots),
+        draw(1, 65, batch).int(),
         path,
         accepted.int(),
         draw(0, 30, batch),
@@ -63,6 +65,7 @@ def test_written_by_hand():
         *state.tensors(),
         kv_len,
         torch.tensor([[10, 21, 99, 22, 23], [10, 31, 32, 33, 34]]),
+        torch.tensor([5, 4], dtype=torch.int32),
         torch.tensor([[0, 1, 3, 4, -1], [0, 1, 2, -1, -1]], dtype=torch.int32),
         torch.tensor([3, 2], dtype=torch.int32),
         torch.tensor([50, 60]),
@@ -82,7 +85,10 @@ def test_written_by_hand():
     assert state.finished.tolist() == [True, True]
     assert state.regret_used.tolist() == [0.5, 0.25]
     assert kv_len.tolist() == [30, 40], "nothing of them is read again"
-    assert report.tolist() == [[3, 1, NO_NAN], [6, 1, NO_NAN]]
+    assert [Report.of(row) for row in report.tolist()] == [
+        Report(3, True, NO_NAN, 3, 5, 0.5, [21, 22, 23, 50, 50]),
+        Report(6, True, NO_NAN, 2, 4, 0.25, [31, 32, 60, 60, 60]),
+    ]
 
 
 @pytest.mark.skipif(ops.active_backend("cpu") != "cpp", reason="the C++ operations are not there")
@@ -96,5 +102,6 @@ def test_in_one_call(dtype):
         for index, (mine, wanted) in enumerate(zip(ours, theirs, strict=True)):
             if mine is not None:
                 assert torch.equal(mine.nan_to_num(9), wanted.nan_to_num(9)), index
-        seen |= {(bool(row[1]), row[2] == NO_NAN) for row in report.tolist()}
+        rows = [Report.of(row) for row in report.tolist()]
+        seen |= {(row.finished, row.nan_row == NO_NAN) for row in rows}
     assert len(seen) == 4, "finished or not, with and without NaN"

@@ -21,8 +21,10 @@ from transformers.utils import logging as transformers_logging
 from lvspec.commands import say
 from lvspec.commands.checkpoints import Models, find_device, load_models, token_ids_of
 from lvspec.config import DecodeConfig
+from lvspec.decoder import GenerationInterrupted
+from lvspec.engine import NonFiniteLogits
 from lvspec.environment import environment, write_json
-from lvspec.generate import GenerationInterrupted, NonFiniteLogits, generate
+from lvspec.generate import generate
 from lvspec.policy import AcceptancePolicy
 from lvspec.processing import DEFAULT_FPS
 from lvspec.terminal import PrintStreamer, caption_text, legend, results_table, statistics_line
