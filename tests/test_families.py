@@ -637,3 +637,16 @@ def test_placeholders_must_be_the_targets(checkpoints):
     message = r"^draft: expected the target's image and video token ids \(5, 6\), got \(5,\)"
     with pytest.raises(ValueError, match=message):
         strict(checkpoints("qwen2_5_vl")[0], checkpoints("smolvlm")[0], inputs)
+
+
+def test_iterations_stay_on_the_device(fake_cuda, tmp_path):
+    """HF's forward of every family, on CUDA tensors without values."""
+    folders = []
+    for family in TINY:
+        if FAMILIES[family].has_static_pass:  # others choose experts in Python
+            for name, rows in (("target", ROWS), ("draft", FEWER_ROWS)):
+                folders.append(tmp_path / f"{family}-{name}")
+                build(family, rows=rows).config.save_pretrained(folders[-1])
+    done = fake_cuda("chain,anchor tree", *folders)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 2 * len(folders) == 28

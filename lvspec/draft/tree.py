@@ -81,8 +81,9 @@ class DynamicTreeDrafter(TreeDrafter):
         self.tree, self.depth = tree, tree.depth
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
-        counts = torch.tensor([1, *self.tree.widths], device=device)
-        self._depths = torch.arange(len(counts), device=device).repeat_interleave(counts)
+        widths = enumerate((1, *self.tree.widths))
+        depths = [depth for depth, width in widths for _ in range(width)]
+        self._depths = torch.tensor(depths, device=device)
         slots = self.tree.num_slots
         self._num_slots = torch.full((batch_size,), slots, dtype=torch.int32, device=device)
 
