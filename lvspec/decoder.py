@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import count as numbers
 from typing import Any
 
@@ -94,24 +93,27 @@ class Decoder:
         self.tokenizer = tokenizer
         self.target = Model(target, "target", capture=config.capture)
         self.draft = draft_model(draft, capture=config.capture)
-        drafter = make_drafter(self.target, draft if self.draft is None else self.draft, config)
-        processors = Processors(
+        self._draft = draft if self.draft is None else self.draft
+        self._policy, self._config, self._batch_size = policy, config, batch_size
+        self._stopping = stopping
+        self._processors = Processors(
             () if logits_processor is None else logits_processor,
             sampling_warpers(config) if warps else (),
             batch_size=batch_size,
         )
         self._numbers = numbers()
-        self._make_engine = partial(
-            Engine,
+        self.engine = self._new_engine()
+
+    def _new_engine(self) -> Engine:
+        return Engine(
             self.target,
-            drafter,
-            policy,
-            config,
-            batch_size=batch_size,
-            processors=processors,
-            stopping=stopping,
+            make_drafter(self.target, self._draft, self._config),
+            self._policy,
+            self._config,
+            batch_size=self._batch_size,
+            processors=self._processors,
+            stopping=self._stopping,
         )
-        self.engine = self._make_engine()
 
     def generate(
         self,
@@ -230,7 +232,7 @@ class Decoder:
             so_far = []
             if isinstance(error, KeyboardInterrupt):
                 so_far = self._so_far(waiting)
-            self.engine = self._make_engine()  # this one may have been stopped anywhere
+            self.engine = self._new_engine()  # this one may have been stopped anywhere
             if isinstance(error, KeyboardInterrupt):
                 raise GenerationInterrupted(so_far) from None
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -199,7 +199,14 @@ class Engine:
             )
         elif capacity > self.cache.capacity:
             capacity = max(capacity, self.cache.capacity * 5 // 4)  # requests differ a little
-            self.cache.grow(capacity)
+            if len(self.active) > 1:
+                self.cache.grow(capacity)
+            else:  # nothing is in it, so there need not be two of them for a while
+                self.cache = None
+                self.drafter.release()
+                self.cache = self.target.new_cache(
+                    batch_size=batch_size, capacity=capacity, num_slots=self.num_slots
+                )
         else:
             return
         self._allocations += 1
@@ -218,7 +225,7 @@ class Engine:
         sequence = Sequence(request, place, stats, trace, self.stopping)
         self.places[place] = sequence
         try:
-            with stats.timer.phase("prefill"):
+            with self._on_device(), stats.timer.phase("prefill"):
                 self.reserve(prompt.shape[1])
                 logits = self.target.prefill(request.inputs, self.cache, place)
                 if request.draft_inputs is not None:
@@ -259,9 +266,15 @@ class Engine:
     def attention(self) -> Iterator[None]:
         """`iterate` is called within this context, prompts are admitted outside."""
         with ExitStack() as stack:
+            stack.enter_context(self._on_device())
             stack.enter_context(lvspec_attention_on(self.target.text))
             stack.enter_context(self.drafter.active())
             yield
+
+    def _on_device(self) -> AbstractContextManager:
+        """Events and graphs are of the current device: it is the target's."""
+        device = self.target.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def iterate(self) -> None:
         """Draft, verify, accept, commit: at least one more token for every sequence, some day.

@@ -44,7 +44,7 @@ class Capturer(Protocol):
 
 
 class CudaCapturer:
-    """Captures the work of a CUDA device in CUDA graphs."""
+    """Captures the work of a CUDA device, the current one, in CUDA graphs."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -53,7 +53,7 @@ class CudaCapturer:
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process may use the device in the meantime.
         mode = {"capture_error_mode": "thread_local"}
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, **mode):
+        with torch.cuda.graph(graph, **mode):
             result = run()
         return graph.replay, result
 
@@ -105,7 +105,7 @@ class GraphedLoop(Generic[Result]):
     def capture(self, run: Callable[[], Result]) -> None:
         """Capture an iteration, of the kind that `is_due` was told. If that cannot be, warn."""
         before, start = self._capturer.memory(), time.perf_counter()
-        _LOGGER.info("capturing an iteration ...")
+        _LOGGER.info("capturing an iteration as a CUDA graph ...")
         try:
             replay, result = self._capturer.capture(run)
         except Exception as error:

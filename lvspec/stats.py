@@ -18,6 +18,7 @@ class PhaseTimer:
     """Time per phase: wall clock on the CPU, CUDA events on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._on_cuda = device.type == "cuda"
         self._spans: dict[str, list[tuple]] = {phase: [] for phase in PHASES}
 
@@ -43,7 +44,7 @@ class PhaseTimer:
     def seconds(self) -> dict[str, float]:
         """Seconds in each phase so far."""
         if self._on_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
             return {
                 name: sum(start.elapsed_time(end) for start, end in spans) / 1e3
                 for name, spans in self._spans.items()

@@ -437,7 +437,7 @@ def test_our_own_errors_are_told_from_bad_input(lvspec, monkeypatch):
     def generate(*_, **__):
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(captioning, "generate", generate)
+    monkeypatch.setattr(captioning.Decoder, "generate", generate)
     code, out, err = lvspec()
     assert (code, out) == (1, "") and err.startswith("lvspec: error: ZeroDivisionError: ours")
 

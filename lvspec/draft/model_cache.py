@@ -64,6 +64,9 @@ class CachedDrafter(Drafter):
         self.removed = torch.zeros(batch_size, dtype=torch.int32, device=self.model.device)
         self._make_shape(batch_size, self.model.device)
 
+    def release(self) -> None:
+        self.cache = None
+
     @property
     def _pass_slots(self) -> int:
         """Slots of the model's own passes at most."""
