@@ -11,6 +11,7 @@ is under scrutiny.
 
 import ctypes
 import sys
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, Decoder, DynamicTree
+from lvspec.engine import Engine
 from lvspec.sequence import Request, Sequence
 from lvspec.stats import DecodeStats
 from lvspec.stopping import Stopping
@@ -84,6 +86,7 @@ def build(folder):
 
 def main(names, *folders):
     torch.cuda.Event = lambda **kwargs: _Event()
+    Engine._on_device = lambda self: nullcontext()
     for kind in (nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d, nn.LayerNorm):
         kind.reset_parameters = lambda self: None
     PreTrainedModel.init_weights = lambda self: None

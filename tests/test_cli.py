@@ -465,3 +465,11 @@ def test_info(capsys):
         assert text[:3] in ("yes", "no ") and len(text) > 6
     assert facts["computes"]["cpu"].split()[0] == ops.active_backend("cpu")
     assert facts["versions"]["torch"] == torch.__version__
+
+
+def test_progress_of_the_library_is_said(lvspec, capsys):
+    import logging
+
+    assert lvspec()[0] == 0
+    logging.getLogger("lvspec.graph").info("capturing an iteration")
+    assert capsys.readouterr().err == "lvspec: capturing an iteration\n"

@@ -37,7 +37,7 @@ def test_what_would_stop_a_device_is_seen(
 """
     code = code.replace(plain, patch).replace(
         "def main(",
-        f"from lvspec.engine import Engine\n\n\ndef _change(state):\n    {change}\n\n\ndef main(",
+        f"def _change(state):\n    {change}\n\n\ndef main(",
     )
     changed.write_text(code)
     done = fake_cuda("chain", *random_pair_folders, script=changed)
