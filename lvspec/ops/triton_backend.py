@@ -22,6 +22,7 @@ OPERATIONS = (
     "commit_kv",
     "visual_importance",
     "expand_tree",
+    "append",
 )
 """Every operation; the launcher of `name` is `lvspec.kernels.<name>.<name>`."""
 
