@@ -22,6 +22,11 @@ OPERATIONS = (
     "commit_kv",
     "visual_importance",
     "expand_tree",
+    "rms_norm",
+    "add_rms_norm",
+    "silu_multiply",
+    "rotary_angles",
+    "rotate_and_write",
 )
 """Every operation; the launcher of `name` is `lvspec.kernels.<name>.<name>`."""
 
