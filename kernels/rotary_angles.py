@@ -14,6 +14,7 @@ import triton.language as tl
 from lvspec.kernels import launch
 from lvspec.kernels.rounding import rounded
 
+
 @triton.jit(do_not_specialize=["scaling"])
 def rotary_angles_kernel(
     positions,

@@ -14,6 +14,7 @@ from lvspec.trees import AnchorTree, Tree, check_count, check_slots, check_tree
 
 DRAFT_ANCHOR_THRESHOLD = 0.065
 KEEP_BY = ("attention", "uniform")
+FUSE = ("kernels", "compile", "none")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class DecodeConfig:
             the target's `StepOutput` that returns float32 `[B, S]`.
         capture: Whether to record the models' passes and replay them without HF's Python (on a
             CPU; see `lvspec.capture`). Modules with hooks are never recorded.
+        fuse: What stands in for the small operations of the text models (norms, activations, rotary
+            embeddings, cache writes), around HF's modules. "kernels": operations of lvspec, C++ in
+            recorded passes on a CPU, Triton on CUDA devices. "none": HF's own code. "compile":
+            `torch.compile` of norms, gated MLPs and rotary embeddings, in passes; such passes are
+            not recorded. A module that is not recognised is always left as it is.
         trace: Whether to keep what happened to every drafted token (`Generation.trace`).
 
     Raises:
@@ -90,6 +96,7 @@ class DecodeConfig:
     seed: int | None = None
     scorer: str | Callable[..., Tensor] = "attention_peak"
     capture: bool = True
+    fuse: Literal["kernels", "compile", "none"] = "kernels"
     trace: bool = False
 
     def __post_init__(self) -> None:
@@ -99,6 +106,8 @@ class DecodeConfig:
             raise ValueError(
                 f"draft_keep_by: expected one of {', '.join(KEEP_BY)}, got {self.draft_keep_by!r}"
             )
+        if self.fuse not in FUSE:
+            raise ValueError(f"fuse: expected one of {', '.join(FUSE)}, got {self.fuse!r}")
         check_count("ngram_max", self.ngram_max)
         if self.draft_ngram != 0:
             check_count("draft_ngram", self.draft_ngram, most=MAX_SLOTS - 2)

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvspec.accept import accept
-from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.commit import NO_NAN, commit
 from lvspec.config import DecodeConfig
@@ -215,7 +214,7 @@ class Engine:
     def attention(self) -> Iterator[None]:
         """`iterate` is called within this context, prompts are admitted outside."""
         with ExitStack() as stack:
-            stack.enter_context(lvspec_attention_on(self.target.text))
+            stack.enter_context(self.target.active())
             stack.enter_context(self.drafter.active())
             yield
 

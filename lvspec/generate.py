@@ -235,8 +235,8 @@ class Decoder:
             policy = AcceptancePolicy.strict() if is_ngram else AcceptancePolicy.lvspec()
         _check_type("config", config, DecodeConfig)
         _check_type("policy", policy, AcceptancePolicy)
-        self.target = Model(target, "target", capture=config.capture)
-        self.draft = draft_model(draft, capture=config.capture)
+        self.target = Model(target, "target", capture=config.capture, fuse=config.fuse)
+        self.draft = draft_model(draft, config)
         drafter = make_drafter(self.target, draft if self.draft is None else self.draft, config)
         processors = Processors(
             () if logits_processor is None else logits_processor,
