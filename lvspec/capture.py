@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lvspec.fused import FusedParts, Patch, fused
+from lvspec.fused import Fuse, FusedParts, Patch, fused
 
 Pass = Callable[..., tuple[Tensor, ...]]
 _Key = tuple[Hashable, ...]
@@ -32,7 +32,7 @@ class _Recordings:
         self.passes: dict[_Key, Pass | None] = {}
 
 
-_RECORDINGS: WeakKeyDictionary[nn.Module, _Recordings] = WeakKeyDictionary()
+_RECORDINGS: WeakKeyDictionary[nn.Module, dict[Fuse, _Recordings]] = WeakKeyDictionary()
 
 
 class PassRecorder:
@@ -45,7 +45,8 @@ class PassRecorder:
     """
 
     def __init__(self, text: nn.Module, head: nn.Module, parts: FusedParts) -> None:
-        self._recordings = _RECORDINGS.setdefault(text, _Recordings())
+        by_fuse = _RECORDINGS.setdefault(text, {})
+        self._recordings = by_fuse.setdefault(parts.fuse, _Recordings())
         self._parts = parts
         modules = [*text.modules(), *head.modules()]
         weights = [*text.parameters(), *head.parameters()]
@@ -85,7 +86,7 @@ class PassRecorder:
         """
         if not self._is_plain:
             return None
-        passes, key = self._recordings.passes, (self._parts.fuse, *key)
+        passes = self._recordings.passes
         if key not in passes:
             passes[key] = _record(make_pass(), example, self._patches())
         return passes[key]

@@ -16,11 +16,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from lvspec.fused.compiled import compiled, compiled_regions
 from lvspec.fused.cpu import CpuOperations
 from lvspec.fused.operations import Operations
 from lvspec.fused.patches import Patch, fused
 from lvspec.fused.recognise import recognise
+from lvspec.fused.regions import compiled, compiled_regions
 from lvspec.fused.triton import TritonOperations
 from lvspec.ops import active_backend
 
