@@ -14,6 +14,32 @@ import triton.language as tl
 from lvspec.kernels import launch
 from lvspec.kernels.rounding import rounded
 
+_TWO_OVER_PI = tl.constexpr(0.6366197723675814)
+_HALF_PI = tl.constexpr(1.5707963267948966)
+
+
+@triton.jit
+def _cos_and_sin(angles):
+    """Of float32 that count in positions: 1e6 is the end of a very long video.
+
+    Polynomials of Cephes' cosf and sinf between -pi / 4 and pi / 4, to which float64 reduces an
+    angle exactly enough. CUDA's cosf keeps memory of every thread for large ones: 32 bytes of stack
+    as triton 3.6 compiles it.
+    """
+    wide = angles.to(tl.float64)
+    turns = tl.floor(wide * _TWO_OVER_PI + 0.5)
+    rest = (wide - turns * _HALF_PI).to(tl.float32)
+    quadrant = turns.to(tl.int64) & 3
+    z = rest * rest
+    sin = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * rest + rest
+    cos = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z
+    cos += 1.0 - 0.5 * z
+    is_odd = (quadrant & 1) == 1
+    cosines = tl.where(is_odd, sin, cos)
+    sines = tl.where(is_odd, cos, sin)
+    cosines = tl.where((quadrant == 1) | (quadrant == 2), -cosines, cosines)
+    return cosines, tl.where(quadrant >= 2, -sines, sines)
+
 
 @triton.jit(do_not_specialize=["scaling"])
 def rotary_angles_kernel(
@@ -38,9 +64,9 @@ def rotary_angles_kernel(
     frequency = tl.load(frequencies + columns, mask=mask, other=0.0)
     positions += sequence * positions_stride_batch + slot * positions_stride_slot
     position = tl.load(positions + dimension * positions_stride_dimension, mask=mask, other=0)
-    angles = position.to(tl.float32) * frequency
-    cosines = rounded(tl.cos(angles) * scaling, cos.dtype.element_ty)
-    sines = rounded(tl.sin(angles) * scaling, sin.dtype.element_ty)
+    cosines, sines = _cos_and_sin(position.to(tl.float32) * frequency)
+    cosines = rounded(cosines * scaling, cos.dtype.element_ty)
+    sines = rounded(sines * scaling, sin.dtype.element_ty)
     place = row * 2 * half + columns
     tl.store(cos + place, cosines, mask=mask)
     tl.store(cos + place + half, cosines, mask=mask)

@@ -18,9 +18,11 @@ class Operations(ABC):
 
     Attributes:
         dtypes: The float types that they take.
+        add_rms_norm: As `lvspec.reference.add_rms_norm`, or None.
     """
 
     dtypes: tuple[torch.dtype, ...]
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     @abstractmethod
     def takes_device(self, device: torch.device) -> bool:
@@ -41,15 +43,6 @@ class Operations(ABC):
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """As `lvspec.reference.rms_norm`."""
-
-    def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor] | None:
-        """As `lvspec.reference.add_rms_norm`, where `adds` is true."""
-        return None
-
-    adds = False
-    """Whether there is `add_rms_norm`."""
 
     @abstractmethod
     def gated_mlp(self, mlp: nn.Module, x: Tensor) -> Tensor:

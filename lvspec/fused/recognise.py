@@ -35,7 +35,7 @@ def recognise(modules: Iterable[nn.Module], operations: Operations) -> list[Patc
             forward = make(module, operations)
             if forward is not None:
                 found[module] = forward
-    if operations.adds:
+    if operations.add_rms_norm is not None:
         for module in modules:
             forward = _decoder_layer(module, operations, found)
             if forward is not None:

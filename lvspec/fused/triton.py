@@ -18,8 +18,6 @@ from lvspec.ops import float_dtypes
 class TritonOperations(Operations):
     """Triton, on devices of one type."""
 
-    adds = True
-
     def __init__(self, device_type: str) -> None:
         self.dtypes = float_dtypes(device_type)
         self._device_type = device_type
