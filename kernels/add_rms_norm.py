@@ -15,7 +15,7 @@ from lvspec.kernels.rms_norm import normalized, row_config
 from lvspec.kernels.rounding import rounded
 
 
-@triton.jit(do_not_specialize=["eps"])
+@triton.jit
 def add_rms_norm_kernel(
     x,
     residual,

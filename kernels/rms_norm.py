@@ -22,7 +22,7 @@ def normalized(values, weight, size, eps):
     return rounded(first.to(tl.float32) * weight.to(tl.float32), weight.dtype)
 
 
-@triton.jit(do_not_specialize=["eps"])
+@triton.jit
 def rms_norm_kernel(
     x,
     weight,

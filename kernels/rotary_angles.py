@@ -41,7 +41,7 @@ def _cos_and_sin(angles):
     return cosines, tl.where(quadrant >= 2, -sines, sines)
 
 
-@triton.jit(do_not_specialize=["scaling"])
+@triton.jit
 def rotary_angles_kernel(
     positions,
     frequencies,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
@@ -74,12 +75,11 @@ def step(hf, prompt, fuse):
     model = Model(hf, "target", capture=False, fuse=fuse)
     cache = model.new_cache(batch_size=2, capacity=70, num_slots=len(TREE))
     tokens = torch.arange(8, 8 + 2 * len(TREE)).view(2, -1)
+    given = (tokens, depths(TREE), ancestors_from_parents(TREE.repeat(2, 1)))
     for sequence in range(2):
         model.prefill(check_inputs(model, prompt), cache, sequence)
     with model.active(), Names() as names:
-        output = model.step(
-            tokens, depths(TREE), ancestors_from_parents(TREE.repeat(2, 1)), cache, scores=True
-        )
+        output = model.step(*(x.to(model.device) for x in given), cache, scores=True)
     return output, cache, names.seen
 
 
@@ -115,6 +115,35 @@ def test_the_same_step(target, make_prompt, as_on_a_gpu, dtype, atol):
     }
     assert counts == counts | expected
     assert not {"scatter_", "rsqrt", "silu", "cos", "neg"} & counts.keys()
+    assert not {"_local_scalar_dense", "nonzero", "equal"} & counts.keys(), "nothing is read back"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.float32, 2e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)]
+)
+def test_the_same_step_on_a_device(target, make_prompt, dtype, atol):
+    prompt = make_prompt(5, ("video", 2, 6, 4), 3, dtype=dtype)
+    prompt = {name: x.cuda() if torch.is_tensor(x) else x for name, x in prompt.items()}
+    names = assert_same_step(target.to("cuda", dtype), prompt, atol)
+    counts = {name: names.count(name) for name in names}
+    assert counts["rms_norm"] == 3 and counts["add_rms_norm"] == counts["silu_multiply"] == 2
+    assert counts["rotate_and_write"] == 2 and counts["rotary_angles"] == 1
+
+
+def test_a_step_without_data(target, as_on_a_gpu):
+    """On tensors that have shapes only, where a value that is read back is an error."""
+    model = Model(target, "target", capture=False)
+    cache = model.new_cache(batch_size=2, capacity=70, num_slots=len(TREE))
+    given = torch.ones(2, len(TREE), dtype=torch.long), depths(TREE)
+    ancestors = ancestors_from_parents(TREE.repeat(2, 1))
+    with model.active():
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), Names() as names:
+            output = model.step(*given, ancestors, cache, scores=True)
+    assert type(output.logits) is FakeTensor and output.logits.shape == (2, len(TREE), 256)
+    assert output.peaks.shape == (2, 2, 4, len(TREE))
+    assert names.seen.count("rotate_and_write") == 2
 
 
 def test_nothing_stands_in_if_that_is_asked_for(target, make_prompt, as_on_a_gpu):
