@@ -352,7 +352,7 @@ Tensor cpu_append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor
   return report;
 }
 
-// From here on: operations of recorded passes. lvspec/capture.py and lvspec/fused.py see to it that
+// From here on: operations of recorded passes. lvspec/capture.py and lvspec/fused see to it that
 // tensors are float32 and weights contiguous.
 Tensor cpu_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   lvspec::Linear a{};

@@ -14,6 +14,7 @@ from lvspec.trees import AnchorTree, Tree, check_count, check_slots, check_tree
 
 DRAFT_ANCHOR_THRESHOLD = 0.065
 KEEP_BY = ("attention", "uniform")
+FUSE = ("kernels", "compile", "none")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class DecodeConfig:
             iteration in vain when a sequence ends by an end of sequence or a stop; with 0 nothing
             is in vain, and between two iterations the device waits for the host to look. None: 1 on
             CUDA, 0 on a CPU, whose work is done when the host looks.
+        fuse: What stands in for the small operations of the text models (norms, activations, rotary
+            embeddings, cache writes), around HF's modules. "kernels": operations of lvspec, C++ in
+            recorded passes on a CPU, Triton on CUDA devices. "none": HF's own code. "compile":
+            `torch.compile` of norms, gated MLPs and rotary embeddings, in passes; such passes are
+            not recorded. A module that is not recognised is always left as it is.
         trace: Whether to keep what happened to every drafted token (`Generation.trace`).
 
     Raises:
@@ -97,6 +103,7 @@ class DecodeConfig:
     scorer: str | Callable[..., Tensor] = "attention_peak"
     capture: bool = True
     lag: int | None = None
+    fuse: Literal["kernels", "compile", "none"] = "kernels"
     trace: bool = False
 
     def __post_init__(self) -> None:
@@ -106,6 +113,8 @@ class DecodeConfig:
             raise ValueError(
                 f"draft_keep_by: expected one of {', '.join(KEEP_BY)}, got {self.draft_keep_by!r}"
             )
+        if self.fuse not in FUSE:
+            raise ValueError(f"fuse: expected one of {', '.join(FUSE)}, got {self.fuse!r}")
         check_count("ngram_max", self.ngram_max)
         if self.draft_ngram != 0:
             check_count("draft_ngram", self.draft_ngram, most=MAX_SLOTS - 2)

@@ -91,8 +91,8 @@ class Decoder:
         _check_type("policy", policy, AcceptancePolicy)
         stopping = Stopping(stopping_criteria, stop_strings, tokenizer)
         self.tokenizer = tokenizer
-        self.target = Model(target, "target", capture=config.capture)
-        self.draft = draft_model(draft, capture=config.capture)
+        self.target = Model(target, "target", capture=config.capture, fuse=config.fuse)
+        self.draft = draft_model(draft, config)
         self._draft = draft if self.draft is None else self.draft
         self._policy, self._config, self._batch_size = policy, config, batch_size
         self._stopping = stopping

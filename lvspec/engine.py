@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvspec.accept import accept
-from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.commit import commit
 from lvspec.config import DecodeConfig
@@ -267,7 +266,7 @@ class Engine:
         """`iterate` is called within this context, prompts are admitted outside."""
         with ExitStack() as stack:
             stack.enter_context(self._on_device())
-            stack.enter_context(lvspec_attention_on(self.target.text))
+            stack.enter_context(self.target.active())
             stack.enter_context(self.drafter.active())
             yield
 

@@ -7,8 +7,8 @@ forward with explicit positions and a `SlotCache`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from lvspec.attention import AttentionStep
+from lvspec.attention import AttentionStep, lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.capture import PassRecorder, is_recordable
 from lvspec.families import check_family
+from lvspec.fused import Fuse, FusedParts
 
 MADE_HERE = ("position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
@@ -49,6 +50,7 @@ class Model:
         model: The HF model.
         role: "target" or "draft", for messages.
         capture: Whether to record passes and replay them, see `lvspec.capture`.
+        fuse: What stands in for the text model's small operations, see `DecodeConfig.fuse`.
 
     Raises:
         TypeError: `model` is not an HF model.
@@ -59,7 +61,9 @@ class Model:
         is_static: Whether a pass computes the same whatever the length of the sequence.
     """
 
-    def __init__(self, model: PreTrainedModel, role: str, *, capture: bool = True) -> None:
+    def __init__(
+        self, model: PreTrainedModel, role: str, *, capture: bool = True, fuse: Fuse = "kernels"
+    ) -> None:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"{role}: expected a transformers model, got {type(model).__name__}")
         self.hf, self.role = model, role
@@ -85,9 +89,10 @@ class Model:
         # Rotary embeddings that follow the length of the sequence decide in Python what to compute.
         rope = getattr(self.text.config, "rope_parameters", None) or {}
         self.is_static = self.family.has_static_pass and rope.get("rope_type") not in _DYNAMIC_ROPE
+        self._parts = FusedParts(self.text, model.lm_head, fuse)
         self.recorder = None
-        if capture and self.is_static:
-            self.recorder = PassRecorder(self.text, model.lm_head)
+        if capture and self.is_static and fuse != "compile":  # compiled code cannot be traced
+            self.recorder = PassRecorder(self.text, model.lm_head, self._parts)
 
     @property
     def device(self) -> torch.device:
@@ -132,6 +137,15 @@ class Model:
             device=self.device,
         )
 
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """A context for steps: the text model has lvspec's attention and its small operations.
+
+        Entered once for many steps. Within it the model computes what it computes otherwise.
+        """
+        with lvspec_attention_on(self.text), self._parts.in_passes():
+            yield
+
     def records(self, cache: SlotCache) -> bool:
         """Whether passes over this cache are recorded and replayed."""
         return self.recorder is not None and is_recordable(cache.k.device, cache.workspace)
@@ -148,7 +162,7 @@ class Model:
         positions = inputs.get("position_ids")  # there if HF's `generate` has prepared them
         if positions is None:
             positions = self.family.prompt_positions(self.hf, inputs)
-        with self.recorder.fused() if self.records(cache) else nullcontext():
+        with self.recorder.fused() if self.records(cache) else self._parts.in_prompts():
             output = self.hf(
                 **{name: value for name, value in inputs.items() if name not in not_passed},
                 position_ids=_as_hf_takes_them(positions),

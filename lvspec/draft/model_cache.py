@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.draft.base import Drafter
 from lvspec.draft.pruning import VideoPruning
@@ -51,8 +50,8 @@ class CachedDrafter(Drafter):
         self.cache: SlotCache | None = None
 
     def active(self) -> AbstractContextManager[None]:
-        """The model's attention is set for drafting within this context."""
-        return lvspec_attention_on(self.model.text)
+        """The model is set for drafting within this context."""
+        return self.model.active()
 
     def allocate(self, *, batch_size: int, capacity: int) -> None:
         if self.cache is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lvspec import reference
-from lvspec.ops import append, triton_backend
+from lvspec.ops import append, model_parts, triton_backend
 from lvspec.ops.backends import REQUESTED
 from lvspec.policy import Rule
 from lvspec.reference.accept import accept_by_rule
@@ -293,6 +293,7 @@ def _register() -> None:
         library.impl(name, implementation, "CompositeExplicitAutograd")
         torch.library.register_fake(f"lvspec::{name}", fake, lib=library)
     append.register(library)
+    model_parts.register(library)
     if REQUESTED in (None, "triton"):
         triton_backend.register(library, "CUDA")
     if REQUESTED == "triton":
