@@ -237,7 +237,8 @@ class Decoder:
         _check_type("policy", policy, AcceptancePolicy)
         self.target = Model(target, "target", capture=config.capture)
         self.draft = draft_model(draft, capture=config.capture)
-        drafter = make_drafter(self.target, draft if self.draft is None else self.draft, config)
+        chosen = draft if self.draft is None else self.draft
+        drafter = make_drafter(self.target, chosen, config, policy.eos_ids)
         processors = Processors(
             () if logits_processor is None else logits_processor,
             sampling_warpers(config) if warps else (),

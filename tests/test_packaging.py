@@ -21,11 +21,12 @@ ROOMS = ("lvspec", "kernels", "csrc", "bench", "tests")
 # Imports point one way: a module imports from its own level or from one that stands before it here.
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
-    {"policy", "config", "tree", "trees", "stats", "video", "preprocess", "environment"},
+    {"policy", "config", "cost", "tree", "trees", "stats", "video", "preprocess", "environment"}
+    | {"vocabulary"},
     {"reference"},
     {"ops"},
-    {"cache", "capture", "fused", "attention", "relevance", "families", "models", "inputs"},
-    {"processing", "loading"},
+    {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"},
+    {"processing", "loading", "quantization"},
     {"processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph"},
     {"trace", "sequence"},
