@@ -23,16 +23,17 @@ class DraftHead(nn.Module):
         head: Makes the logits.
         size: The first `size` of its columns are used.
         vocabulary: int64 `[size]`, ascending: the id of each column; None: the columns are ids.
-
-    Attributes:
-        key: What a recording of a pass depends on.
     """
 
     def __init__(self, head: nn.Module, size: int, vocabulary: Tensor | None = None) -> None:
         super().__init__()
         self.head, self.size = head, size
         self.register_buffer("vocabulary", vocabulary)
-        self.key: Hashable = size if vocabulary is None else self
+
+    @property
+    def key(self) -> Hashable:
+        """What a recording of a pass with this head depends on, besides the model."""
+        return self.size if self.vocabulary is None else self
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits `[..., size]` of the text model's output `[..., hidden]`."""
