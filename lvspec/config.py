@@ -141,16 +141,14 @@ class DecodeConfig:
         self._check_sampling()
 
     def _check_gamma(self) -> None:
-        if not isinstance(self.gamma, str):
+        if self.gamma != "auto":
             check_count("gamma", self.gamma, most=MAX_SLOTS - 1)
-        elif self.gamma != "auto":
-            raise ValueError(f'gamma: expected a count or "auto", got {self.gamma!r}')
         else:
             for name in ("tree", "adaptive", "stop_at_unsure_anchors", "draft_ngram"):
                 if getattr(self, name):
                     raise ValueError(
-                        f'gamma: expected a count with {name}={getattr(self, name)!r}, got "auto", '
-                        "which is for plain chains"
+                        f"gamma: expected an integer with {name}={getattr(self, name)!r}, got "
+                        '"auto", which is for plain chains'
                     )
         _check_number("acceptance", self.acceptance)
         if not 0 < self.acceptance < 1:

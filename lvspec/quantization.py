@@ -94,6 +94,6 @@ def _torchao(weights: Weights) -> tuple[Any, Any]:
         )
     except (ImportError, AttributeError) as error:
         raise ImportError(
-            f"weights: expected torchao >= 0.15 for {weights!r} (pip install lvspec[quant]), got: "
+            f"weights: expected torchao >= 0.18 for {weights!r} (pip install lvspec[quant]), got: "
             f"{error}"
         ) from error

@@ -122,11 +122,10 @@ def test_generate_with_it(pair, make_prompt):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gamma": "best"}, "^gamma: expected a count or \"auto\", got 'best'"),
-        ({"gamma": "auto", "tree": "specvlm"}, "^gamma: expected a count with tree='specvlm'"),
-        ({"gamma": "auto", "tree": DynamicTree(2, 2)}, "^gamma: expected a count with tree=Dyn"),
-        ({"gamma": "auto", "adaptive": True}, "^gamma: expected a count with adaptive=True"),
-        ({"gamma": "auto", "draft_ngram": 3}, "^gamma: expected a count with draft_ngram=3"),
+        ({"gamma": "auto", "tree": "specvlm"}, "^gamma: expected an integer with tree='specvlm'"),
+        ({"gamma": "auto", "tree": DynamicTree(2, 2)}, "^gamma: expected an integer with tree=Dyn"),
+        ({"gamma": "auto", "adaptive": True}, "^gamma: expected an integer with adaptive=True"),
+        ({"gamma": "auto", "draft_ngram": 3}, "^gamma: expected an integer with draft_ngram=3"),
         ({"gamma": "auto", "stop_at_unsure_anchors": 0.5}, "^gamma: .* stop_at_unsure_anchors=0.5"),
         ({"acceptance": 1.0}, r"^acceptance: expected a chance in \(0, 1\), got 1.0"),
         ({"acceptance": 0}, "^acceptance: expected a chance"),
@@ -138,5 +137,5 @@ def test_config(options, message):
 
 
 def test_n_grams_have_no_cost(random_pair, make_prompt):
-    with pytest.raises(ValueError, match='^gamma: expected a count for draft="ngram"'):
+    with pytest.raises(ValueError, match='^gamma: expected an integer for draft="ngram"'):
         generate(random_pair[0], "ngram", make_prompt(5), config=DecodeConfig(gamma="auto"))

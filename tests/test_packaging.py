@@ -153,7 +153,7 @@ def test_wheel_metadata(wheel):
     (torch,) = [line for line in required if re.match(r"torch\b", line)]
     assert ">=" in torch and "==" not in torch, "torch is a range here; the Makefile pins it"
     extras = set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.M))
-    assert {"test", "flash-attn"} <= extras
+    assert {"test", "flash-attn", "quant"} <= extras
     assert "lvspec = lvspec.cli:main" in wheel_text(wheel, "entry_points.txt")
 
 

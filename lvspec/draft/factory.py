@@ -64,7 +64,7 @@ def make_drafter(
         return NoDrafter(target.device)
     if draft == "ngram":
         if config.gamma == "auto":
-            raise ValueError('gamma: expected a count for draft="ngram", which has no cost')
+            raise ValueError('gamma: expected an integer for draft="ngram", which has no cost')
         return NGramDrafter(
             gamma=config.gamma,
             ngram_max=config.ngram_max,
