@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lvspec.int8_linear import Int8Linear
 from lvspec.models import Model
 
 Weights = Literal["int8", "int4", "fp8"]
@@ -60,6 +61,8 @@ def quantize(model: PreTrainedModel, weights: Weights) -> PreTrainedModel:
     quantize_, config = _torchao(weights)
     for layer in layers.values():
         quantize_(layer, config)
+        if weights == "int8":
+            Int8Linear.take_over(layer)
     return model
 
 

@@ -13,6 +13,7 @@ import torch
 from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair, quantize
 from lvspec.draft.factory import make_drafter
 from lvspec.head import draft_head
+from lvspec.int8_linear import Int8Linear
 from lvspec.models import Model, stored_bytes
 
 STRICT = AcceptancePolicy.strict()
@@ -94,14 +95,46 @@ def test_narrow_models(torchao, draft, make_prompt, dtype):
     assert found.tokens.shape == (1, 30) and found.stats.tau > 3
 
 
-def test_some_rows_of_a_quantised_head(torchao, draft):
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+def test_int8_products_in_bfloat16(torchao, rows, with_bias):
+    """By torch's kernel or by torchao, what the int8 weights say."""
+    layer = torch.nn.Linear(128, 96, bias=with_bias, dtype=torch.bfloat16)
+    torchao.quantize_(layer, torchao.Int8WeightOnlyConfig(set_inductor_config=False))
+    x = torch.randn(1, rows, 128, dtype=torch.bfloat16)
+    bias = layer.bias.double() if with_bias else 0
+    exact = x.double() @ (layer.weight.qdata.double() * layer.weight.scale.double()).T + bias
+    theirs = (layer(x) - exact).abs().max()
+    Int8Linear.take_over(layer)
+    assert type(layer) is Int8Linear
+    ours = layer(x)
+    assert ours.shape == (1, rows, 96) and ours.dtype == torch.bfloat16
+    assert (ours - exact).abs().max() <= 2 * max(theirs, torch.tensor(0.008) * exact.abs().max())
+
+
+def test_int8_products_are_torchs_where_they_are_fast(torchao, draft):
+    kinds = {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        model = quantize(copy.deepcopy(draft).to(dtype), "int8")
+        kinds[dtype] = {type(layer) for layer in (*linears(model).values(), model.lm_head)}
+    assert kinds.pop(torch.bfloat16) == {Int8Linear}
+    assert set().union(*kinds.values()) == {torch.nn.Linear}
+    converted = quantize(copy.deepcopy(draft).to(torch.bfloat16), "fp8").lm_head
+    assert type(converted) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_some_rows_of_a_quantised_head(torchao, draft, dtype):
     """As they are used: the products of the chosen ids are the quantised ones."""
-    quantize(draft, "int8")
+    quantize(draft.to(dtype), "int8")
     ids = tuple(range(3, 99, 5))
-    hidden = torch.randn(1, 2, 256)
+    hidden = torch.randn(1, 2, 256, dtype=dtype)
     with torch.no_grad():
         whole = draft.lm_head(hidden)[..., list(ids)]
-        torch.testing.assert_close(draft_head(draft.lm_head, 256, ids)(hidden), whole)
+        some = draft_head(draft.lm_head, 256, ids)(hidden)
+    torch.testing.assert_close(
+        some, whole, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=2e-2
+    )
 
 
 def test_it_is_not_recorded(torchao, random_pair, draft, make_prompt):
