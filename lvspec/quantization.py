@@ -26,8 +26,12 @@ def quantize(model: PreTrainedModel, weights: Weights) -> PreTrainedModel:
     which four bits cost more agreement than elsewhere; `DecodeConfig.draft_vocab` makes it small.
 
     Meant for drafts: a target that is quantised says other things. Quantise last, behind any move
-    to another device. A quantised model decodes by HF's Python on a CPU, since its passes are not
+    to another device. On a CPU a quantised model decodes by HF's Python, since its passes are not
     recorded (`lvspec.capture`).
+
+    Fewer bytes are less time only where a kernel reads them as they are: int8 for bfloat16 models
+    on a CPU (`lvspec.int8_linear`), int4 on CUDA. Elsewhere torchao expands the weights for every
+    product, unless torch.compile takes both together: that saves memory and costs time.
 
     Args:
         model: A model of a supported family, where it will run.
