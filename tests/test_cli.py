@@ -215,6 +215,25 @@ def test_gamma_by_the_cost_model(lvspec, tmp_path):
         assert document["results"][0]["stats"]["gamma"] == gamma
 
 
+def test_tokens_of_earlier_captions(lvspec, tmp_path):
+    """The draft says nothing else, and the end of a sequence; the caption is the target's own."""
+    path, other = tmp_path / "captions.json", tmp_path / "out.json"
+    wanted = lvspec("--no-draft", "--json", path, draft=None)[1].splitlines()[1]
+    document = json.loads(path.read_text(encoding="utf-8"))
+    # The draft's vocabulary is smaller; what it lacks it could not say.
+    tokens = [token for token in document["results"][0]["tokens"] if token < 224]
+    document["results"][0]["tokens"] = tokens
+    path.write_text(json.dumps(document))
+    code, out, err = lvspec("--draft-vocab", path, "--policy", "strict", "--json", other)
+    assert (code, err) == (0, "") and out.splitlines()[1] == wanted
+    found = json.loads(other.read_text(encoding="utf-8"))["config"]["draft_vocab"]
+    assert found == sorted(set(tokens))
+    for content in ("[]", "{", '{"results": []}', '{"results": [{"tokens": ["a"]}]}'):
+        path.write_text(content)
+        assert_refused(lvspec("--draft-vocab", path), "--draft-vocab", path, "--json wrote")
+    assert_refused(lvspec("--draft-vocab", tmp_path / "none.json"), "none.json")
+
+
 def test_samples(lvspec):
     """A seed repeats them; one token alone is the greedy one."""
 

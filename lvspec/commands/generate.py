@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
+import sys
 from pathlib import Path
 
 from lvspec.commands import say
@@ -128,6 +130,11 @@ def _add_draft_options(group: argparse._ArgumentGroup) -> None:
         help="draft chains as long as acceptance so far makes worth it, --gamma at most",
     )
     add(
+        "--draft-vocab",
+        metavar="FILE",
+        help="draft only tokens of the captions in this file, which --json wrote before",
+    )
+    add(
         "--draft-keep",
         type=float,
         metavar="X",
@@ -170,11 +177,28 @@ def run(arguments: argparse.Namespace) -> int:
         for name in CONFIG_OPTIONS
         if (value := getattr(arguments, name)) is not None
     }
+    if arguments.draft_vocab is not None:
+        chosen["draft_vocab"] = _tokens_in(arguments.draft_vocab)
     config = DecodeConfig(**chosen)
 
     from lvspec.commands.captioning import caption_videos
 
     return caption_videos(arguments, policy, config, obstacles)
+
+
+def _tokens_in(path: str) -> tuple[int, ...]:
+    """Every token of the captions that an earlier run left in a file."""
+    from lvspec.vocabulary import frequent_tokens
+
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
+        captions = [result["tokens"] for result in results if "tokens" in result]
+        return frequent_tokens(captions, sys.maxsize)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"--draft-vocab: expected captions that --json wrote, got {path}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _policy(arguments: argparse.Namespace) -> AcceptancePolicy:
