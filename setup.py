@@ -138,6 +138,7 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3", "ruff>=0.9"],
         "flash-attn": ["flash-attn"],
+        "quant": ["torchao>=0.18"],
     },
     entry_points={"console_scripts": ["lvspec = lvspec.cli:main"]},
     classifiers=[

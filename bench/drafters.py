@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from lvspec import AnchorTree, DynamicTree
+from lvspec import AnchorTree, DynamicTree, Generation, frequent_tokens
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
 from lvspec.loading import Pair
@@ -39,8 +39,13 @@ BASELINE = "autoregression"
 Row = tuple[str, AcceptancePolicy | None, DecodeConfig, str | None]
 
 
-def rows(gamma: int, cost_ratio: float) -> list[Row]:
-    """(name, policy, config, draft) of every row; another way to draft is another line here."""
+def rows(gamma: int, cost_ratio: float, captions: list[Generation]) -> list[Row]:
+    """(name, policy, config, draft) of every row; another way to draft is another line here.
+
+    Args:
+        gamma, cost_ratio: As for `DecodeConfig`.
+        captions: The target's own, of other clips, whose tokens some drafts are limited to.
+    """
     strict, lvspec = AcceptancePolicy.strict(), AcceptancePolicy.lvspec()
 
     def config(make: Callable[..., DecodeConfig] = DecodeConfig, **options: object) -> DecodeConfig:
@@ -55,6 +60,10 @@ def rows(gamma: int, cost_ratio: float) -> list[Row]:
         ("adaptive chain", config(adaptive=True, cost_ratio=cost_ratio), None),
         ("anchor-stop chain", config(stop_at_unsure_anchors=0.7), None),
         ("anchor-branch tree", config(tree=AnchorTree(3, 3)), None),
+        *(
+            (f"chain, {len(ids)} tokens", config(draft_vocab=ids), None)
+            for ids in (frequent_tokens(captions, count) for count in (256, 80))
+        ),
         ("half of the video", config(draft_keep=0.5), None),
         ("a tenth of the video", config(draft_keep=0.1), None),
         ("a tenth, uniform", config(draft_keep=0.1, draft_keep_by="uniform"), None),
@@ -69,6 +78,12 @@ def rows(gamma: int, cost_ratio: float) -> list[Row]:
         for policy in policies
         for name, options, draft in ways
     ]
+
+
+def captions_of(pair: Pair, clips: list[Clip]) -> list[Generation]:
+    """What the target says by itself."""
+    method = lvspec_method(pair, None, DecodeConfig(max_new_tokens=MAX_NEW_TOKENS))
+    return [method(clip).generation for clip in clips]
 
 
 def measure_cost_ratio(pair: Pair, clip: Clip, gamma: int) -> float:
@@ -102,10 +117,11 @@ def main() -> int:
     pair = load_embedded_pair()
     with tempfile.TemporaryDirectory() as folder:
         clips = make_clips(pair, "evaluation", arguments.clips, Path(folder))
+        captions = captions_of(pair, make_clips(pair, "training", 64, Path(folder)))
         cost_ratio = measure_cost_ratio(pair, clips[0], arguments.gamma)
         methods = {
             name: lvspec_method(pair, policy, config, draft=draft)
-            for name, policy, config, draft in rows(arguments.gamma, cost_ratio)
+            for name, policy, config, draft in rows(arguments.gamma, cost_ratio, captions)
             if name == BASELINE or arguments.only in name
         }
         results = run_methods(methods, clips)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from lvspec.hf import custom_generate
     from lvspec.loading import Pair, load_pair
     from lvspec.policy import AcceptancePolicy
+    from lvspec.quantization import quantize
     from lvspec.trace import Generation
     from lvspec.trees import AnchorTree, DynamicTree
+    from lvspec.vocabulary import frequent_tokens
 
 # torch and transformers take seconds to import: `lvspec --help` does without them.
 _HOMES = {
@@ -33,9 +35,11 @@ _HOMES = {
     "NonFiniteLogits": "engine",
     "Pair": "loading",
     "custom_generate": "hf",
+    "frequent_tokens": "vocabulary",
     "generate": "generate",
     "generate_many": "generate",
     "load_pair": "loading",
+    "quantize": "quantization",
 }
 __all__ = [
     "AcceptancePolicy",
@@ -48,9 +52,11 @@ __all__ = [
     "NonFiniteLogits",
     "Pair",
     "custom_generate",
+    "frequent_tokens",
     "generate",
     "generate_many",
     "load_pair",
+    "quantize",
 ]
 
 

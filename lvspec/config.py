@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lvspec.policy import token_ids
 from lvspec.tree import MAX_SLOTS
 from lvspec.trees import AnchorTree, Tree, check_count, check_slots, check_tree
 
@@ -23,19 +24,28 @@ class DecodeConfig:
 
     Args:
         gamma: Draft tokens of a chain per verify pass, 1 to 63. Not read where `tree` says how many
-            there are.
+            there are. "auto": what the cost model (`lvspec.cost`) finds best for `cost_ratio` and
+            `acceptance` when a run begins; for plain chains of a model.
+        acceptance: Chance that a drafted token is accepted, in (0, 1), for `gamma="auto"` alone. A
+            run's own is `1 - 1 / tau` for long chains, and more for short ones.
         tree: None drafts a chain. A name in `lvspec.trees.NAMED_TREES` or a list of paths drafts a
             static tree, in Medusa's naming: `(0, 2)` is the third choice behind the best first
             token. `DynamicTree` grows by probability, `AnchorTree` where the draft looks at the
             video.
         adaptive: Whether a chain is as long as the acceptance so far makes worth its cost, `gamma`
             at most, for each sequence by itself.
-        cost_ratio: What a draft step costs, in passes of the target, for `adaptive`. None: the
-            ratio of the bytes of their weights, which is what a step moves.
+        cost_ratio: What a draft step costs, in passes of the target, for `adaptive` and
+            `gamma="auto"`. None: the ratio of the bytes of their weights, which is what a step
+            moves.
         stop_at_unsure_anchors: None, or a probability: a chain ends before a token that the video
             decides, by the draft's attention, and of which the draft is less sure than this.
         draft_anchor_threshold: Visual peak of a draft's row from which on the video decides its
             token, for `stop_at_unsure_anchors` and `AnchorTree`.
+        draft_vocab: Ids that a draft model may propose, as `lvspec.frequent_tokens` finds them;
+            None: all. Its head is then made of their rows alone: the logits of these ids are what
+            they were, and a pass reads less. End-of-sequence ids are always among them, or no draft
+            could end a caption. Other tokens are left to the target: tau may fall, what a strict
+            policy gives is the same.
         draft_keep: Share of the prompt's video tokens that the draft's cache keeps, 1.0 to 0.0;
             image tokens count as video. Each keeps its own position, and the text is kept whole.
         draft_keep_by: Which of them: "attention", those that the target looks at from the end of
@@ -82,12 +92,14 @@ class DecodeConfig:
             are for a temperature.
     """
 
-    gamma: int = 12
+    gamma: int | Literal["auto"] = 12
+    acceptance: float = 0.9
     tree: Tree | None = None
     adaptive: bool = False
     cost_ratio: float | None = None
     stop_at_unsure_anchors: float | None = None
     draft_anchor_threshold: float = DRAFT_ANCHOR_THRESHOLD
+    draft_vocab: tuple[int, ...] | None = None
     draft_keep: float = 1.0
     draft_keep_by: Literal["attention", "uniform"] = "attention"
     ngram_max: int = 3
@@ -107,7 +119,12 @@ class DecodeConfig:
     trace: bool = False
 
     def __post_init__(self) -> None:
-        check_count("gamma", self.gamma, most=MAX_SLOTS - 1)
+        self._check_gamma()
+        if self.draft_vocab is not None:
+            # Ascending: of equal logits the lowest id counts, as in a whole head.
+            object.__setattr__(self, "draft_vocab", token_ids("draft_vocab", self.draft_vocab))
+            if not self.draft_vocab:
+                raise ValueError("draft_vocab: expected at least one token id, or None, got none")
         _check_share("draft_keep", self.draft_keep)
         if self.draft_keep_by not in KEEP_BY:
             raise ValueError(
@@ -119,7 +136,8 @@ class DecodeConfig:
         if self.draft_ngram != 0:
             check_count("draft_ngram", self.draft_ngram, most=MAX_SLOTS - 2)
         if self.draft_passes is not None:
-            check_count("draft_passes", self.draft_passes, most=self.gamma)
+            most = MAX_SLOTS - 1 if self.gamma == "auto" else self.gamma
+            check_count("draft_passes", self.draft_passes, most=most)
         check_count("max_new_tokens", self.max_new_tokens)
         if self.cache_capacity is not None:
             check_count("cache_capacity", self.cache_capacity)
@@ -139,6 +157,20 @@ class DecodeConfig:
             if self.draft_ngram and getattr(self, name):
                 raise ValueError(f"{name}: expected none with draft_ngram={self.draft_ngram}")
         self._check_sampling()
+
+    def _check_gamma(self) -> None:
+        if self.gamma != "auto":
+            check_count("gamma", self.gamma, most=MAX_SLOTS - 1)
+        else:
+            for name in ("tree", "adaptive", "stop_at_unsure_anchors", "draft_ngram"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"gamma: expected an integer with {name}={getattr(self, name)!r}, got "
+                        '"auto", which is for plain chains'
+                    )
+        _check_number("acceptance", self.acceptance)
+        if not 0 < self.acceptance < 1:
+            raise ValueError(f"acceptance: expected a chance in (0, 1), got {self.acceptance}")
 
     def _check_tree_options(self) -> None:
         for name in ("adaptive", "stop_at_unsure_anchors", "draft_ngram"):

@@ -107,7 +107,7 @@ class Decoder:
     def _new_engine(self) -> Engine:
         return Engine(
             self.target,
-            make_drafter(self.target, self._draft, self._config),
+            make_drafter(self.target, self._draft, self._config, self._policy.eos_ids),
             self._policy,
             self._config,
             batch_size=self._batch_size,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from lvspec.accept import accept
 from lvspec.cache import SlotCache
@@ -122,7 +121,7 @@ class Engine:
         self.num_slots = drafter.gamma + 1
         eos_ids = config.eos_ids
         if eos_ids is None:
-            eos_ids = policy.eos_ids or _eos_ids(target.hf)
+            eos_ids = policy.eos_ids or target.eos_ids
         if drafter.gamma == 0:
             policy = AcceptancePolicy.strict()  # nothing to be loose about
         self.policy = replace(policy, eos_ids=eos_ids)
@@ -406,13 +405,3 @@ class Engine:
         sequence.is_over = True
         self.state.finish(sequence.place)
         self.places[sequence.place] = None
-
-
-def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    """End-of-sequence ids of the model's generation config, or of its text config."""
-    generation_config = getattr(model, "generation_config", None)
-    for config in (generation_config, model.config.get_text_config()):
-        found = getattr(config, "eos_token_id", None)
-        if found is not None:
-            return tuple(found) if isinstance(found, (list, tuple)) else (found,)
-    return ()

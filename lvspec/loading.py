@@ -15,6 +15,7 @@ from transformers import (
 
 from lvspec.families import Family, check_family
 from lvspec.processing import HFProcessor, Processor
+from lvspec.quantization import Weights, quantize
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def load_pair(
     *,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
+    draft_weights: Weights | None = None,
 ) -> Pair:
     """Load two checkpoints of a supported family, from folders or the hub's cache.
 
@@ -43,21 +45,25 @@ def load_pair(
         draft: The small one, with the same tokenizer.
         dtype: "auto" is the checkpoint's own.
         device: Where both go.
+        draft_weights: "int8", "int4" or "fp8": the draft is quantised, see `lvspec.quantize`. None:
+            as it is.
 
     Raises:
-        ImportError: HF's processor of a family needs something that is not installed.
+        ImportError: HF's processor of a family, or `draft_weights`, needs something that is not
+            installed.
         OSError: There is no checkpoint, or none with safetensors.
-        ValueError: An unsupported family, or the tokenizers differ.
+        ValueError: An unsupported family, the tokenizers differ, or the draft cannot be quantised
+            so.
     """
     for role, path in (("target", target), ("draft", draft)):
         check_checkpoint(path, role)
     processor, draft_processor = load_processor(target, "target"), load_processor(draft, "draft")
     check_same_tokenizer(processor.tokenizer, draft_processor.tokenizer)
+    draft_model = load_model(draft, dtype=dtype, device=device)
+    if draft_weights is not None:  # before the target is read: what cannot be done is said soon
+        quantize(draft_model, draft_weights)
     return Pair(
-        load_model(target, dtype=dtype, device=device),
-        load_model(draft, dtype=dtype, device=device),
-        processor,
-        draft_processor,
+        load_model(target, dtype=dtype, device=device), draft_model, processor, draft_processor
     )
 
 

@@ -22,6 +22,7 @@ from lvspec.cache import SlotCache
 from lvspec.capture import PassRecorder, is_recordable
 from lvspec.families import check_family
 from lvspec.fused import Fuse, FusedParts
+from lvspec.head import DraftHead
 
 MADE_HERE = ("position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
@@ -109,11 +110,25 @@ class Model:
         return names - {"self", "kwargs", *MADE_HERE}
 
     @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """End-of-sequence ids of the model's generation config, or of its text config."""
+        generation_config = getattr(self.hf, "generation_config", None)
+        for config in (generation_config, self.hf.config.get_text_config()):
+            found = getattr(config, "eos_token_id", None)
+            if found is not None:
+                return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+        return ()
+
+    @property
     def step_bytes(self) -> int:
         """Bytes of the weights that a pass of the text model reads."""
+        return self.step_bytes_with(self.hf.lm_head)
+
+    def step_bytes_with(self, head: nn.Module) -> int:
+        """The same with another head."""
         weights = {*self.text.parameters()} - {self.text.get_input_embeddings().weight}
-        weights |= {*self.hf.lm_head.parameters()}  # may be the embeddings
-        return sum(weight.numel() * weight.element_size() for weight in weights)
+        weights |= {*head.parameters()}  # may be the embeddings
+        return sum(stored_bytes(weight) for weight in weights)
 
     def new_cache(self, *, batch_size: int, capacity: int, num_slots: int) -> SlotCache:
         """An empty cache for this model.
@@ -184,6 +199,7 @@ class Model:
         cache: SlotCache,
         *,
         scores: bool = False,
+        head: DraftHead | None = None,
     ) -> StepOutput:
         """One forward over all slots; their rows stand behind `cache.kv_len`, which is not moved.
 
@@ -193,18 +209,20 @@ class Model:
             ancestors: int64 `[B, S]`, see `lvspec.ops.verify_attention`.
             cache: This model's cache.
             scores: Whether attention leaves masses and peaks.
+            head: Makes the logits; None: the model's own.
         """
         arguments = (tokens, depths, ancestors, *cache.tensors())
+        logits_of = self.hf.lm_head if head is None else head
         recorded = None
         if self.records(cache):
-            key = (*tokens.shape, depths.dim(), scores)
+            key = (*tokens.shape, depths.dim(), scores, None if head is None else head.key)
             recorded = self.recorder.get(
                 key,
-                lambda: _Pass(self.text, self.hf.lm_head, scores),
+                lambda: _Pass(self.text, logits_of, scores),
                 partial(_example, *arguments),
             )
         if recorded is None:
-            output = run_pass(self.text, self.hf.lm_head, tokens, depths, ancestors, cache, scores)
+            output = run_pass(self.text, logits_of, tokens, depths, ancestors, cache, scores)
         else:
             output = recorded(*arguments)
         return StepOutput(*_with_scores(output))
@@ -260,6 +278,14 @@ def _no_mask(device: torch.device) -> Tensor:
     """
     with torch.inference_mode(False):
         return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor holds: of a subclass made of tensors, those of its parts."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(stored_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()
 
 
 def _as_hf_takes_them(positions: Tensor) -> Tensor:

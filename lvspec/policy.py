@@ -119,8 +119,8 @@ class AcceptancePolicy:
                 put(self, field, _integer(field, value, least, most))
             elif field not in ("top_k", "max_run"):
                 raise TypeError(f"{field}: expected an integer, got None")
-        put(self, "strict_ids", _ids("strict_ids", self.strict_ids))
-        put(self, "eos_ids", _ids("eos_ids", self.eos_ids))
+        put(self, "strict_ids", token_ids("strict_ids", self.strict_ids))
+        put(self, "eos_ids", token_ids("eos_ids", self.eos_ids))
         if not isinstance(self.name, str) or not self.name:
             raise TypeError(f"name: expected a non-empty string, got {self.name!r}")
         self._check_ranges()
@@ -365,7 +365,13 @@ def _log_or_off(value: float | None) -> float:
     return -math.inf if value is None else as_float32(math.log(value))
 
 
-def _ids(field: str, value: Any) -> tuple[int, ...]:
+def token_ids(field: str, value: Any) -> tuple[int, ...]:
+    """The ids, each once, ascending.
+
+    Raises:
+        TypeError: They are no collection of integers; names `field`.
+        ValueError: One is negative.
+    """
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"{field}: expected token ids, got {value!r}")
     return tuple(sorted({_integer(field, token, 0, None) for token in value}))

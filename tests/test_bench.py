@@ -234,3 +234,16 @@ def test_limits_are_written(tmp_path):
     rows = json.loads(path.read_text())["rows"]
     assert len(rows) == 5
     assert all(row["iteration_ms"] > row["target_ms"] > row["draft_step_ms"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_draft_cost(tmp_path):
+    """Fewer tokens are fewer bytes, by what their rows hold."""
+    path = tmp_path / "cost.json"
+    options = ("--layers", 1, "--tokens", 64, "--rounds", 1, "--context", 16, "--json", path)
+    done = run(sys.executable, BENCH / "draft_cost.py", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "whole head" in done.stdout and "64 tokens" in done.stdout
+    whole, few = json.loads(path.read_text())["rows"]
+    assert whole["bytes"] - few["bytes"] == 4 * 896 * (151936 - 64)
+    assert whole["ms"] > few["ms"] > 0

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it keeps, and how it refuses."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from lvspec import ops, terminal
 from lvspec.cli import COMMANDS, main
 from lvspec.commands.generate import POLICY_OPTIONS
 from lvspec.config import DecodeConfig
+from lvspec.cost import best_gamma
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes import pair as embedded
 from lvspec.shapes.tokenizer import SPECIAL_TOKENS, vocabulary
@@ -169,6 +171,104 @@ def test_ways_to_draft(lvspec, tmp_path):
         assert (stats["drafted"] == gamma * stats["iterations"]) == (tree is not None)
 
 
+def test_the_target_and_n_grams_draft(lvspec, tmp_path, folders):
+    """Without a second checkpoint, beside a target of one's own or the embedded one."""
+    path = tmp_path / "out.json"
+    alone = lvspec("--no-draft", "--json", path, draft=None)[1].splitlines()[1]
+    for word, options, policy in (
+        (
+            "self",
+            ["--draft-keep", 0.5, "--draft-keep-by", "uniform", "--policy", "strict"],
+            "strict",
+        ),
+        ("ngram", [], "strict"),
+        ("self", [], "lvspec"),
+        ("ngram", ["--policy", "relaxed"], "relaxed"),
+    ):
+        code, out, err = lvspec("--json", path, *options, draft=word)
+        assert (code, err) == (0, "")
+        assert (out.splitlines()[1] == alone) or policy != "strict"
+        document = json.loads(path.read_text(encoding="utf-8"))
+        assert (document["draft"], document["policy"]["name"]) == (word, policy)
+        assert document["config"]["draft_keep"] == (0.5 if "--draft-keep" in options else 1.0)
+        assert document["results"][0]["stats"]["iterations"] >= 1
+    code, out, err = lvspec("--max-new-tokens", 8, target=None, draft="ngram")
+    assert (code, err) == (0, "") and len(out.splitlines()) == 3
+
+
+def test_specvlms_way(lvspec, tmp_path):
+    options = ["--tree", "specvlm", "--draft-keep", 0.1, "--policy", "strict"]
+    assert lvspec("--json", tmp_path / "out.json", *options)[0] == 0
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["config"]
+    wanted = dataclasses.asdict(DecodeConfig.specvlm(max_new_tokens=24))
+    assert {name: found[name] for name in wanted} == json.loads(json.dumps(wanted))
+
+
+def test_gamma_by_the_cost_model(lvspec, tmp_path):
+    for options, gamma in (
+        (["--cost-ratio", 0.1], best_gamma(0.9, 0.1)),
+        (["--cost-ratio", 0.1, "--acceptance", 0.7], best_gamma(0.7, 0.1)),
+    ):
+        assert lvspec("--gamma", "auto", "--json", tmp_path / "out.json", *options)[0] == 0
+        document = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+        assert document["config"]["gamma"] == "auto"
+        assert document["results"][0]["stats"]["gamma"] == gamma
+
+
+def test_tokens_of_earlier_captions(lvspec, tmp_path):
+    """The draft says nothing else, and the end of a sequence; the caption is the target's own."""
+    path, other = tmp_path / "captions.json", tmp_path / "out.json"
+    wanted = lvspec("--no-draft", "--json", path, draft=None)[1].splitlines()[1]
+    document = json.loads(path.read_text(encoding="utf-8"))
+    # The draft's vocabulary is smaller; what it lacks it could not say.
+    tokens = [token for token in document["results"][0]["tokens"] if token < 224]
+    document["results"][0]["tokens"] = tokens
+    path.write_text(json.dumps(document))
+    code, out, err = lvspec("--draft-vocab", path, "--policy", "strict", "--json", other)
+    assert (code, err) == (0, "") and out.splitlines()[1] == wanted
+    found = json.loads(other.read_text(encoding="utf-8"))["config"]["draft_vocab"]
+    assert found == sorted(set(tokens))
+    for content in ("[]", "{", '{"results": []}', '{"results": [{"tokens": ["a"]}]}'):
+        path.write_text(content)
+        assert_refused(lvspec("--draft-vocab", path), "--draft-vocab", path, "--json wrote")
+    assert_refused(lvspec("--draft-vocab", tmp_path / "none.json"), "none.json")
+
+
+def test_samples(lvspec):
+    """A seed repeats them; one token alone is the greedy one."""
+
+    def caption(*options):
+        code, out, err = lvspec("--policy", "strict", *options)
+        assert (code, err) == (0, "")
+        return out.splitlines()[1]
+
+    hot = ("--temperature", 2.5, "--sample-top-k", 50, "--sample-top-p", 0.99)
+    assert caption(*hot, "--seed", 1) == caption(*hot, "--seed", 1) != caption(*hot, "--seed", 2)
+    assert caption("--temperature", 2.5, "--sample-top-k", 1, "--seed", 3) == caption()
+
+
+def test_quantised_draft(lvspec, tmp_path):
+    pytest.importorskip("torchao", reason="needs torchao (lvspec[quant])")
+    wanted = lvspec("--policy", "strict")[1].splitlines()[1]
+    options = ["--policy", "strict", "--draft-weights", "int8", "--json", tmp_path / "out.json"]
+    code, out, _ = lvspec(*options)
+    assert code == 0 and out.splitlines()[1] == wanted
+    document = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert document["draft_weights"] == "int8"
+
+
+def test_quantised_draft_without_torchao(lvspec, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    result = lvspec("--draft-weights", "int8")
+    assert_refused(result, "--draft-weights", "lvspec[quant]", "got int8")
+
+
+@pytest.mark.parametrize("draft", ["self", "ngram"])
+def test_nothing_to_quantise(lvspec, draft):
+    result = lvspec("--draft-weights", "int8", draft=draft)
+    assert_refused(result, "--draft-weights", f"got --draft {draft} and int8")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -176,7 +276,15 @@ def test_ways_to_draft(lvspec, tmp_path):
         (["--gamma", 64], ["gamma", "from 1 to 63", "got 64"]),
         (["--tree", "medusa"], ["tree", "specvlm", "got 'medusa'"]),
         (["--tree", "specvlm", "--adaptive"], ["adaptive", "a chain", "got tree='specvlm'"]),
-        (["--gamma", "many"], ["--gamma", "'many'"]),
+        (["--gamma", "many"], ["--gamma", "auto", "'many'"]),
+        (["--gamma", "auto", "--tree", "specvlm"], ["gamma", "tree='specvlm'", "auto"]),
+        (["--acceptance", 1.5], ["acceptance", "got 1.5"]),
+        (["--temperature", -1], ["temperature", "got -1"]),
+        (["--sample-top-k", 5], ["top_k", "temperature=0", "got 5"]),
+        (["--temperature", 1, "--sample-top-p", 2], ["top_p", "got 2"]),
+        (["--temperature", 1, "--seed", -1], ["seed", "got -1"]),
+        (["--draft-keep", 2], ["draft_keep", "got 2"]),
+        (["--draft-weights", "int3"], ["--draft-weights", "int8", "int3"]),
         (["--max-new-tokens", 0], ["max_new_tokens", "got 0"]),
         (["--num-frames", 0], ["--num-frames", "at least 2", "got 0"]),
         (["--num-frames", 1], ["--num-frames", "at least 2", "got 1"]),

@@ -43,6 +43,9 @@ WAYS = {
     "self": ("self", {"draft_keep": 0.5}),
     "n-grams": ("ngram", {}),
     "sampling": ("model", {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "seed": 1}),
+    "few tokens": ("model", {"draft_vocab": range(5, 99)}),
+    "few tokens, tree": ("model", {"draft_vocab": range(5, 99), "tree": DynamicTree(3, 3)}),
+    "few tokens, sampling": ("model", {"draft_vocab": range(5, 99), "temperature": 0.8, "seed": 1}),
     "sampling, tree": ("model", {"temperature": 0.8, "seed": 1, "tree": "specvlm"}),
 }
 POLICIES = {

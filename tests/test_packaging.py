@@ -21,11 +21,12 @@ ROOMS = ("lvspec", "kernels", "csrc", "bench", "tests")
 # Imports point one way: a module imports from its own level or from one that stands before it here.
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
-    {"policy", "config", "tree", "trees", "stats", "reports", "video", "preprocess", "environment"},
+    {"policy", "config", "cost", "tree", "trees", "stats", "reports", "video", "preprocess"}
+    | {"environment", "vocabulary", "int8_linear"},
     {"reference"},
     {"ops"},
-    {"cache", "capture", "fused", "attention", "relevance", "families", "models", "inputs"},
-    {"processing", "loading"},
+    {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"},
+    {"processing", "loading", "quantization"},
     {"processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph"},
     {"trace", "sequence"},
@@ -153,7 +154,7 @@ def test_wheel_metadata(wheel):
     (torch,) = [line for line in required if re.match(r"torch\b", line)]
     assert ">=" in torch and "==" not in torch, "torch is a range here; the Makefile pins it"
     extras = set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.M))
-    assert {"test", "flash-attn"} <= extras
+    assert {"test", "flash-attn", "quant"} <= extras
     assert "lvspec = lvspec.cli:main" in wheel_text(wheel, "entry_points.txt")
 
 

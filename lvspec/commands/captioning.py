@@ -64,6 +64,7 @@ def caption_videos(
                 with_draft=not arguments.no_draft,
                 dtype=arguments.dtype,
                 device=device,
+                draft_weights=arguments.draft_weights,
             )
         if arguments.strict_words:
             ids = (*policy.strict_ids, *token_ids_of(arguments.strict_words, models.processor))
@@ -89,6 +90,7 @@ def _describe(
         "target": arguments.target or embedded,
         "draft": None if arguments.no_draft else arguments.draft or embedded,
         "dtype": arguments.dtype,
+        "draft_weights": arguments.draft_weights,
         "frames": {"num_frames": arguments.num_frames, "fps": arguments.fps},
         "policy": None if arguments.no_draft else policy.to_dict(),
         "config": dataclasses.asdict(config),

@@ -10,9 +10,12 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel
 
+from lvspec.commands.generate import DRAFT_WORDS
+from lvspec.draft import DraftChoice
 from lvspec.loading import Pair, load_model, load_pair, load_processor
 from lvspec.preprocess import VideoProcessorConfig
 from lvspec.processing import HFProcessor, Processor
+from lvspec.quantization import Weights
 from lvspec.shapes import pair as embedded
 
 
@@ -21,11 +24,12 @@ class Models:
     """A target, perhaps a draft, and their processors.
 
     Attributes:
+        draft: A model, "self", "ngram", or None for nobody.
         draft_processor: None where the draft takes the target's inputs.
     """
 
     target: PreTrainedModel
-    draft: PreTrainedModel | None
+    draft: DraftChoice
     processor: Processor | HFProcessor
     draft_processor: Processor | HFProcessor | None
 
@@ -79,14 +83,28 @@ def find_device(name: str | None) -> torch.device:
 
 
 def load_models(
-    target: str | None, draft: str | None, *, with_draft: bool, dtype: str, device: torch.device
+    target: str | None,
+    draft: str | None,
+    *,
+    with_draft: bool,
+    dtype: str,
+    device: torch.device,
+    draft_weights: Weights | None = None,
 ) -> Models:
-    """The models of `--target` and `--draft`, or the embedded pair where both are None.
+    """The models of `--target` and `--draft`, or those of the embedded pair.
+
+    Args:
+        target: A checkpoint; None: the embedded one.
+        draft: A checkpoint, "self" or "ngram"; None: the embedded one.
+        with_draft: Whether there is a draft at all.
+        dtype, device: Of both.
+        draft_weights: As for `lvspec.loading.load_pair`.
 
     Raises:
         OSError, ValueError: See `find_checkpoint` and `lvspec.loading.load_pair`; or a checkpoint
             is damaged.
     """
+    has_model = with_draft and draft not in DRAFT_WORDS
     if target is None:
         if not (embedded.TARGET / "model.safetensors").is_file():
             raise FileNotFoundError(
@@ -97,13 +115,13 @@ def load_models(
         folders = [embedded.TARGET, embedded.DRAFT]
     else:
         folders = [find_checkpoint("--target", target)]
-        folders += [find_checkpoint("--draft", draft)] if with_draft else []
+        folders += [find_checkpoint("--draft", draft)] if has_model else []
     try:
-        if not with_draft:
+        if not has_model:
             processor = load_processor(folders[0], "target")
             model = load_model(folders[0], dtype=dtype, device=device)
-            return Models(model, None, processor, None)
-        pair = load_pair(*folders, dtype=dtype, device=device)
+            return Models(model, draft if with_draft else None, processor, None)
+        pair = load_pair(*folders, dtype=dtype, device=device, draft_weights=draft_weights)
     except (OSError, ValueError):
         raise
     except torch.OutOfMemoryError as error:

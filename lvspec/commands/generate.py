@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import os
+import sys
 from pathlib import Path
 
 from lvspec.commands import say
 from lvspec.policy import PRESETS, AcceptancePolicy
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DRAFT_WORDS = ("self", "ngram")
+"""What --draft takes besides checkpoints."""
+DRAFT_WEIGHTS = ("int8", "int4", "fp8")
+CONFIG_OPTIONS = (
+    *("gamma", "acceptance", "cost_ratio", "tree", "adaptive", "draft_keep", "draft_keep_by"),
+    *("max_new_tokens", "cache_capacity", "temperature", "sample_top_k", "sample_top_p", "seed"),
+)
 POLICY_OPTIONS: dict[str, tuple[type, str]] = {
     "anchor_threshold": (float, "visual relevance from which on nothing is loose (write =-inf)"),
     "max_regret": (float, "largest regret in nats"),
@@ -34,14 +44,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("--video", nargs="+", action="extend", required=True, metavar="FILE", help="video files")
     add("--prompt", required=True, metavar="TEXT", help="what is asked of every video")
-    add("--gamma", type=int, metavar="N", help="draft tokens per verify pass, 1 to 63 (default 12)")
-    add("--tree", metavar="NAME", help="draft a named tree (specvlm) instead of a chain")
-    add(
-        "--adaptive",
-        action="store_true",
-        default=None,
-        help="draft chains as long as acceptance so far makes worth it, --gamma at most",
-    )
     add("--max-new-tokens", type=int, metavar="N", help="tokens at most (default 256)")
     add("--cache-capacity", type=int, metavar="N", help="positions of the KV cache (as needed)")
     add("--stream", action="store_true", help="print text as it is committed, without colours")
@@ -52,13 +54,31 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "folders of checkpoints, or names in the hub's cache; the embedded pair by default",
     )
     models.add_argument("--target", metavar="PATH")
-    models.add_argument("--draft", metavar="PATH")
+    models.add_argument(
+        "--draft",
+        metavar="PATH",
+        help="or self: the target drafts, or ngram: what stood there before (a folder: ./self)",
+    )
     models.add_argument("--no-draft", action="store_true", help="plain autoregression")
     models.add_argument("--dtype", choices=DTYPES, default="auto", help="(default: %(default)s)")
+    models.add_argument(
+        "--draft-weights",
+        choices=DRAFT_WEIGHTS,
+        help="quantise the draft (needs torchao; int4: bfloat16 on a GPU)",
+    )
     models.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (a GPU if there is one)"
     )
     models.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
+
+    _add_draft_options(parser.add_argument_group("drafts", "how they are made"))
+    sampling = parser.add_argument_group("sampling", "without a temperature: greedy")
+    sampling.add_argument("--temperature", type=float, metavar="X", help="(default 0: greedy)")
+    sampling.add_argument("--sample-top-k", type=int, metavar="N", help="from the N best only")
+    sampling.add_argument(
+        "--sample-top-p", type=float, metavar="X", help="from the fewest with this probability"
+    )
+    sampling.add_argument("--seed", type=int, metavar="N", help="repeats a run")
 
     frames = parser.add_argument_group("frames").add_mutually_exclusive_group()
     frames.add_argument("--fps", type=float, metavar="X", help="frames per second (default 2)")
@@ -67,7 +87,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     policy = parser.add_argument_group(
         "policy", "what may be accepted: a preset, and changes to it"
     )
-    policy.add_argument("--policy", choices=PRESETS, default="lvspec", help="(default: lvspec)")
+    policy.add_argument(
+        "--policy", choices=PRESETS, help="(default: lvspec; strict for --draft ngram)"
+    )
     for field, (kind, meaning) in POLICY_OPTIONS.items():
         option = f"--{field.replace('_', '-')}"
         metavar = "X" if kind is float else "N"
@@ -78,6 +100,60 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     policy.add_argument(
         "--strict-ids", nargs="+", type=int, default=[], metavar="ID", help="the same, as token ids"
     )
+
+
+def _add_draft_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--gamma",
+        type=_gamma,
+        metavar="N",
+        help="draft tokens per verify pass, 1 to 63, or auto: by the cost model (default 12)",
+    )
+    add(
+        "--acceptance",
+        type=float,
+        metavar="X",
+        help="chance that a drafted token is accepted, for --gamma auto (default 0.9)",
+    )
+    add(
+        "--cost-ratio",
+        type=float,
+        metavar="X",
+        help="a draft step in passes of the target, for --gamma auto and --adaptive (by bytes)",
+    )
+    add("--tree", metavar="NAME", help="draft a named tree (specvlm) instead of a chain")
+    add(
+        "--adaptive",
+        action="store_true",
+        default=None,
+        help="draft chains as long as acceptance so far makes worth it, --gamma at most",
+    )
+    add(
+        "--draft-vocab",
+        metavar="FILE",
+        help="draft only tokens of the captions in this file, which --json wrote before",
+    )
+    add(
+        "--draft-keep",
+        type=float,
+        metavar="X",
+        help="share of the video that the draft keeps, 0 to 1 (default 1; SpecVLM: 0.1)",
+    )
+    add(
+        "--draft-keep-by",
+        choices=("attention", "uniform"),
+        help="what the target looks at, or even distances (default attention)",
+    )
+
+
+def _gamma(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or auto, got {text!r}") from None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -97,15 +173,32 @@ def run(arguments: argparse.Namespace) -> int:
     from lvspec.config import DecodeConfig
 
     chosen = {
-        name: value
-        for name in ("gamma", "tree", "adaptive", "max_new_tokens", "cache_capacity")
+        name.removeprefix("sample_"): value  # --top-k is the policy's
+        for name in CONFIG_OPTIONS
         if (value := getattr(arguments, name)) is not None
     }
+    if arguments.draft_vocab is not None:
+        chosen["draft_vocab"] = _tokens_in(arguments.draft_vocab)
     config = DecodeConfig(**chosen)
 
     from lvspec.commands.captioning import caption_videos
 
     return caption_videos(arguments, policy, config, obstacles)
+
+
+def _tokens_in(path: str) -> tuple[int, ...]:
+    """Every token of the captions that an earlier run left in a file."""
+    from lvspec.vocabulary import frequent_tokens
+
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
+        captions = [result["tokens"] for result in results if "tokens" in result]
+        return frequent_tokens(captions, sys.maxsize)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"--draft-vocab: expected captions that --json wrote, got {path}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _policy(arguments: argparse.Namespace) -> AcceptancePolicy:
@@ -114,7 +207,8 @@ def _policy(arguments: argparse.Namespace) -> AcceptancePolicy:
     }
     if arguments.strict_ids:
         given["strict_ids"] = tuple(arguments.strict_ids)
-    return AcceptancePolicy.preset(arguments.policy, **given)
+    preset = arguments.policy or ("strict" if arguments.draft == "ngram" else "lvspec")
+    return AcceptancePolicy.preset(preset, **given)
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
@@ -130,8 +224,20 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"--draft: expected one beside --target {target} (or --no-draft), got none"
         )
-    if draft is not None and target is None:
+    if draft is not None and draft not in DRAFT_WORDS and target is None:
         raise ValueError(f"--target: expected one beside --draft {draft}, got none")
+    if arguments.draft_weights is not None:
+        if arguments.no_draft or draft in DRAFT_WORDS:
+            given = "--no-draft" if arguments.no_draft else f"--draft {draft}"
+            raise ValueError(
+                f"--draft-weights: expected a draft model to quantise, got {given} and "
+                f"{arguments.draft_weights}"
+            )
+        if importlib.util.find_spec("torchao") is None:
+            raise ValueError(
+                "--draft-weights: expected torchao, which is not installed (pip install "
+                f"lvspec[quant]), got {arguments.draft_weights}"
+            )
     if arguments.threads is not None and arguments.threads < 1:
         raise ValueError(f"--threads: expected at least 1, got {arguments.threads}")
     if arguments.num_frames is not None and arguments.num_frames < 2:

@@ -13,6 +13,7 @@ from lvspec.cache import SlotCache
 from lvspec.draft.base import Draft, DraftShape
 from lvspec.draft.phase import DraftPhase, Step, read_last_two
 from lvspec.draft.tree import TreeDrafter
+from lvspec.head import DraftHead
 from lvspec.models import Model
 from lvspec.relevance import attention_peak
 from lvspec.state import DecodeState
@@ -56,7 +57,7 @@ class AnchorTreeDrafter(TreeDrafter):
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         choices, log_probs, peaks = self._run(
             ("scored chain", self.depth, self.siblings),
-            lambda: _ScoredChain(self.model, self._shared_vocab, self.depth, self.siblings),
+            lambda: _ScoredChain(self.model, self.head, self.depth, self.siblings),
             state.last_two,
             target_kv_len,
         )
@@ -87,8 +88,8 @@ class _ScoredChain(DraftPhase):
 
     scores = True
 
-    def __init__(self, model: Model, shared_vocab: int, gamma: int, siblings: int) -> None:
-        super().__init__(model, shared_vocab)
+    def __init__(self, model: Model, head: DraftHead, gamma: int, siblings: int) -> None:
+        super().__init__(model, head)
         self.gamma, self.siblings = gamma, siblings
 
     def run(
@@ -100,9 +101,9 @@ class _ScoredChain(DraftPhase):
         output = read_last_two(step, last_two, own_length, cache)
         choices, log_probs, peaks = [], [], []
         while True:
-            row = output.logits[:, -1:, : self.shared_vocab]
+            row = output.logits[:, -1:]
             best = ops.logit_stats(row, top_k=1 + self.siblings, workspace=cache.workspace)
-            choices.append(best.top_ids.long())
+            choices.append(self.head.ids(best.top_ids))
             log_probs.append(best.top_logits - best.lse[..., None])
             peaks.append(attention_peak(output)[:, -1:])
             if len(choices) == self.gamma:

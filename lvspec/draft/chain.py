@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from lvspec.cache import SlotCache
 from lvspec.draft.base import Draft, DraftShape
 from lvspec.draft.model_cache import WHOLE_PROMPT, CachedDrafter, PromptReading
 from lvspec.draft.phase import DraftPhase, Step, read_last_two, run_phase
+from lvspec.head import DraftHead, draft_head
 from lvspec.models import Model
 from lvspec.sampling import draw
 from lvspec.state import DecodeState
@@ -29,7 +31,11 @@ class ModelDrafter(CachedDrafter):
         model: Who drafts.
         gamma: Draft tokens of one pass.
         target_vocab: Rows of the target's vocabulary.
+        draft_vocab: Ids that may be proposed, ascending, of both vocabularies; None: all of them.
         reading: How the model comes to its prompt.
+
+    Attributes:
+        head: Makes the logits that are drafted from.
     """
 
     def __init__(
@@ -38,12 +44,14 @@ class ModelDrafter(CachedDrafter):
         *,
         gamma: int,
         target_vocab: int,
+        draft_vocab: tuple[int, ...] | None = None,
         reading: PromptReading = WHOLE_PROMPT,
     ) -> None:
         super().__init__(model, reading)
         self.gamma = gamma
         # Ids that only one of the two vocabularies has are padding: never proposed, never read.
         self._shared_vocab = min(model.vocab_size, target_vocab)
+        self.head = draft_head(model.hf.lm_head, self._shared_vocab, draft_vocab)
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
         self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=device)
@@ -65,17 +73,21 @@ class ModelDrafter(CachedDrafter):
             rows.append(sampler.warp(logits))
             return draw(rows[-1], uniforms)
 
-        chain = _Chain(self.model, self._shared_vocab, self.gamma)
-        step = partial(self.model.step, cache=self.cache)
+        chain = _Chain(self.model, self.head, self.gamma)
         known = state.last_two.clamp(max=self.model.vocab_size - 1)
-        tokens = chain.run(step, known, self._own_length(target_kv_len), self.cache, choose)
-        return tokens, torch.cat(rows, dim=1)
+        own_length = self._own_length(target_kv_len)
+        tokens = chain.run(self._step(), known, own_length, self.cache, choose)
+        return tokens, self.head.over_ids(torch.cat(rows, dim=1), self._shared_vocab)
+
+    def _step(self, **options: Any) -> Step:
+        """A pass of the model for this drafter, run by itself."""
+        return partial(self.model.step, cache=self.cache, head=self.head, **options)
 
     def _run_chain(self, count: int, state: DecodeState, target_kv_len: Tensor) -> Tensor:
         """int64 `[B, count]`: the draft's greedy tokens behind the last two committed ones."""
         return self._run(
             ("chain", count),
-            lambda: _Chain(self.model, self._shared_vocab, count),
+            lambda: _Chain(self.model, self.head, count),
             state.last_two,
             target_kv_len,
         )
@@ -84,21 +96,21 @@ class ModelDrafter(CachedDrafter):
         self, key: tuple, make: Callable[[], DraftPhase], last_two: Tensor, target_kv_len: Tensor
     ) -> Tensor | tuple[Tensor, ...]:
         """Run a phase of this drafter, see `run_phase`."""
-        key = (*key, self._shared_vocab)
+        key = (*key, self.head.key)
         own_length = self._own_length(target_kv_len)
         return run_phase(self.model, self.cache, key, make, last_two, own_length)
 
 
 def _best(logits: Tensor) -> Tensor:
-    """int64 `[B, S]`: the best token of every row."""
+    """int64 `[B, S]`: the best column of every row."""
     return logits.argmax(-1)
 
 
 class _Chain(DraftPhase):
     """Each token is chosen from the row of the one before: int64 `[B, gamma]`."""
 
-    def __init__(self, model: Model, shared_vocab: int, gamma: int) -> None:
-        super().__init__(model, shared_vocab)
+    def __init__(self, model: Model, head: DraftHead, gamma: int) -> None:
+        super().__init__(model, head)
         self.gamma = gamma
 
     def run(
@@ -115,7 +127,7 @@ class _Chain(DraftPhase):
         logits = read_last_two(step, last_two, own_length, cache).logits
         proposed = []
         for _ in range(self.gamma):
-            proposed.append(choose(logits[:, -1:, : self.shared_vocab]))
+            proposed.append(self.head.ids(choose(logits[:, -1:])))
             if len(proposed) < self.gamma:
                 cache.kv_len.add_(1)
                 logits = step(proposed[-1], depths, ancestors).logits

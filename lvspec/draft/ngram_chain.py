@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ class NGramChainDrafter(ModelDrafter):
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         cache, history, device = self.cache, self._history, self.model.device
         batch_size, most = len(state.last_two), self.model.vocab_size - 1
-        step = partial(self.model.step, cache=cache)
+        step = self._step()
         begin = history.update(state)
         length, drafted = begin.clone(), torch.zeros_like(begin)
         offsets = torch.arange(self.lookup + 1, device=device)
@@ -81,7 +80,7 @@ class NGramChainDrafter(ModelDrafter):
         rows = step(tokens, first, ancestors).logits[:, 1:]
         cache.kv_len.add_(1)
         for following in range(self.passes - 1, -1, -1):
-            best = rows[..., : self._shared_vocab].argmax(-1)
+            best = self.head.ids(rows.argmax(-1))
             agrees = (best[:, :-1] == guesses) & (offsets[:-1] < count[:, None])
             agreed = agrees.int().cumprod(1).sum(1, dtype=torch.int32)
             # A chain that is whole takes part in what follows and stands still.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lvspec.cache import SlotCache
+from lvspec.head import DraftHead
 from lvspec.models import Model, StepOutput, run_pass
 from lvspec.tree import chain_ancestors
 
@@ -24,15 +25,15 @@ class DraftPhase(nn.Module, ABC):
     the key that `run_phase` is given.
 
     Attributes:
+        head: Makes logits of what may be proposed, the columns of which it knows as ids.
         scores: Whether its passes leave masses and peaks.
     """
 
     scores = False
 
-    def __init__(self, model: Model, shared_vocab: int) -> None:
+    def __init__(self, model: Model, head: DraftHead) -> None:
         super().__init__()
-        self.text, self.head = model.text, model.hf.lm_head
-        self.shared_vocab = shared_vocab
+        self.text, self.head = model.text, head
 
     @abstractmethod
     def run(
@@ -96,7 +97,8 @@ def run_phase(
     Args:
         model: The draft.
         cache: The draft's cache.
-        key: What the phase's code depends on, besides the model and the number of sequences.
+        key: What the phase's code depends on, its head's key included, besides the model and the
+            number of sequences.
         make: Makes the phase.
         last_two, own_length: As for `DraftPhase.run`, but ids of the target.
     """
@@ -108,7 +110,7 @@ def run_phase(
     if recorded is not None:
         return recorded(*arguments)
     phase = make()
-    step = partial(model.step, cache=cache, scores=phase.scores)
+    step = partial(model.step, cache=cache, scores=phase.scores, head=phase.head)
     return phase.run(step, last_two, own_length, cache)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lvspec import ops
+from lvspec.cost import chain_speedups
 from lvspec.draft.base import Draft
 from lvspec.draft.chain import ModelDrafter
 from lvspec.draft.phase import read_last_two
@@ -28,10 +28,8 @@ _PRIOR = (1.9, 2.0)  # accepted, of so many: what is believed of a sequence that
 class StoppingDrafter(ModelDrafter):
     """A chain whose `num_slots` differ; the shape is always that of `gamma` tokens.
 
-    Adaptive length. With a chance of `a` that a drafted token is accepted, g tokens give
-    `1 + a + ... + a^g` for `1 + cost_ratio * g` passes of the target; the g of the best ratio is
-    taken. `a` is each sequence's own acceptance so far, of which the latest iterations count most,
-    and stays on the device.
+    Adaptive length: the best by the cost model (`lvspec.cost`) for each sequence's own acceptance
+    so far, of which the latest iterations count most, and which stays on the device.
 
     Unsure anchors. The draft's own row says whether the video decides its token (the peak of its
     attention) and how sure it is; before a token that is probably a wrong anchor the chain ends.
@@ -78,9 +76,7 @@ class StoppingDrafter(ModelDrafter):
         if self.cost_ratio is None:
             return self._steps[-1:].expand(len(self._counts))
         chance = self._counts[:, :1] / self._counts[:, 1:]
-        tokens = (chance**self._steps).cumsum(1)
-        rate = tokens / (1 + self.cost_ratio * self._steps)
-        return rate[:, 1:].argmax(1) + 1
+        return chain_speedups(chance, self.cost_ratio, self._steps)[:, 1:].argmax(1) + 1
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         wanted = self.lengths()
@@ -106,21 +102,20 @@ class StoppingDrafter(ModelDrafter):
     ) -> tuple[Tensor, Tensor]:
         """The same pass by pass, and how many tokens stand before an unsure anchor, `[B]`."""
         cache = self.cache
-        step = partial(self.model.step, cache=cache, scores=True)
+        step = self._step(scores=True)
         length = torch.zeros_like(wanted)
         is_open = ~state.finished
         known = state.last_two.clamp(max=self.model.vocab_size - 1)
         output = read_last_two(step, known, self._own_length(target_kv_len), cache)
         tokens: list[Tensor] = []
         while True:
-            row = output.logits[:, -1:, : self._shared_vocab]
-            best = ops.logit_stats(row, top_k=1, workspace=cache.workspace)
+            best = ops.logit_stats(output.logits[:, -1:], top_k=1, workspace=cache.workspace)
             probability = (best.top_logits[:, 0, 0] - best.lse[:, 0]).exp()
             is_anchor = ~(attention_peak(output)[:, -1] < self.anchor_threshold)
             is_unsure = is_anchor & ~(probability >= self.confidence)
             is_open = is_open & (len(tokens) < wanted) & ~is_unsure
             length += is_open
-            tokens.append(best.top_ids[:, 0].long())
+            tokens.append(self.head.ids(best.top_ids[:, 0]))
             ends = len(tokens) == self.gamma or (self._may_look and not bool(is_open.any()))
             if ends:
                 return torch.cat(tokens, dim=1), length

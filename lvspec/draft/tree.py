@@ -13,6 +13,7 @@ from lvspec.cache import SlotCache
 from lvspec.draft.base import Draft, DraftShape
 from lvspec.draft.chain import ModelDrafter
 from lvspec.draft.phase import DraftPhase, Step, read_last_two
+from lvspec.head import DraftHead
 from lvspec.models import Model
 from lvspec.state import DecodeState
 from lvspec.tree import ancestors_from_parents
@@ -66,7 +67,7 @@ class StaticTreeDrafter(TreeDrafter):
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         proposed = self._run(
             ("static tree", self.tree),
-            lambda: _StaticTree(self.model, self._shared_vocab, self._levels, self._shape),
+            lambda: _StaticTree(self.model, self.head, self._levels, self._shape),
             state.last_two,
             target_kv_len,
         )
@@ -90,7 +91,7 @@ class DynamicTreeDrafter(TreeDrafter):
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         proposed, parents, ancestors = self._run(
             ("dynamic tree", self.tree.widths, self.tree.children),
-            lambda: _DynamicTree(self.model, self._shared_vocab, self.tree, self._depths),
+            lambda: _DynamicTree(self.model, self.head, self.tree, self._depths),
             state.last_two,
             target_kv_len,
         )
@@ -118,9 +119,9 @@ class _StaticTree(DraftPhase):
     """int64 `[B, S - 1]`: the tokens behind the root."""
 
     def __init__(
-        self, model: Model, shared_vocab: int, levels: list[_Level], shape: DraftShape
+        self, model: Model, head: DraftHead, levels: list[_Level], shape: DraftShape
     ) -> None:
-        super().__init__(model, shared_vocab)
+        super().__init__(model, head)
         self.levels, self.depths, self.ancestors = levels, shape.depths, shape.ancestors
 
     def run(self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
@@ -130,17 +131,16 @@ class _StaticTree(DraftPhase):
             if first > 0:
                 passed = step(tokens[:, :end], self.depths[:end], self.ancestors[:, :end])
                 rows = passed.logits[:, first:]
-            rows = rows[..., : self.shared_vocab]
             best = ops.logit_stats(rows, top_k=count, workspace=cache.workspace).top_ids
-            tokens = torch.cat([tokens, best.flatten(1)[:, chosen].long()], dim=1)
+            tokens = torch.cat([tokens, self.head.ids(best.flatten(1)[:, chosen])], dim=1)
         return tokens[:, 1:]
 
 
 class _DynamicTree(DraftPhase):
     """Tokens behind the root `[B, S - 1]`, parents and ancestors `[B, S]`."""
 
-    def __init__(self, model: Model, shared_vocab: int, tree: DynamicTree, depths: Tensor) -> None:
-        super().__init__(model, shared_vocab)
+    def __init__(self, model: Model, head: DraftHead, tree: DynamicTree, depths: Tensor) -> None:
+        super().__init__(model, head)
         self.widths, self.children, self.depths = tree.widths, tree.children, depths
 
     def run(
@@ -160,7 +160,7 @@ class _DynamicTree(DraftPhase):
                 passed = step(tokens, self.depths[:first], ancestors)
                 rows = passed.logits[:, above]
             nodes = ops.expand_tree(
-                rows[..., : self.shared_vocab],
+                rows,
                 log_probs,
                 slots,
                 width=end - first,
@@ -171,7 +171,7 @@ class _DynamicTree(DraftPhase):
             slots, log_probs = slots.repeat(len(tokens), 1), nodes.log_probs
             own_bits = torch.bitwise_left_shift(torch.ones_like(slots, dtype=torch.int64), slots)
             above = ancestors.gather(1, nodes.parents.long())
-            tokens = torch.cat([tokens, nodes.tokens], dim=1)
+            tokens = torch.cat([tokens, self.head.ids(nodes.tokens)], dim=1)
             parents = torch.cat([parents, nodes.parents], dim=1)
             ancestors = torch.cat([ancestors, above | own_bits], dim=1)
         return tokens[:, 1:], parents, ancestors

@@ -9,6 +9,7 @@ pass of lvspec's runs, and gone afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -66,6 +67,15 @@ class FusedParts:
         if self.fuse != "kernels" or self._backend != "cpp":
             return []
         return self._patches("cpp")
+
+    def recorded_beside(self, modules: Iterable[nn.Module]) -> list[Patch]:
+        """What stands in for other modules of such a pass."""
+        if not self.recorded():
+            return []
+        known = set(self._modules)
+        with torch.inference_mode(False), torch.no_grad():
+            others = [module for module in modules if module not in known]
+            return recognise(others, CpuOperations())
 
     def in_passes(self) -> AbstractContextManager[None]:
         """A context for passes that are not recorded; a patch a module is all that it costs."""

@@ -1,0 +1,246 @@
+"""quantize: a draft in fewer bytes. What decodes is the target, so its own tokens stay.
+
+Most of it needs torchao, an optional requirement.
+"""
+
+import copy
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair, quantize
+from lvspec.draft.factory import make_drafter
+from lvspec.head import draft_head
+from lvspec.int8_linear import Int8Linear
+from lvspec.models import Model, stored_bytes
+
+STRICT = AcceptancePolicy.strict()
+KINDS = ["int8", "fp8"]
+
+
+@pytest.fixture
+def torchao():
+    return pytest.importorskip("torchao.quantization", reason="needs torchao (lvspec[quant])")
+
+
+@pytest.fixture
+def draft(noisy_draft):
+    return copy.deepcopy(noisy_draft)
+
+
+def config(**options):
+    return DecodeConfig(**{"gamma": 4, "max_new_tokens": 30, "eos_ids": (), **options})
+
+
+def linears(model):
+    layers = model.model.language_model.named_modules()
+    return {name: part for name, part in layers if isinstance(part, torch.nn.Linear)}
+
+
+@pytest.mark.parametrize("weights", KINDS)
+def test_what_is_quantised(torchao, draft, weights):
+    before, hidden = copy.deepcopy(draft), torch.randn(1, 3, 256)
+    assert quantize(draft, weights) is draft
+    names = [*linears(before)]
+    assert len(names) == 2 * 7
+    for name in names:
+        ours, theirs = linears(draft)[name], linears(before)[name]
+        assert type(ours.weight) is not torch.nn.Parameter
+        assert ours.weight.dtype == torch.float32
+        x = torch.randn(2, 3, theirs.in_features)
+        error = (ours(x) - theirs(x)).abs().max() / theirs(x).abs().max()
+        assert 0 < error < {"int8": 0.02, "fp8": 0.08}[weights]
+    error = (draft.lm_head(hidden) - before.lm_head(hidden)).abs().max()
+    assert 0 < error < 0.08 * before.lm_head(hidden).abs().max()
+    untouched = {name: x for name, x in before.named_parameters() if "visual" in name}
+    untouched["embedding"] = before.get_input_embeddings().weight
+    ours = dict(draft.named_parameters()) | {"embedding": draft.get_input_embeddings().weight}
+    for name, theirs in untouched.items():
+        assert type(ours[name]) is torch.nn.Parameter and ours[name].equal(theirs), name
+
+
+@pytest.mark.parametrize("weights", KINDS)
+def test_bytes(torchao, draft, weights):
+    """A byte a weight and four for every row's factor; for int8 one more for its zero point."""
+    model = Model(draft, "draft", capture=False)
+    before = model.step_bytes
+    layers = [*linears(draft).values(), draft.lm_head]
+    count = sum(layer.weight.numel() for layer in layers)
+    rows = sum(layer.out_features for layer in layers)
+    quantize(draft, weights)
+    assert model.step_bytes == before - 3 * count + {"int8": 5, "fp8": 4}[weights] * rows
+    assert stored_bytes(draft.get_input_embeddings().weight) == 256 * 256 * 4
+    target = Model(copy.deepcopy(draft), "target", capture=False)
+    drafter = make_drafter(target, model, config(adaptive=True))
+    assert drafter.cost_ratio == 1.0, "a copy has the same bytes"
+
+
+@pytest.mark.parametrize("options", [{}, {"tree": "specvlm"}, {"draft_vocab": range(5, 250)}])
+@pytest.mark.parametrize("weights", KINDS)
+def test_strict_is_greedy(torchao, random_pair, draft, make_prompt, hf_greedy, weights, options):
+    target, prompt = random_pair[0], make_prompt(3, ("video", 4, 6, 6), 5)
+    quantize(draft, weights)
+    found = generate(target, draft, prompt, policy=STRICT, config=config(**options))
+    assert found.tokens[0].tolist() == hf_greedy(target, prompt, 30)
+    assert sum(found.stats.num_accepted) > 5, "it drafts like what it was made of"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_models(torchao, draft, make_prompt, dtype):
+    quantize(draft.to(dtype), "int8")
+    prompt = make_prompt(3, ("video", 2, 4, 4), 5, dtype=dtype)
+    found = generate(draft, draft, prompt, policy=STRICT, config=config())
+    assert found.tokens.shape == (1, 30) and found.stats.tau > 3
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+def test_int8_products_in_bfloat16(torchao, rows, with_bias):
+    """By torch's kernel or by torchao, what the int8 weights say."""
+    layer = torch.nn.Linear(128, 96, bias=with_bias, dtype=torch.bfloat16)
+    torchao.quantize_(layer, torchao.Int8WeightOnlyConfig(set_inductor_config=False))
+    x = torch.randn(1, rows, 128, dtype=torch.bfloat16)
+    bias = layer.bias.double() if with_bias else 0
+    exact = x.double() @ (layer.weight.qdata.double() * layer.weight.scale.double()).T + bias
+    theirs = (layer(x) - exact).abs().max()
+    Int8Linear.take_over(layer)
+    assert type(layer) is Int8Linear
+    ours = layer(x)
+    assert ours.shape == (1, rows, 96) and ours.dtype == torch.bfloat16
+    assert (ours - exact).abs().max() <= 2 * max(theirs, torch.tensor(0.008) * exact.abs().max())
+
+
+def test_int8_products_are_torchs_where_they_are_fast(torchao, draft):
+    kinds = {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        model = quantize(copy.deepcopy(draft).to(dtype), "int8")
+        kinds[dtype] = {type(layer) for layer in (*linears(model).values(), model.lm_head)}
+    assert kinds.pop(torch.bfloat16) == {Int8Linear}
+    assert set().union(*kinds.values()) == {torch.nn.Linear}
+    converted = quantize(copy.deepcopy(draft).to(torch.bfloat16), "fp8").lm_head
+    assert type(converted) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_some_rows_of_a_quantised_head(torchao, draft, dtype):
+    """As they are used: the products of the chosen ids are the quantised ones."""
+    quantize(draft.to(dtype), "int8")
+    ids = tuple(range(3, 99, 5))
+    hidden = torch.randn(1, 2, 256, dtype=dtype)
+    with torch.no_grad():
+        whole = draft.lm_head(hidden)[..., list(ids)]
+        some = draft_head(draft.lm_head, 256, ids)(hidden)
+    torch.testing.assert_close(
+        some, whole, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=2e-2
+    )
+
+
+def test_it_is_not_recorded(torchao, random_pair, draft, make_prompt):
+    """Nor is there a warning: weights of a class of their own are not tried."""
+    quantize(draft, "int8")
+    model = Model(draft, "draft")
+    cache = model.new_cache(batch_size=1, capacity=9, num_slots=2)
+    assert model.recorder.get(("key",), pytest.fail, pytest.fail) is None
+    assert model.records(cache)
+
+
+def test_load_pair(torchao, random_pair_folders, random_pair, make_prompt, hf_greedy):
+    pair = load_pair(*random_pair_folders, draft_weights="int8")
+    assert all(type(x) is torch.nn.Parameter for x in pair.target.parameters())
+    assert type(pair.draft.lm_head.weight).__name__ == "Int8Tensor"
+    prompt = make_prompt(3, ("video", 4, 6, 6), 5)
+    found = generate(pair.target, pair.draft, prompt, policy=STRICT, config=config())
+    assert found.tokens[0].tolist() == hf_greedy(random_pair[0], prompt, 30)
+
+
+def test_twice(torchao, draft):
+    quantize(draft, "int8")
+    with pytest.raises(
+        ValueError, match="^model: expected weights that are not quantised yet, got"
+    ):
+        quantize(draft, "fp8")
+
+
+def test_wrong_arguments(draft):
+    with pytest.raises(ValueError, match="^weights: expected one of int8, int4, fp8, got 'int3'"):
+        quantize(draft, "int3")
+    with pytest.raises(TypeError, match="^model: expected a transformers model, got Linear"):
+        quantize(torch.nn.Linear(2, 2), "int8")
+    with pytest.raises(
+        ValueError, match=r"^weights: expected int8 or fp8 for a model of torch.float32 on cpu"
+    ):
+        quantize(draft, "int4")
+
+
+def test_int4_needs_whole_groups(random_pair):
+    draft = copy.deepcopy(random_pair[0])
+    draft.model.language_model.layers[1].mlp.down_proj = torch.nn.Linear(200, 256)
+    message = "^weights: expected rows of a multiple of 128 .* got 200 in layers.1.mlp.down_proj"
+    with pytest.raises(ValueError, match=message):
+        quantize(draft, "int4")
+
+
+class _FakeTorchao(ModuleType):
+    """What torchao is asked, without it."""
+
+    def __init__(self):
+        super().__init__("torchao.quantization")
+        self.calls = []
+
+    def quantize_(self, module, config):
+        self.calls.append((module, *config))
+
+    def __getattr__(self, name):
+        if not name.endswith("WeightOnlyConfig"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return lambda **options: (name, options)
+
+
+@pytest.fixture
+def fake_torchao(monkeypatch):
+    package, fake = ModuleType("torchao"), _FakeTorchao()
+    package.quantization = fake
+    monkeypatch.setitem(sys.modules, "torchao", package)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", fake)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ("int8", "Int8WeightOnlyConfig"),
+        ("fp8", "Float8WeightOnlyConfig"),
+        ("int4", "Int4WeightOnlyConfig"),
+    ],
+)
+def test_what_torchao_is_asked(fake_torchao, draft, monkeypatch, weights, name):
+    monkeypatch.setattr("lvspec.quantization._check_int4", lambda *arguments: None)
+    quantize(draft, weights)
+    wanted = [*linears(draft).values(), *([draft.lm_head] if weights != "int4" else [])]
+    assert [module for module, _, _ in fake_torchao.calls] == wanted
+    for _, asked, options in fake_torchao.calls:
+        assert asked == name and options["set_inductor_config"] is False
+        assert options.get("group_size") == (128 if weights == "int4" else None)
+
+
+def test_without_torchao(draft, random_pair_folders, monkeypatch):
+    before = [x.clone() for x in draft.parameters()]
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    message = r"^weights: expected torchao >= 0.18 for 'int8' \(pip install lvspec\[quant\]\), got"
+    with pytest.raises(ImportError, match=message):
+        quantize(draft, "int8")
+    assert all(x.equal(y) for x, y in zip(draft.parameters(), before, strict=True))
+    with pytest.raises(ImportError, match=message):
+        load_pair(*random_pair_folders, draft_weights="int8")
+
+
+def test_an_old_torchao(draft, monkeypatch):
+    package = ModuleType("torchao")
+    package.quantization = ModuleType("torchao.quantization")
+    package.quantization.quantize_ = None
+    monkeypatch.setitem(sys.modules, "torchao", package)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", package.quantization)
+    with pytest.raises(ImportError, match="^weights: .* no attribute 'Int8WeightOnlyConfig'"):
+        quantize(draft, "int8")
