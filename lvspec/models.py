@@ -20,8 +20,9 @@ from transformers import Cache, PreTrainedModel
 from lvspec.attention import AttentionStep, lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.capture import PassRecorder, is_recordable
+from lvspec.config import Fuse
 from lvspec.families import check_family
-from lvspec.fused import Fuse, FusedParts
+from lvspec.fused import FusedParts
 
 # HF's text models take a mask of four dimensions for a finished one and build none. What a slot
 # sees is in the `AttentionStep`; this is never read.
