@@ -22,6 +22,7 @@ test: export OMP_NUM_THREADS ?= 1
 test: lint
 	$(BIN)/python bench/budget.py
 	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest $(OPERATION_TESTS)
+	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest -q tests/test_fused.py -k same_step
 	LVSPEC_BACKEND=reference $(BIN)/pytest -q $(OPERATION_TESTS)
 	LVSPEC_CPU=avx2 $(BIN)/pytest -q $(OPERATION_TESTS)
 	LVSPEC_CPU=portable $(BIN)/pytest -q $(OPERATION_TESTS)

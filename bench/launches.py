@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import lvspec.kernels
-from lvspec.fused import Fuse
+from lvspec.config import Fuse
 from lvspec.models import Model
 from lvspec.shapes.model_configs import draft_config
 from lvspec.tree import chain_ancestors

@@ -29,9 +29,8 @@ from transformers import (
 
 from lvspec import ops, tree
 from lvspec.cache import SlotCache
-from lvspec.config import FUSE
+from lvspec.config import FUSE, Fuse
 from lvspec.environment import check_json_path, environment, write_json
-from lvspec.fused import Fuse
 from lvspec.models import Model
 from lvspec.policy import AcceptancePolicy
 from lvspec.relevance import get_scorer

@@ -18,7 +18,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lvspec.fused import Fuse, FusedParts, Patch, fused
+from lvspec.config import Fuse
+from lvspec.fused import FusedParts, Patch, fused
 
 Pass = Callable[..., tuple[Tensor, ...]]
 _Key = tuple[Hashable, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -15,7 +15,9 @@ from lvspec.trees import AnchorTree, Tree, check_count, check_slots, check_tree
 
 DRAFT_ANCHOR_THRESHOLD = 0.065
 KEEP_BY = ("attention", "uniform")
-FUSE = ("kernels", "compile", "none")
+Fuse = Literal["kernels", "compile", "none"]
+FUSE: tuple[Fuse, ...] = get_args(Fuse)
+"""What may stand in for a model's small operations, see `DecodeConfig.fuse`."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class DecodeConfig:
     scorer: str | Callable[..., Tensor] = "attention_peak"
     capture: bool = True
     lag: int | None = None
-    fuse: Literal["kernels", "compile", "none"] = "kernels"
+    fuse: Fuse = "kernels"
     trace: bool = False
 
     def __post_init__(self) -> None:

@@ -20,8 +20,9 @@ from transformers import Cache, PreTrainedModel
 from lvspec.attention import AttentionStep, lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.capture import PassRecorder, is_recordable
+from lvspec.config import Fuse
 from lvspec.families import check_family
-from lvspec.fused import Fuse, FusedParts
+from lvspec.fused import FusedParts
 from lvspec.head import DraftHead
 
 MADE_HERE = ("position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")

@@ -1,7 +1,7 @@
 """What stands in for small operations of a text model: recognised, in use, and gone afterwards.
 
 As on CUDA devices, but by the specifications of the Triton kernels, which are compared with them in
-`test_model_parts.py`; `test_triton.py` runs the kernels in a model.
+`test_model_parts.py`. `make test` runs steps on the kernels too, `test_triton.py` a caption.
 """
 
 import copy

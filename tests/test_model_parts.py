@@ -62,9 +62,11 @@ def test_norms_of_views(dtype):
     weight = torch.randn(20).to(dtype)
     for x in (base[:, ::2, 1, 20:], base[:, :, 0, ::2], base[:, :, 1:, :20]):
         close(PARTS.rms_norm(x, weight, 1e-6), norm_of(weight, 1e-6)(x).detach())
-        total, norm = PARTS.add_rms_norm(x, x.contiguous(), weight, 1e-6)
-        assert torch.equal(total, x + x)
-        close(norm, norm_of(weight, 1e-6)(x + x).detach())
+        other = torch.randn(x.shape).to(dtype)
+        for given in ((x, other), (other, x)):
+            total, norm = PARTS.add_rms_norm(*given, weight, 1e-6)
+            assert torch.equal(total, x + other)
+            close(norm, norm_of(weight, 1e-6)(x + other).detach())
 
 
 @every_dtype

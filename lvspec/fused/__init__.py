@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
+from lvspec.config import Fuse
 from lvspec.fused.cpu import CpuOperations
 from lvspec.fused.operations import Operations
 from lvspec.fused.patches import Patch, fused
@@ -25,10 +25,7 @@ from lvspec.fused.regions import compiled, compiled_regions
 from lvspec.fused.triton import TritonOperations
 from lvspec.ops import active_backend
 
-__all__ = ["Fuse", "FusedParts", "Operations", "Patch", "fused", "recognise"]
-
-Fuse = Literal["kernels", "compile", "none"]
-"""What may stand in for a model's small operations, see `DecodeConfig.fuse`."""
+__all__ = ["FusedParts", "Operations", "Patch", "fused", "recognise"]
 
 
 class _Recognised:
