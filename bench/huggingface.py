@@ -2,6 +2,8 @@
 
 A call begins with a cache that holds the whole prompt but its last token, so no prompt is read, and
 a figure is the difference of two calls of different lengths: what a call costs once drops out.
+Assisted generation goes wrong behind such a cache, so it reads its prompt, and its rounds are told
+apart by when the target is called.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache, StoppingCriteriaList
 
 from lvspec.cache import SlotCache
 from lvspec.models import Model
@@ -62,15 +64,6 @@ def greedy(
     return found[:, ids.shape[1] :]
 
 
-def assistant_of(draft: PreTrainedModel, gamma: int) -> PreTrainedModel:
-    """The draft, set to propose `gamma` tokens every round whatever became of the last ones."""
-    config = draft.generation_config
-    config.num_assistant_tokens = gamma
-    config.num_assistant_tokens_schedule = "constant"
-    config.assistant_confidence_threshold = 0.0
-    return draft
-
-
 def seconds_per_token(
     call: Callable[[int], Any], device: torch.device, lengths: tuple[int, int], rounds: int = 3
 ) -> list[float]:
@@ -88,6 +81,47 @@ def seconds_per_token(
         times = [wall_seconds(lambda n=n: call(n), device) for n in (short, long)]
         found.append((times[1] - times[0]) / (long - short))
     return found
+
+
+def assisted_rounds(
+    model: PreTrainedModel, draft: PreTrainedModel, ids: Tensor, *, gamma: int, count: int
+) -> tuple[list[float], Tensor]:
+    """Seconds of every whole round of assisted generation, and the tokens.
+
+    A round is the draft's `gamma` passes, the target's over `gamma + 1` rows, and what follows. The
+    host reads the device in each of them, so the target's calls are as far apart as rounds are.
+
+    Args:
+        ids: int64 `[1, T]`, the prompt.
+        count: Rounds.
+    """
+    calls: list[tuple[float, int]] = []
+
+    def seen(module: torch.nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
+        rows = options["inputs_embeds"].shape[1]
+        calls.append((time.perf_counter(), rows))
+
+    config = draft.generation_config
+    config.num_assistant_tokens = gamma
+    config.num_assistant_tokens_schedule = "constant"
+    config.assistant_confidence_threshold = 0.0  # or it would stop where it is unsure
+    def enough(ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        return torch.full((1,), len(calls) >= count + 2, device=ids.device)
+
+    hook = model.model.language_model.register_forward_pre_hook(seen, with_kwargs=True)
+    try:
+        most = (count + 3) * (gamma + 1)
+        criteria = StoppingCriteriaList([enough])
+        options = {"assistant_model": draft, "stopping_criteria": criteria}
+        tokens = greedy(model, ids, None, most, **options)
+    finally:
+        hook.remove()
+    rounds = [
+        following[0] - call[0]
+        for call, following in zip(calls, calls[1:])
+        if call[1] == following[1] == gamma + 1
+    ]
+    return rounds, tokens
 
 
 def wall_seconds(call: Callable[[], Any], device: torch.device) -> float:

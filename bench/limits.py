@@ -24,9 +24,6 @@ from rich.table import Table
 
 from lvspec.environment import check_json_path, write_json
 
-TIED = {QWEN_3B.name, LLAVA_05B.name}
-"""Models whose output matrix is the embedding itself: it is held once, and read once a pass."""
-
 
 @dataclass(frozen=True)
 class Gpu:
@@ -61,8 +58,10 @@ PAIRS = (
     (LLAVA_7B, LLAVA_05B),
     (LLAVA_72B, LLAVA_7B),
 )
-LAUNCHES_PER_LAYER = 15
-"""Kernels of one decoder layer of HF's modules: 7 products, 2 norms, rotary, cache, activation."""
+LAUNCHES_PER_LAYER = {"none": 45, "kernels": 15, "compile": 15}
+"""Kernels of one decoder layer, by `DecodeConfig.fuse`. HF's modules as they are launch some 45; with
+norms, activation, rotary embedding and cache write in a kernel each, 7 products and attention are
+the greater part of what is left."""
 LAUNCHES_PER_ITERATION = 40
 """Statistics, acceptance, commit and what makes positions."""
 
@@ -78,6 +77,8 @@ class Setting:
         gpus: GPUs that share every pass.
         gap: Seconds between two kernels of a graph in which nothing is computed.
         reduction: Seconds of one all-reduce among the GPUs.
+        fuse: `DecodeConfig.fuse`, a key of `LAUNCHES_PER_LAYER`.
+        kv_item: Bytes of a key or value; 2 is bfloat16.
     """
 
     target: Shape
@@ -91,6 +92,8 @@ class Setting:
     gpus: int = 1
     gap: float = 1e-6
     reduction: float = 1e-5
+    fuse: str = "kernels"
+    kv_item: int = 2
 
 
 @dataclass(frozen=True)
@@ -111,18 +114,18 @@ class Limit:
 
 def parameters(shape: Shape) -> tuple[int, int]:
     """(weights that a pass reads, weights that are held), of the text model."""
-    hidden = shape.num_q_heads * shape.head_dim
+    hidden = shape.hidden_size
     kv = shape.num_kv_heads * shape.head_dim
     attention = 2 * hidden * hidden + 2 * hidden * kv + hidden + 2 * kv
     layer = attention + 3 * hidden * shape.intermediate_size + 2 * hidden
     embedding = shape.vocabulary * hidden
     read = shape.num_layers * layer + embedding + hidden
-    return read, read + (0 if shape.name in TIED else embedding)
+    return read, read + (0 if shape.tied else embedding)
 
 
-def kv_bytes(shape: Shape) -> int:
-    """Bytes of keys and values of one token in bfloat16."""
-    return 2 * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
+def kv_bytes(shape: Shape, itemsize: int = 2) -> int:
+    """Bytes of keys and values of one token."""
+    return 2 * itemsize * shape.num_layers * shape.num_kv_heads * shape.head_dim
 
 
 def pass_seconds(
@@ -130,13 +133,13 @@ def pass_seconds(
 ) -> tuple[float, float, float]:
     """(bytes, seconds, seconds of gaps) of one pass of `rows` slots a sequence, on each GPU."""
     read, _ = parameters(shape)
-    moved = read * weight_bytes + setting.batch * setting.context * kv_bytes(shape)
+    moved = read * weight_bytes + setting.batch * setting.context * kv_bytes(shape, setting.kv_item)
     moved /= setting.gpus
     work = 2 * read * rows * setting.batch / setting.gpus
     busy = max(moved / setting.gpu.bandwidth, work / setting.gpu.flops)
     if setting.gpus > 1:
         busy += 2 * shape.num_layers * setting.reduction
-    return moved, busy, LAUNCHES_PER_LAYER * shape.num_layers * setting.gap
+    return moved, busy, LAUNCHES_PER_LAYER[setting.fuse] * shape.num_layers * setting.gap
 
 
 def limit(setting: Setting) -> Limit:
@@ -151,7 +154,7 @@ def limit(setting: Setting) -> Limit:
     alone = single + single_gaps
     tokens = setting.context + setting.gamma + 1
     held = sum(
-        parameters(shape)[1] * size + setting.batch * tokens * kv_bytes(shape)
+        parameters(shape)[1] * size + setting.batch * tokens * kv_bytes(shape, setting.kv_item)
         for shape, size in zip((setting.target, setting.draft), setting.weight_bytes, strict=True)
     )
     return Limit(

@@ -1,0 +1,462 @@
+"""One size of one pair, by every method, each checked before it is timed.
+
+What a method takes is the wall clock as a user sees it: the host's around all iterations, with one
+synchronisation before and one behind. Beside it stand the times of single iterations, on CUDA by
+events. Every figure has its limit: the bytes that must be read, over the bandwidth of the same run.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import huggingface as hf
+import timing
+import torch
+from limits import Gpu, Setting, limit
+from pairs import Pair, Size
+from random_models import RandomPromptModel
+from replay import AcceptanceTrace, ReplayEngine, begin
+from specvlm_step import SpecVLMStep
+from torch import Tensor
+
+from lvspec.attention import lvspec_attention_on
+from lvspec.config import DecodeConfig
+from lvspec.engine import Engine
+from lvspec.policy import AcceptancePolicy
+from lvspec.tree import chain_ancestors
+
+WARM_UP = 6
+"""Iterations that are not timed: two by HF's Python, a capture, and some replays."""
+
+
+class Wrong(AssertionError):
+    """A result is not what it should be; it is not timed."""
+
+
+class Budget:
+    """Seconds that may be spent; when they are over nothing new is begun."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.perf_counter() + seconds
+
+    @property
+    def left(self) -> float:
+        return self._end - time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a row is measured.
+
+    Attributes:
+        config: Of our loop; `max_new_tokens` is enough for all iterations.
+        trace: What is accepted.
+        iterations: Timed ones.
+        peers: Whether peers are measured.
+        compile_at: The sizes at which HF's static cache is compiled, which takes a minute or two.
+    """
+
+    config: DecodeConfig
+    trace: AcceptanceTrace
+    iterations: int
+    peers: bool = True
+    compile_at: tuple[Size, ...] = ()
+
+    @classmethod
+    def of(cls, config: DecodeConfig, trace: AcceptanceTrace, iterations: int, **options: Any):
+        """With room for whole drafts in all iterations of all methods."""
+        tokens = (iterations + 2 * WARM_UP + 2) * (max(config.gamma, 25) + 1)
+        config = replace(config, max_new_tokens=tokens, eos_ids=())
+        return cls(config, trace, iterations, **options)
+
+
+@dataclass
+class Row:
+    """A pair at a size: who decodes, and what is known of it so far."""
+
+    target: RandomPromptModel
+    draft: RandomPromptModel
+    pair: Pair
+    size: Size
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        self.device = self.target.device
+        self.checks: dict[str, str] = {}
+        self.first_tokens: dict[str, Tensor] = {}
+        self.in_context = {"context": self.size.context, "batch_size": self.size.batch_size}
+
+    def begin(self, **overrides: Any) -> Engine:
+        """Our loop, replaying the trace; `overrides` are fields of the config."""
+        config = replace(self.plan.config, **overrides)
+        return begin(self.target, self.draft, config, trace=self.plan.trace, **self.in_context)
+
+    def begin_alone(self) -> Engine:
+        """Autoregression by our loop."""
+        return begin(self.target, None, self.plan.config, **self.in_context)
+
+    def run_ours(self, name: str, engine: Engine) -> dict[str, Any]:
+        """Warm up, keep the first tokens, and time."""
+        drafter = engine.drafter
+        passes = drafter.depth  # a level is a pass of the draft, so is a token of a chain
+        with torch.inference_mode(), engine.attention():
+            for _ in range(WARM_UP):
+                engine.iterate()
+            count = int(engine.state.num_out.min())
+            self.first_tokens[name] = engine.state.out_ids[:, :count].clone()
+            before = self._read(engine)
+            wall, each = timed(engine.iterate, self.plan.iterations, self.device)
+            after = self._read(engine)
+        tokens = (after[0] - before[0]).double().mean().item() / self.plan.iterations
+        if isinstance(engine, ReplayEngine):
+            said = engine.replayed(WARM_UP, self.plan.iterations) + 1
+            if not torch.equal(said.sum(0).int(), (after[0] - before[0]).cpu()):
+                raise Wrong(f"{name}: expected {said.sum(0).tolist()} tokens, got {tokens}")
+        length = (before[1] + after[1]).double().mean().item() / 2
+        moved = self.moved_bytes(passes, length)
+        return {
+            **_figures(wall, each),
+            "tokens_per_iteration": tokens,
+            "loop": engine.loop,
+            "draft_passes": passes,
+            "mean_context": length,
+            **self.against_limit(moved, wall),
+            "memory_gb": peak_gb(self.device),
+        }
+
+    @staticmethod
+    def _read(engine: Engine) -> tuple[Tensor, Tensor]:
+        return engine.state.num_out.clone(), engine.cache.kv_len.clone()
+
+    def moved_bytes(self, draft_passes: int, length: float) -> float:
+        """Weights and cache that an iteration reads: those of the models that are here."""
+        total = 0.0
+        for model, passes in ((self.target, 1), (self.draft, draft_passes)):
+            config = model.text.config
+            heads = config.num_key_value_heads
+            head_dim = config.hidden_size // config.num_attention_heads
+            row = 2 * config.num_hidden_layers * heads * head_dim * model.text.dtype.itemsize
+            total += passes * (model.step_bytes + self.size.batch_size * length * row)
+        return total
+
+    def against_limit(self, moved: float, wall: float) -> dict[str, float]:
+        bandwidth = timing.copy_bandwidth(self.device)
+        best = moved / bandwidth
+        return {"bytes": moved, "limit_ms": 1e3 * best, "share_of_limit": best / wall}
+
+    def on_paper(self) -> dict[str, float]:
+        """What `limits.py` says of this pair at the bandwidth of this run, without gaps."""
+        item = self.target.text.dtype.itemsize
+        gpu = Gpu("measured", timing.copy_bandwidth(self.device), 1e18, 1e18)
+        tau, gamma = self.plan.trace.tau, self.plan.config.gamma
+        found = limit(
+            Setting(
+                self.pair.target,
+                self.pair.draft,
+                gpu,
+                context=self.size.context,
+                batch=self.size.batch_size,
+                gamma=gamma,
+                tau=tau,
+                weight_bytes=(item, item),
+                gap=0.0,
+                kv_item=item,
+            )
+        )
+        return {
+            "iteration_ms": found.iteration_ms,
+            "autoregression_ms": found.autoregression_ms,
+            "speedup": found.speedup,
+        }
+
+    # One function a method, in the order in which they run.
+
+    def lvspec(self) -> dict[str, Any]:
+        """Our loop as it is used: captured where it can be."""
+        return self.run_ours("lvspec", self.begin())
+
+    def autoregression(self) -> dict[str, Any]:
+        """Our loop without a draft, captured like the rest; checked against HF's forward."""
+        engine = self.begin_alone()
+        self._check_logits(engine)
+        found = self.run_ours("autoregression", engine)
+        length = self.size.context
+        ids, cache = self._ids(engine), hf.dynamic_cache(self.target, engine.cache, length)
+        ours = self.first_tokens["autoregression"][:, 1:]
+        if self.target.text.dtype in (torch.float32, torch.float64):
+            theirs = hf.greedy(self.target.hf, ids, cache, ours.shape[1])
+            if not torch.equal(theirs, ours):
+                raise Wrong(f"expected HF's greedy tokens {theirs.tolist()}, got {ours.tolist()}")
+            self.checks["autoregression"] = f"HF's greedy tokens, {ours.shape[1]} of them"
+        return found
+
+    def lvspec_eager(self) -> dict[str, Any]:
+        """Our loop without capture; its first tokens must be those of the captured one."""
+        found = self.run_ours("eager", self.begin(capture=False))
+        mine, theirs = self.first_tokens["lvspec"], self.first_tokens["eager"]
+        if torch.equal(mine, theirs):
+            self.checks["captured"] = f"the eager loop's tokens, {mine.numel()} of them"
+            return found
+        first = int((mine != theirs).int().argmax())
+        said = f"captured and eager loops differ from token {first} of {mine.numel()} on"
+        if self.target.text.dtype in (torch.float32, torch.float64):
+            raise Wrong(said)
+        self.checks["captured"] = f"{said}, in {self.target.text.dtype}"
+        return found
+
+    def specvlm_tree(self) -> dict[str, Any]:
+        """Our loop with SpecVLM's tree, to be compared with its step at equal tau."""
+        return self.run_ours("tree", self.begin(tree="specvlm"))
+
+    def hf_generate(self) -> dict[str, Any]:
+        """HF's `generate`, eager, with its DynamicCache."""
+        engine = self.begin_alone()
+        ids, length = self._ids(engine), self.size.context
+
+        def call(cache: Any, count: int) -> None:
+            hf.greedy(self.target.hf, ids, cache, count)
+
+        caches = [hf.dynamic_cache(self.target, engine.cache, length) for _ in range(1)]
+        del engine
+        short, long = 4, 4 + self.plan.iterations
+        call(caches[0], 2)
+        # What a call has appended is taken back before the next one.
+        for count in (short, long, short, long):
+            caches[0].crop(length - caches[0].get_seq_length())
+            seconds = hf.wall_seconds(lambda n=count: call(caches[0], n), self.device)
+            caches.append(seconds)
+        each = [(b - a) / (long - short) for a, b in (caches[1:3], caches[3:5])]
+        return self._peer(each)
+
+    def hf_assisted(self) -> dict[str, Any]:
+        """HF's assisted generation: a round is `gamma` draft passes and one of the target."""
+        if self.size.batch_size > 1:
+            raise Unavailable("takes one sequence only")
+        ids, gamma = self._prompt(0), self.plan.config.gamma
+        rounds, tokens = hf.assisted_rounds(
+            self.target.hf, self.draft.hf, ids, gamma=gamma, count=self.plan.iterations // 2 + 2
+        )
+        if self.target.text.dtype in (torch.float32, torch.float64):
+            theirs = hf.greedy(self.target.hf, ids, None, tokens.shape[1])
+            if not torch.equal(theirs, tokens):
+                raise Wrong(f"assisted: expected {theirs.tolist()}, got {tokens.tolist()}")
+        return {**self._peer(rounds), "draft_passes": gamma}
+
+    def specvlm_step(self) -> dict[str, Any]:
+        """A SpecVLM-style eager step; strict, so its tokens are those of autoregression."""
+        if self.size.batch_size > 1:
+            raise Unavailable("takes one sequence only")
+        engine = self.begin()
+        caches = (
+            hf.dynamic_cache(self.target, engine.cache, self.size.context),
+            hf.dynamic_cache(self.draft, engine.drafter.cache, self.size.context),
+        )
+        root = engine.state.last_two[:, 1:].clone()
+        del engine
+        step = SpecVLMStep(self.target, self.draft, *caches, root)
+        with torch.inference_mode(), step.attention():
+            for _ in range(3):
+                step.run()
+            wall, each = timed(step.run, max(self.plan.iterations // 2, 5), self.device)
+        if self.target.text.dtype in (torch.float32, torch.float64):
+            wanted = self.first_tokens["autoregression"][0, 1:].tolist()
+            count = min(len(wanted), len(step.output))
+            if step.output[:count] != wanted[:count]:
+                raise Wrong(f"specvlm: expected {wanted[:count]}, got {step.output[:count]}")
+        return {**_figures(wall, each), "draft_passes": 5}
+
+    def hf_static(self) -> dict[str, Any]:
+        """HF's `generate` with a static cache and its own torch.compile."""
+        if self.device.type != "cuda":
+            raise Unavailable("HF compiles on CUDA only")
+        if self.size not in self.plan.compile_at:
+            raise Unavailable("compiled at one size only")
+        engine = self.begin_alone()
+        ids, length = self._ids(engine), self.size.context
+        short, long = 8, 8 + self.plan.iterations
+        each = []
+        cache = hf.static_cache(self.target, engine.cache, length, length + long + 8)
+        del engine
+
+        def call(count: int) -> float:
+            # Rows behind the prompt are written again; only the length goes back.
+            for layer in cache.layers:
+                layer.cumulative_length.fill_(length)
+            return hf.wall_seconds(
+                lambda: hf.greedy(self.target.hf, ids, cache, count), self.device
+            )
+
+        call(short)
+        call(short)
+        for _ in range(2):
+            each.append(-(call(short) - call(long)) / (long - short))
+        return self._peer(each)
+
+    def _peer(self, seconds: list[float]) -> dict[str, Any]:
+        return _figures(statistics.fmean(seconds), [1e3 * value for value in seconds])
+
+    def _ids(self, engine: Engine) -> Tensor:
+        """int64 `[B, T + 1]`: prompts and the first token behind each."""
+        prompts = [self._prompt(index) for index in range(self.size.batch_size)]
+        return torch.cat([torch.cat(prompts), engine.state.out_ids[:, :1]], dim=1)
+
+    def _prompt(self, index: int) -> Tensor:
+        from random_models import random_prompt
+
+        vocabulary = min(self.target.vocab_size, self.draft.vocab_size)
+        return random_prompt(self.size.context, vocabulary, self.device, seed=index)
+
+    def _check_logits(self, engine: Engine) -> None:
+        """Logits of one row of ours against HF's forward with SDPA over the same cache.
+
+        The same sums in other orders: every layer rounds its output once more, so the difference
+        may grow with the root of their number.
+        """
+        root, device = engine.state.last_two[:, 1:], self.device
+        batch_size = self.size.batch_size
+        with torch.inference_mode():
+            with lvspec_attention_on(self.target.text):
+                ours = self.target.step(
+                    root,
+                    torch.zeros(1, dtype=torch.int64, device=device),
+                    chain_ancestors(1, batch_size=batch_size, device=device),
+                    engine.cache,
+                ).logits
+            cache = hf.dynamic_cache(self.target, engine.cache, self.size.context)
+            positions = torch.full((batch_size, 1), self.size.context, device=device)
+            if self.target.family.position_rows > 1:
+                positions = positions.expand(self.target.family.position_rows, -1, -1)
+            hidden = self.target.text(
+                input_ids=root, position_ids=positions, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+            theirs = self.target.hf.lm_head(hidden)
+        error = (ours.float() - theirs.float()).abs().max().item()
+        layers = self.target.text.config.num_hidden_layers
+        rounding = torch.finfo(ours.dtype).eps * theirs.float().abs().max().item()
+        allowed = 4 * layers**0.5 * rounding
+        if not error <= allowed:
+            raise Wrong(f"logits: expected an error of at most {allowed:.3g}, got {error:.3g}")
+        self.checks["logits"] = f"HF's, up to {error:.2g} ({allowed:.2g} allowed)"
+
+
+class Unavailable(RuntimeError):
+    """This peer cannot do this here."""
+
+
+METHODS: dict[str, Callable[[Row], dict[str, Any]]] = {
+    "lvspec": Row.lvspec,
+    "autoregression": Row.autoregression,
+    "lvspec eager": Row.lvspec_eager,
+    "lvspec, specvlm tree": Row.specvlm_tree,
+    "hf generate": Row.hf_generate,
+    "specvlm step": Row.specvlm_step,
+    "hf assisted": Row.hf_assisted,
+    "hf static, compiled": Row.hf_static,
+}
+OURS = ("lvspec", "autoregression", "lvspec eager", "lvspec, specvlm tree")
+
+
+def measure_row(row: Row, budget: Budget) -> dict[str, Any]:
+    """All that is known of a pair at a size; a method that fails says why and stops no other."""
+    methods: dict[str, Any] = {}
+    for name, method in METHODS.items():
+        if name not in OURS and not row.plan.peers:
+            continue
+        if budget.left <= 0:
+            methods[name] = {"not_measured": "out of time"}
+            continue
+        release(row.device)
+        try:
+            methods[name] = method(row)
+        except Unavailable as reason:
+            methods[name] = {"not_measured": str(reason)}
+        except Wrong as reason:
+            methods[name] = {"not_measured": f"wrong: {reason}"}
+        except torch.OutOfMemoryError:
+            methods[name] = {"not_measured": "out of memory"}
+        except Exception as error:  # a peer's failure is a fact about it, ours is in the row
+            said = str(error).splitlines() or [""]
+            methods[name] = {"not_measured": f"{type(error).__name__}: {said[0][:200]}"}
+    release(row.device)
+    return {
+        "methods": methods,
+        "checks": row.checks,
+        "on_paper": row.on_paper(),
+        **_conclusions(methods, row.plan.trace.tau),
+    }
+
+
+def _conclusions(methods: dict[str, Any], tau: float) -> dict[str, Any]:
+    """What follows at this tau: speed-ups over autoregression and over the peers."""
+
+    def ms(name: str) -> float | None:
+        return methods.get(name, {}).get("wall_ms")
+
+    ours, alone, tree = ms("lvspec"), ms("autoregression"), ms("lvspec, specvlm tree")
+    found: dict[str, Any] = {"tau": tau}
+    if ours and alone:
+        found["speedup"] = tau * alone / ours
+        found["tau_to_gain"] = ours / alone
+    if ours and ms("hf assisted"):
+        found["over_hf_assisted"] = ms("hf assisted") / ours
+    if tree and ms("specvlm step"):
+        found["over_specvlm_step"] = ms("specvlm step") / tree
+    return found
+
+
+def timed(
+    call: Callable[[], Any], count: int, device: torch.device
+) -> tuple[float, list[float]]:
+    """(mean wall seconds, milliseconds of every call) of `count` calls one behind the other."""
+    marks: list[Any] = []
+
+    def mark() -> None:
+        if device.type == "cuda":
+            marks.append(torch.cuda.Event(enable_timing=True))
+            marks[-1].record()
+        else:
+            marks.append(time.perf_counter())
+
+    hf.synchronize(device)
+    start = time.perf_counter()
+    mark()
+    for _ in range(count):
+        call()
+        mark()
+    hf.synchronize(device)
+    wall = (time.perf_counter() - start) / count
+    pairs = list(zip(marks, marks[1:]))
+    if device.type == "cuda":
+        return wall, [begin_.elapsed_time(end) for begin_, end in pairs]
+    return wall, [1e3 * (end - begin_) for begin_, end in pairs]
+
+
+def _figures(wall: float, each: list[float]) -> dict[str, Any]:
+    """Milliseconds: the mean of the wall clock, and of single iterations median, p20 and p80."""
+    fifths = statistics.quantiles(each, n=5, method="inclusive") if len(each) > 1 else each * 4
+    return {
+        "wall_ms": 1e3 * wall,
+        "median_ms": statistics.median(each),
+        "p20_ms": fifths[0],
+        "p80_ms": fifths[-1],
+        "iterations": len(each),
+    }
+
+
+def peak_gb(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(device) / 1e9
+
+
+def release(device: torch.device) -> None:
+    """Give back what the last method has left."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
