@@ -67,12 +67,8 @@ QWEN_32B = Shape("qwen2.5-vl-32b", 40, 8, 128, 64, 152064, 27648)
 LLAVA_05B = Shape(
     "llava-onevision-0.5b", 14, 2, 64, 24, 152000, 4864, tied=True, family="llava_onevision"
 )
-LLAVA_7B = Shape(
-    "llava-onevision-7b", 28, 4, 128, 28, 152128, 18944, family="llava_onevision"
-)
-LLAVA_72B = Shape(
-    "llava-onevision-72b", 64, 8, 128, 80, 152128, 29568, family="llava_onevision"
-)
+LLAVA_7B = Shape("llava-onevision-7b", 28, 4, 128, 28, 152128, 18944, family="llava_onevision")
+LLAVA_72B = Shape("llava-onevision-72b", 64, 8, 128, 80, 152128, 29568, family="llava_onevision")
 SMALL = Shape("small", 6, 2, 16, 2, 1031, 64)
 ODD = Shape("odd", 5, 5, 9, 3, 257, 31)
 WIDE = Shape("wide", 6, 2, 16, 2, 8195, 64)

@@ -1,16 +1,15 @@
 """What HuggingFace's `generate` takes for a token, by the same weights over the same cache.
 
-A call begins with a cache that holds the whole prompt but its last token, so no prompt is read, and
-a figure is the difference of two calls of different lengths: what a call costs once drops out.
-Assisted generation goes wrong behind such a cache, so it reads its prompt, and its rounds are told
-apart by when the target is called.
+A call begins with a cache that holds the whole prompt but its last token, so that no prompt is
+read; only assisted generation, which goes wrong behind such a cache, reads it. Rounds are told
+apart by a stopping criterion, so what a call costs once is in no figure.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,85 +57,79 @@ def greedy(
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=count,
-        min_new_tokens=count,
         **options,
     )
     return found[:, ids.shape[1] :]
 
 
-def seconds_per_token(
-    call: Callable[[int], Any], device: torch.device, lengths: tuple[int, int], rounds: int = 3
+class _Clock:
+    """A stopping criterion that only looks at the clock, once for every round of `generate`.
+
+    HF's loop reads from the device in every round, so rounds are as far apart as these looks.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.times: list[float] = []
+
+    def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.times.append(time.perf_counter())
+        return torch.full((len(ids),), len(self.times) >= self.most, device=ids.device)
+
+    def seconds(self, skip: int) -> list[float]:
+        """Of every round but the first `skip` and the one that reads the prompt."""
+        times = self.times[skip:]
+        return [following - time_ for time_, following in zip(times, times[1:])]
+
+
+def token_seconds(
+    model: PreTrainedModel, ids: Tensor, cache: Cache, count: int, *, skip: int = 3
 ) -> list[float]:
-    """Seconds of one token more, one entry a round.
+    """Seconds of each of `count` tokens behind `ids`; `skip` more come first.
 
     Args:
-        call: Generates as many tokens as it is told.
-        lengths: A short and a long call, warmed up by one short call.
-        rounds: Pairs of calls.
+        ids, cache: As for `greedy`.
     """
-    short, long = lengths
-    call(short)
-    found = []
-    for _ in range(rounds):
-        times = [wall_seconds(lambda n=n: call(n), device) for n in (short, long)]
-        found.append((times[1] - times[0]) / (long - short))
-    return found
+    clock = _Clock(count + skip + 1)
+    criteria = StoppingCriteriaList([clock])
+    greedy(model, ids, cache, count + skip + 1, stopping_criteria=criteria)
+    return clock.seconds(skip)
 
 
 def assisted_rounds(
     model: PreTrainedModel, draft: PreTrainedModel, ids: Tensor, *, gamma: int, count: int
 ) -> tuple[list[float], Tensor]:
-    """Seconds of every whole round of assisted generation, and the tokens.
+    """Seconds of each of `count` rounds of assisted generation, and its tokens.
 
-    A round is the draft's `gamma` passes, the target's over `gamma + 1` rows, and what follows. The
-    host reads the device in each of them, so the target's calls are as far apart as rounds are.
+    A round is the draft's `gamma` passes, the target's over `gamma + 1` rows, and what follows.
 
     Args:
         ids: int64 `[1, T]`, the prompt.
-        count: Rounds.
     """
-    calls: list[tuple[float, int]] = []
-
-    def seen(module: torch.nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
-        rows = options["inputs_embeds"].shape[1]
-        calls.append((time.perf_counter(), rows))
-
+    clock = _Clock(count + 2)
     config = draft.generation_config
     config.num_assistant_tokens = gamma
     config.num_assistant_tokens_schedule = "constant"
     config.assistant_confidence_threshold = 0.0  # or it would stop where it is unsure
-    def enough(ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        return torch.full((1,), len(calls) >= count + 2, device=ids.device)
+    criteria = StoppingCriteriaList([clock])
+    options = {"assistant_model": draft, "stopping_criteria": criteria}
+    with _same_vocabulary(model, draft):
+        tokens = greedy(model, ids, None, (count + 3) * (gamma + 1), **options)
+    return clock.seconds(1), tokens
 
-    hook = model.model.language_model.register_forward_pre_hook(seen, with_kwargs=True)
+
+@contextmanager
+def _same_vocabulary(model: PreTrainedModel, draft: PreTrainedModel) -> Iterator[None]:
+    """HF refuses a draft whose vocabulary is padded differently, by its config alone."""
+    config = draft.config.get_text_config()
+    before = config.vocab_size
+    config.vocab_size = model.config.get_text_config().vocab_size
     try:
-        most = (count + 3) * (gamma + 1)
-        criteria = StoppingCriteriaList([enough])
-        options = {"assistant_model": draft, "stopping_criteria": criteria}
-        tokens = greedy(model, ids, None, most, **options)
+        yield
     finally:
-        hook.remove()
-    rounds = [
-        following[0] - call[0]
-        for call, following in zip(calls, calls[1:])
-        if call[1] == following[1] == gamma + 1
-    ]
-    return rounds, tokens
-
-
-def wall_seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Of a call, all of its work on the device included."""
-    synchronize(device)
-    start = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - start
+        config.vocab_size = before
 
 
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def median_ms(seconds: list[float]) -> float:
-    return 1e3 * statistics.median(seconds)

@@ -59,9 +59,9 @@ PAIRS = (
     (LLAVA_72B, LLAVA_7B),
 )
 LAUNCHES_PER_LAYER = {"none": 45, "kernels": 15, "compile": 15}
-"""Kernels of one decoder layer, by `DecodeConfig.fuse`. HF's modules as they are launch some 45; with
-norms, activation, rotary embedding and cache write in a kernel each, 7 products and attention are
-the greater part of what is left."""
+"""Kernels of one decoder layer, by `DecodeConfig.fuse`. HF's modules as they are launch some 45;
+where norms, activation, rotary embedding and cache write are a kernel each, the 7 products and
+attention are the greater part of what is left."""
 LAUNCHES_PER_ITERATION = 40
 """Statistics, acceptance, commit and what makes positions."""
 

@@ -19,19 +19,21 @@ import timing
 import torch
 from limits import Gpu, Setting, limit
 from pairs import Pair, Size
-from random_models import RandomPromptModel
+from random_models import RandomPromptModel, random_prompt
 from replay import AcceptanceTrace, ReplayEngine, begin
 from specvlm_step import SpecVLMStep
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lvspec.attention import lvspec_attention_on
 from lvspec.config import DecodeConfig
 from lvspec.engine import Engine
-from lvspec.policy import AcceptancePolicy
 from lvspec.tree import chain_ancestors
 
 WARM_UP = 6
 """Iterations that are not timed: two by HF's Python, a capture, and some replays."""
+COMPILES = 12
+"""Tokens of HF's static cache within which it has compiled what it will."""
 
 
 class Wrong(AssertionError):
@@ -79,13 +81,15 @@ class Plan:
 class Row:
     """A pair at a size: who decodes, and what is known of it so far."""
 
-    target: RandomPromptModel
-    draft: RandomPromptModel
+    hf_target: PreTrainedModel
+    hf_draft: PreTrainedModel
     pair: Pair
     size: Size
     plan: Plan
 
     def __post_init__(self) -> None:
+        self.target = RandomPromptModel(self.hf_target, "target")
+        self.draft = RandomPromptModel(self.hf_draft, "draft")
         self.device = self.target.device
         self.checks: dict[str, str] = {}
         self.first_tokens: dict[str, Tensor] = {}
@@ -94,11 +98,12 @@ class Row:
     def begin(self, **overrides: Any) -> Engine:
         """Our loop, replaying the trace; `overrides` are fields of the config."""
         config = replace(self.plan.config, **overrides)
-        return begin(self.target, self.draft, config, trace=self.plan.trace, **self.in_context)
+        models = (self.hf_target, self.hf_draft)
+        return begin(*models, config, trace=self.plan.trace, **self.in_context)
 
     def begin_alone(self) -> Engine:
         """Autoregression by our loop."""
-        return begin(self.target, None, self.plan.config, **self.in_context)
+        return begin(self.hf_target, None, self.plan.config, **self.in_context)
 
     def run_ours(self, name: str, engine: Engine) -> dict[str, Any]:
         """Warm up, keep the first tokens, and time."""
@@ -122,7 +127,7 @@ class Row:
         return {
             **_figures(wall, each),
             "tokens_per_iteration": tokens,
-            "loop": engine.loop,
+            "loop": engine.loop.description,
             "draft_passes": passes,
             "mean_context": length,
             **self.against_limit(moved, wall),
@@ -216,22 +221,10 @@ class Row:
     def hf_generate(self) -> dict[str, Any]:
         """HF's `generate`, eager, with its DynamicCache."""
         engine = self.begin_alone()
-        ids, length = self._ids(engine), self.size.context
-
-        def call(cache: Any, count: int) -> None:
-            hf.greedy(self.target.hf, ids, cache, count)
-
-        caches = [hf.dynamic_cache(self.target, engine.cache, length) for _ in range(1)]
+        ids = self._ids(engine)
+        cache = hf.dynamic_cache(self.target, engine.cache, self.size.context)
         del engine
-        short, long = 4, 4 + self.plan.iterations
-        call(caches[0], 2)
-        # What a call has appended is taken back before the next one.
-        for count in (short, long, short, long):
-            caches[0].crop(length - caches[0].get_seq_length())
-            seconds = hf.wall_seconds(lambda n=count: call(caches[0], n), self.device)
-            caches.append(seconds)
-        each = [(b - a) / (long - short) for a, b in (caches[1:3], caches[3:5])]
-        return self._peer(each)
+        return self._peer(hf.token_seconds(self.target.hf, ids, cache, self.plan.iterations))
 
     def hf_assisted(self) -> dict[str, Any]:
         """HF's assisted generation: a round is `gamma` draft passes and one of the target."""
@@ -277,25 +270,13 @@ class Row:
         if self.size not in self.plan.compile_at:
             raise Unavailable("compiled at one size only")
         engine = self.begin_alone()
-        ids, length = self._ids(engine), self.size.context
-        short, long = 8, 8 + self.plan.iterations
-        each = []
-        cache = hf.static_cache(self.target, engine.cache, length, length + long + 8)
+        ids, length, count = self._ids(engine), self.size.context, self.plan.iterations
+        room = length + count + COMPILES + 8
+        cache = hf.static_cache(self.target, engine.cache, length, room)
         del engine
-
-        def call(count: int) -> float:
-            # Rows behind the prompt are written again; only the length goes back.
-            for layer in cache.layers:
-                layer.cumulative_length.fill_(length)
-            return hf.wall_seconds(
-                lambda: hf.greedy(self.target.hf, ids, cache, count), self.device
-            )
-
-        call(short)
-        call(short)
-        for _ in range(2):
-            each.append(-(call(short) - call(long)) / (long - short))
-        return self._peer(each)
+        each = hf.token_seconds(self.target.hf, ids, cache, count, skip=COMPILES)
+        is_compiled = getattr(self.target.hf, "_compiled_call", None) is not None
+        return {**self._peer(each), "compiled": is_compiled}
 
     def _peer(self, seconds: list[float]) -> dict[str, Any]:
         return _figures(statistics.fmean(seconds), [1e3 * value for value in seconds])
@@ -306,8 +287,6 @@ class Row:
         return torch.cat([torch.cat(prompts), engine.state.out_ids[:, :1]], dim=1)
 
     def _prompt(self, index: int) -> Tensor:
-        from random_models import random_prompt
-
         vocabulary = min(self.target.vocab_size, self.draft.vocab_size)
         return random_prompt(self.size.context, vocabulary, self.device, seed=index)
 
@@ -409,9 +388,7 @@ def _conclusions(methods: dict[str, Any], tau: float) -> dict[str, Any]:
     return found
 
 
-def timed(
-    call: Callable[[], Any], count: int, device: torch.device
-) -> tuple[float, list[float]]:
+def timed(call: Callable[[], Any], count: int, device: torch.device) -> tuple[float, list[float]]:
     """(mean wall seconds, milliseconds of every call) of `count` calls one behind the other."""
     marks: list[Any] = []
 

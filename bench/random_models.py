@@ -152,9 +152,7 @@ def random_prompt(length: int, vocabulary: int, device: torch.device, *, seed: i
         ValueError: There is no room for a video between its texts.
     """
     if length < SYSTEM + QUESTION + 1:
-        raise ValueError(
-            f"context: expected at least {SYSTEM + QUESTION + 1} tokens, got {length}"
-        )
+        raise ValueError(f"context: expected at least {SYSTEM + QUESTION + 1} tokens, got {length}")
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(FIRST_WORD, vocabulary, (1, length), generator=generator)
     ids[0, 0] = FIRST_WORD + seed

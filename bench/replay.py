@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from random_models import RandomPromptModel, random_prompt
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lvspec.config import DecodeConfig
 from lvspec.draft import Draft, make_drafter
@@ -99,9 +100,7 @@ class ReplayEngine(Engine):
         self._last = paths.gather(2, counts[..., None]).to(device)  # the last slot of every path
         self._at = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def _accept(
-        self, verification: Verification, draft: Draft
-    ) -> tuple[Acceptance, LogitStats]:
+    def _accept(self, verification: Verification, draft: Draft) -> tuple[Acceptance, LogitStats]:
         found, stats = super()._accept(verification, draft)
         at = self._at.remainder(len(self._counts))
         last = self._last.index_select(0, at)[0]
@@ -134,8 +133,8 @@ def spine_of(parents: Sequence[int]) -> tuple[int, ...]:
 
 
 def begin(
-    target: RandomPromptModel,
-    draft: RandomPromptModel | None,
+    hf_target: PreTrainedModel,
+    hf_draft: PreTrainedModel | None,
     config: DecodeConfig,
     *,
     context: int,
@@ -146,14 +145,18 @@ def begin(
     """An engine with `batch_size` sequences of `context` tokens each, as after their prefill.
 
     Args:
-        target: Who verifies.
-        draft: Who drafts; None: autoregression.
+        hf_target: Who verifies.
+        hf_draft: Who drafts; None: autoregression.
         config: As for `lvspec.generate`.
         context: Tokens of every prompt.
         batch_size: Sequences.
         policy: None: `lvspec()`, whose scores are computed.
         trace: What is accepted; None: what the policy says.
     """
+    target = RandomPromptModel(hf_target, "target", capture=config.capture)
+    draft = None
+    if hf_draft is not None:
+        draft = RandomPromptModel(hf_draft, "draft", capture=config.capture)
     drafter = make_drafter(target, draft, config)
     policy = AcceptancePolicy.lvspec() if policy is None else policy
     if trace is None:
