@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,7 @@ def overrides(words: list[str]) -> dict[str, Any]:
 
 def shape_facts(model: Model, shape: Shape) -> dict[str, Any]:
     """What a model of a row is."""
-    return {
-        "name": shape.name,
-        "label": shape.label,
-        "layers": shape.num_layers,
-        "of_layers": shape.of_layers or shape.num_layers,
-        "pass_gb": model.step_bytes / 1e9,
-    }
+    return {"label": shape.label, "pass_gb": model.step_bytes / 1e9, "shape": asdict(shape)}
 
 
 class Report:

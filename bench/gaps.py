@@ -55,7 +55,8 @@ def replays(events: Iterable[Mapping[str, Any]], least: int = 20) -> list[list[M
     """The events of each launch that had `least` of them or more: replayed graphs."""
     launches = defaultdict(list)
     for event in events:
-        launches[event["args"]["correlation"]].append(event)
+        launches[event.get("args", {}).get("correlation", -1)].append(event)
+    launches.pop(-1, None)  # it is not said whose they are
     return [found for found in launches.values() if len(found) >= least]
 
 

@@ -2,11 +2,13 @@
 
     python bench/limits.py [--target qwen2.5-vl-7b] [--draft qwen2.5-vl-3b] [--gpu h200]
         [--context 16384] [--batch 1] [--gamma 12] [--tau 10] [--gpus 1] [--json FILE]
+    python bench/limits.py --measured bench/results/cuda-e2e.json
 
 Without options a table of the pairs that matter. Nothing here is measured: bandwidths are the
 makers' figures, and what a launch, a reduction and the overlap of work really cost is for a
-profile to say. An iteration moves `gamma * draft + target` bytes, autoregression `target` bytes a
-token, so with the same kernels the speed-up is `tau * target / (gamma * draft + target)`.
+profile to say. With `--measured` rows of `e2e.py` stand beside what this model says of them at the
+bandwidth of their run. An iteration moves `gamma * draft + target` bytes, autoregression `target`
+bytes a token, so with the same kernels the speed-up is `tau * target / (gamma * draft + target)`.
 
 With `--gpus n` weights and caches are divided among n GPUs (tensor parallel): every pass then reads
 1/n of the bytes and reduces its activations twice a layer.
@@ -15,8 +17,10 @@ With `--gpus n` weights and caches are divided among n GPUs (tensor parallel): e
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cases import LLAVA_05B, LLAVA_7B, LLAVA_72B, QWEN_3B, QWEN_7B, QWEN_32B, Shape
 from rich.console import Console
@@ -62,6 +66,7 @@ LAUNCHES_PER_LAYER = {"none": 45, "kernels": 15, "compile": 15}
 """Kernels of one decoder layer, by `DecodeConfig.fuse`. HF's modules as they are launch some 45;
 where norms, activation, rotary embedding and cache write are a kernel each, the 7 products and
 attention are the greater part of what is left."""
+ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 LAUNCHES_PER_ITERATION = 40
 """Statistics, acceptance, commit and what makes positions."""
 
@@ -181,8 +186,65 @@ def best_gamma(setting: Setting, acceptance: float) -> tuple[int, float]:
     return gamma, speedup
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A measured row beside what is predicted of it, milliseconds."""
+
+    row: str
+    what: str
+    predicted_ms: float
+    measured_ms: float
+
+    @property
+    def ratio(self) -> float:
+        return self.measured_ms / self.predicted_ms
+
+
+def compare(document: dict[str, Any]) -> list[Comparison]:
+    """Every iteration and every token of autoregression of a document of `e2e.py`."""
+    gpu = Gpu("measured", 1e9 * document["limits"]["copy_gb_per_s"], 1e18, GPUS["h200"].flops)
+    found = []
+    for row in document["pairs"]:
+        if "not_measured" in row:
+            continue
+        shapes = (Shape(**row[role]["shape"]) for role in ("target", "draft"))
+        item = ITEM_SIZES[row["dtype"]]
+        setting = Setting(
+            *shapes,
+            gpu,
+            context=row["context"],
+            batch=row["batch"],
+            gamma=row["gamma"],
+            tau=row["tau"],
+            weight_bytes=(item, item),
+            fuse=row["fuse"] or "none",
+            kv_item=item,
+        )
+        best = limit(setting)
+        name = f"{row['label']}, {row['context']}, batch {row['batch']}"
+        predicted = {"lvspec": best.iteration_ms, "autoregression": best.autoregression_ms}
+        for what, milliseconds in predicted.items():
+            measured = row["methods"][what].get("wall_ms")
+            if measured is not None:
+                found.append(Comparison(name, what, milliseconds, measured))
+    return found
+
+
+def print_comparison(document: dict[str, Any]) -> None:
+    bandwidth, name = document["limits"]["copy_gb_per_s"], document["environment"]["device_name"]
+    table = Table(title=f"{name}, {bandwidth:.0f} GB/s")
+    for heading in ("row", "what", "predicted ms", "measured ms", "ratio"):
+        table.add_column(heading, justify="left" if heading in ("row", "what") else "right")
+    for found in compare(document):
+        figures = (f"{found.predicted_ms:.3f}", f"{found.measured_ms:.3f}", f"{found.ratio:.2f}")
+        table.add_row(found.row, found.what, *figures)
+    Console().print(table)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--measured", type=Path, help="JSON of e2e.py to compare with")
+    parser.add_argument("--fuse", choices=LAUNCHES_PER_LAYER, default="kernels")
     parser.add_argument("--target", choices=MODELS)
     parser.add_argument("--draft", choices=MODELS)
     parser.add_argument("--gpu", choices=GPUS, default="h200")
@@ -194,6 +256,9 @@ def main() -> int:
     parser.add_argument("--weight-bytes", type=float, nargs=2, default=(2.0, 2.0))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.measured:
+        print_comparison(json.loads(arguments.measured.read_text()))
+        return 0
     if (arguments.target is None) != (arguments.draft is None):
         parser.error("--target and --draft: expected both or neither")
     if arguments.json:
@@ -222,6 +287,7 @@ def main() -> int:
                 tau=arguments.tau,
                 gpus=arguments.gpus,
                 weight_bytes=tuple(arguments.weight_bytes),
+                fuse=arguments.fuse,
             )
             found = limit(setting)
             gamma, speedup = best_gamma(setting, 0.9)
