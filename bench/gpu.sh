@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, each part in under nine minutes, from a checkout:
-#   pip install --no-build-isolation --no-deps -e .    with torch, triton and transformers there
+#   pip install --no-build-isolation --no-deps -e .    with torch, triton, transformers, rich, pytest
+#       and pytest-benchmark there; without av the embedded pair, which is shown files, is left out
 #   bash bench/gpu.sh                  all parts, together in under nine minutes
 #   bash bench/gpu.sh e2e              one, with all of the time: correctness, micro, e2e, profile,
 #                                      sanitize
@@ -14,7 +15,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PARTS=(correctness micro e2e profile sanitize)
-usage() { sed -n '2,13s/^# \?//p' bench/gpu.sh; }
+usage() { sed -n '2,14s/^# \?//p' bench/gpu.sh; }
 parts=("$@")
 for part in "${parts[@]}"; do
     case $part in

@@ -73,8 +73,10 @@ def end_to_end(document: dict[str, Any]) -> list[str]:
         f"{(versions['commit'] or '-')[:12]}: copy {limits['copy_gb_per_s']:.0f} GB/s, read "
         f"{limits['read_gb_per_s']:.0f} GB/s"
     ]
-    embedded = document.get("embedded")
-    if embedded:
+    embedded = document.get("embedded", {})
+    if "not_measured" in embedded:
+        lines += ["", f"embedded pair: not measured: {embedded['not_measured']}"]
+    elif embedded:
         lines += ["", f"{'embedded pair':16} tokens/s speedup   tau captions"]
         for row in embedded["rows"]:
             lines.append(
