@@ -11,8 +11,8 @@ iteration takes, beside the limit of its bytes, and which speed-up follows at th
 peers, by the same weights in the same run, are in `measure.py`.
 
 The first size of every pair comes first; for the first pair alone HF compiles its static cache,
-which takes a minute or two. The JSON is written after every row. When `--budget` seconds are over nothing
-new is begun, and what was not reached says so.
+which takes a minute or two. The JSON is written after every row. When `--budget` seconds are over
+nothing new is begun, and what was not reached says so.
 """
 
 from __future__ import annotations
