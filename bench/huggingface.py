@@ -1,8 +1,8 @@
 """What HuggingFace's `generate` takes for a token, by the same weights over the same cache.
 
 A call begins with a cache that holds the whole prompt but its last token, so that no prompt is
-read; only assisted generation, which goes wrong behind such a cache, reads it. Rounds are told
-apart by a stopping criterion, so what a call costs once is in no figure.
+read; only assisted generation, which goes wrong behind such a cache, reads it. Tokens and rounds
+are timed one by one, so what a call costs once is in no figure.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache, StoppingCriteriaList
 
 from lvspec.cache import SlotCache
@@ -101,21 +101,39 @@ def assisted_rounds(
 ) -> tuple[list[float], Tensor]:
     """Seconds of each of `count` rounds of assisted generation, and its tokens.
 
-    A round is the draft's `gamma` passes, the target's over `gamma + 1` rows, and what follows.
+    A round is the draft's `gamma` passes, the target's over `gamma + 1` rows, and what follows; the
+    target's calls are as far apart as rounds are.
 
     Args:
         ids: int64 `[1, T]`, the prompt.
     """
-    clock = _Clock(count + 2)
+    calls: list[tuple[float, int]] = []
+
+    def seen(module: nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
+        calls.append((time.perf_counter(), options["inputs_embeds"].shape[1]))
+
+    def enough(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return torch.full((len(ids),), len(calls) >= count + 2, device=ids.device)
+
     config = draft.generation_config
     config.num_assistant_tokens = gamma
     config.num_assistant_tokens_schedule = "constant"
     config.assistant_confidence_threshold = 0.0  # or it would stop where it is unsure
-    criteria = StoppingCriteriaList([clock])
+    criteria = StoppingCriteriaList([enough])
     options = {"assistant_model": draft, "stopping_criteria": criteria}
-    with _same_vocabulary(model, draft):
-        tokens = greedy(model, ids, None, (count + 3) * (gamma + 1), **options)
-    return clock.seconds(1), tokens
+    # Not by a criterion: those are asked of candidates as well, in some versions.
+    hook = model.model.language_model.register_forward_pre_hook(seen, with_kwargs=True)
+    try:
+        with _same_vocabulary(model, draft):
+            tokens = greedy(model, ids, None, (count + 3) * (gamma + 1), **options)
+    finally:
+        hook.remove()
+    seconds = [
+        following[0] - call[0]
+        for call, following in zip(calls, calls[1:])
+        if call[1] == following[1] == gamma + 1
+    ]
+    return seconds, tokens
 
 
 @contextmanager
