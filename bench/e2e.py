@@ -164,7 +164,7 @@ def run_pair(
                 "draft": shape_facts(row.draft, pair.draft),
                 "replayed": f"replayed tau = {plan.trace.tau:.2f} ({plan.trace.name})",
                 "needed_gb": needed / 1e9,
-                "fuse": getattr(plan.config, "fuse", None),
+                "fuse": plan.config.fuse,
                 **measure_row(row, budget),
             }
         )

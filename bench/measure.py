@@ -25,7 +25,6 @@ from specvlm_step import SpecVLMStep
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lvspec.attention import lvspec_attention_on
 from lvspec.config import DecodeConfig
 from lvspec.engine import Engine
 from lvspec.tree import chain_ancestors
@@ -275,7 +274,8 @@ class Row:
         cache = hf.static_cache(self.target, engine.cache, length, room)
         del engine
         each = hf.token_seconds(self.target.hf, ids, cache, count, skip=COMPILES)
-        is_compiled = getattr(self.target.hf, "_compiled_call", None) is not None
+        is_compiled = vars(self.hf_target).pop("_compiled_call", None) is not None
+        torch.compiler.reset()  # its own graphs keep memory
         return {**self._peer(each), "compiled": is_compiled}
 
     def _peer(self, seconds: list[float]) -> dict[str, Any]:
@@ -299,8 +299,8 @@ class Row:
         root, device = engine.state.last_two[:, 1:], self.device
         batch_size = self.size.batch_size
         with torch.inference_mode():
-            with lvspec_attention_on(self.target.text):
-                ours = self.target.step(
+            with engine.attention():
+                ours = engine.target.step(
                     root,
                     torch.zeros(1, dtype=torch.int64, device=device),
                     chain_ancestors(1, batch_size=batch_size, device=device),

@@ -153,10 +153,9 @@ def begin(
         policy: None: `lvspec()`, whose scores are computed.
         trace: What is accepted; None: what the policy says.
     """
-    target = RandomPromptModel(hf_target, "target", capture=config.capture)
-    draft = None
-    if hf_draft is not None:
-        draft = RandomPromptModel(hf_draft, "draft", capture=config.capture)
+    options = {"capture": config.capture, "fuse": config.fuse}
+    target = RandomPromptModel(hf_target, "target", **options)
+    draft = None if hf_draft is None else RandomPromptModel(hf_draft, "draft", **options)
     drafter = make_drafter(target, draft, config)
     policy = AcceptancePolicy.lvspec() if policy is None else policy
     if trace is None:
