@@ -8,7 +8,7 @@
 #   PAIRS="qwen-32b-7b" LABEL=32b bash bench/gpu.sh e2e      one pair, in a file of its own
 # JSON, a log and a summary go to $OUT (default bench/results); `bench/report.py --write` makes the
 # README's tables of them. A part that fails, or takes longer than its limit or than what is left of
-# $SECONDS_IN_ALL (530), does not stop the others; the exit code says that there was one. DEVICE=cpu
+# $SECONDS_IN_ALL (520), does not stop the others; the exit code says that there was one. DEVICE=cpu
 # tries all of it without a GPU, at small sizes. OPTIONS are more words for e2e.py, such as
 # "--set fuse=none" or "--context 16384".
 set -uo pipefail
@@ -30,7 +30,7 @@ DEVICE=${DEVICE:-cuda}
 OUT=${OUT:-bench/results}
 PYTHON=${PYTHON:-python3}
 LABEL=${LABEL:+-$LABEL}
-deadline=${SECONDS_IN_ALL:-530}
+deadline=${SECONDS_IN_ALL:-520}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 log=$OUT/$DEVICE-gpu$LABEL.log

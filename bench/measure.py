@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvspec.config import DecodeConfig
+from lvspec.draft import CachedDrafter
 from lvspec.engine import Engine
 from lvspec.tree import chain_ancestors
 
@@ -106,8 +107,6 @@ class Row:
 
     def run_ours(self, name: str, engine: Engine) -> dict[str, Any]:
         """Warm up, keep the first tokens, and time."""
-        drafter = engine.drafter
-        passes = drafter.depth  # a level is a pass of the draft, so is a token of a chain
         with torch.inference_mode(), engine.attention():
             for _ in range(WARM_UP):
                 engine.iterate()
@@ -122,12 +121,12 @@ class Row:
             if not torch.equal(said.sum(0).int(), (after[0] - before[0]).cpu()):
                 raise Wrong(f"{name}: expected {said.sum(0).tolist()} tokens, got {tokens}")
         length = (before[1] + after[1]).double().mean().item() / 2
-        moved = self.moved_bytes(passes, length)
+        moved = self.moved_bytes(engine, length)
         return {
             **_figures(wall, each),
             "tokens_per_iteration": tokens,
             "loop": engine.loop.description,
-            "draft_passes": passes,
+            "draft_passes": engine.drafter.depth,
             "mean_context": length,
             **self.against_limit(moved, wall),
             "memory_gb": peak_gb(self.device),
@@ -137,14 +136,16 @@ class Row:
     def _read(engine: Engine) -> tuple[Tensor, Tensor]:
         return engine.state.num_out.clone(), engine.cache.kv_len.clone()
 
-    def moved_bytes(self, draft_passes: int, length: float) -> float:
-        """Weights and cache that an iteration reads: those of the models that are here."""
+    def moved_bytes(self, engine: Engine, length: float) -> float:
+        """Weights and cache that an iteration reads, of the models as the engine has them."""
+        parts = [(engine.target, engine.cache, 1)]
+        drafter = engine.drafter
+        if isinstance(drafter, CachedDrafter):
+            # A level is a pass of the draft, and so is a token of a chain.
+            parts.append((drafter.model, drafter.cache, drafter.depth))
         total = 0.0
-        for model, passes in ((self.target, 1), (self.draft, draft_passes)):
-            config = model.text.config
-            heads = config.num_key_value_heads
-            head_dim = config.hidden_size // config.num_attention_heads
-            row = 2 * config.num_hidden_layers * heads * head_dim * model.text.dtype.itemsize
+        for model, cache, passes in parts:
+            row = cache.k[:, 0, :, 0].nbytes + cache.v[:, 0, :, 0].nbytes
             total += passes * (model.step_bytes + self.size.batch_size * length * row)
         return total
 

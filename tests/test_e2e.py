@@ -493,3 +493,26 @@ def test_gaps_of_a_trace_made_by_hand(bench):
     said = gaps.describe({"traceEvents": [*big, *others]})
     assert said["replays"] == 1 and said["kernels_of_a_replay"] == 30
     assert said["share_within"] == pytest.approx(40 / 250)
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_row_on_a_gpu(tmp_path):
+    """Captured, with the tokens of the eager loop and of HF; its replays have few gaps to see."""
+    path, profile = tmp_path / "e2e.json", tmp_path / "profile.json"
+    common = ("--device", "cuda", "--pair", "tiny", "--context", CONTEXT)
+    options = ("--batch", 1, 2, "--dtype", "float32", "--no-compile", "--iterations", 5)
+    done = run("bench/e2e.py", "pairs", *common, *options, "--json", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in json.loads(path.read_text())["pairs"]:
+        assert row["methods"]["lvspec"]["loop"] == "graph", done.stdout
+        assert row["methods"]["autoregression"]["loop"] == "graph"
+        assert row["checks"]["captured"].startswith("the eager loop's tokens")
+        assert row["checks"]["autoregression"].startswith("HF's greedy tokens")
+    done = run("bench/profile_step.py", *common, "--json", profile)
+    assert done.returncode == 0, done.stdout + done.stderr
+    gaps = json.loads(profile.read_text())["gaps"]
+    assert gaps["replays"] == 3 and 0 <= gaps["share_within"] < 1
