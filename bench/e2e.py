@@ -26,7 +26,8 @@ from typing import Any
 import timing
 import torch
 from cases import Shape
-from measure import OURS, Budget, Plan, Row, measure_row, release
+from clock import Budget, release
+from measure import OURS, measure_row
 from pairs import (
     BATCH_SIZES,
     CONTEXTS,
@@ -42,6 +43,7 @@ from pairs import (
 from random_models import build
 from replay import TRACES, AcceptanceTrace
 from rich.console import Console
+from row import Plan, Row
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 

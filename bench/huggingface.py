@@ -146,8 +146,3 @@ def _same_vocabulary(model: PreTrainedModel, draft: PreTrainedModel) -> Iterator
         yield
     finally:
         config.vocab_size = before
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -22,6 +22,7 @@ import gaps
 import huggingface as hf
 import timing
 import torch
+from clock import synchronize
 from e2e import overrides
 from pairs import PAIRS, Size
 from random_models import build
@@ -47,11 +48,11 @@ def profiled(engine: Engine, iterations: int, device: torch.device) -> tuple[Any
     with torch.inference_mode(), engine.attention():
         for _ in range(WARM_UP):
             engine.iterate()
-        hf.synchronize(device)
+        synchronize(device)
         with profile(activities=activities) as found:
             for _ in range(iterations):
                 engine.iterate()
-            hf.synchronize(device)
+            synchronize(device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         found.export_chrome_trace(str(path))

@@ -255,12 +255,12 @@ def test_rounds_of_assisted_generation(bench, tiny):
 @pytest.fixture
 def row(bench, tiny):
     """`row(batch_size)`: the tiny pair, ready to be measured."""
-    measure, pairs = bench("measure"), bench("pairs")
+    rows, pairs = bench("row"), bench("pairs")
     trace = bench("replay").AcceptanceTrace.synthetic(4.0)
 
     def make(batch_size=1):
-        plan = measure.Plan.of(DecodeConfig(gamma=5), trace, 3)
-        return measure.Row(*tiny, pairs.PAIRS["tiny"], pairs.Size(CONTEXT, batch_size), plan)
+        plan = rows.Plan.of(DecodeConfig(gamma=5), trace, 3)
+        return rows.Row(*tiny, pairs.PAIRS["tiny"], pairs.Size(CONTEXT, batch_size), plan)
 
     return make
 
@@ -292,7 +292,7 @@ def test_a_row_has_every_method_its_limit_and_what_follows(bench, row):
         for s, count in passes
     )
     assert ours["bytes"] == pytest.approx(total)
-    assert ours["mean_context"] == CONTEXT + 4 * measure.WARM_UP + 4 * 3 / 2
+    assert ours["mean_context"] == CONTEXT + 4 * bench("row").WARM_UP + 4 * 3 / 2
     assert set(found["checks"]) == {"logits", "autoregression", "captured"}
 
 
@@ -326,7 +326,7 @@ def test_wrong_results_are_not_timed(bench, row, monkeypatch):
 
 
 def test_wrong_logits_are_refused(bench, row, monkeypatch):
-    measure, hf = bench("measure"), bench("huggingface")
+    hf = bench("huggingface")
     dynamic = hf.dynamic_cache
 
     def other(*arguments):
@@ -338,7 +338,7 @@ def test_wrong_logits_are_refused(bench, row, monkeypatch):
     engine = made.begin_alone()
     made._check_logits(engine)
     monkeypatch.setattr(hf, "dynamic_cache", other)
-    with pytest.raises(measure.Wrong, match="logits: expected an error of at most"):
+    with pytest.raises(bench("row").Wrong, match="logits: expected an error of at most"):
         made._check_logits(engine)
 
 
@@ -346,7 +346,7 @@ def test_a_trace_that_is_not_followed_is_refused(bench, row):
     made = row()
     engine = made.begin()
     engine.counts = engine.counts + 1
-    with pytest.raises(bench("measure").Wrong, match="lvspec: expected .* tokens, got 4.0"):
+    with pytest.raises(bench("row").Wrong, match="lvspec: expected .* tokens, got 4.0"):
         made.run_ours("lvspec", engine)
 
 
@@ -381,6 +381,29 @@ def test_what_does_not_fit_is_left_out(bench):
     assert pairs.does_not_fit(needed, int(84e9)) == "needs 95 GB, has 84 GB"
     assert pairs.does_not_fit(needed, int(150e9)) is None
     assert pairs.free_bytes(torch.device("cpu")) > 2**20
+
+
+def test_iterations_are_timed_by_events_on_cuda(bench, monkeypatch):
+    """The host waits twice, before and behind all of them; a stand-in for CUDA's clock."""
+    said = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            said.append("event")
+            self.at = float(len(said) ** 2)
+
+        def elapsed_time(self, later):
+            return later.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append("wait"))
+    call = lambda: said.append("call")  # noqa: E731
+    wall, each = bench("clock").timed(call, 3, torch.device("cuda"))
+    assert said == ["wait", "event", *["call", "event"] * 3, "wait"]
+    assert each == [16.0 - 4, 36.0 - 16, 64.0 - 36] and wall > 0
 
 
 # The script
