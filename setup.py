@@ -137,6 +137,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3", "ruff>=0.9"],
+        "bench": ["matplotlib"],
         "flash-attn": ["flash-attn"],
         "quant": ["torchao>=0.18"],
     },

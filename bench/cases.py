@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,13 @@ from lvspec.policy import AcceptancePolicy
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model's config says of its text model; the hidden size is `num_q_heads * head_dim`."""
+    """What a model's config says of its text model; the hidden size is `num_q_heads * head_dim`.
+
+    Attributes:
+        tied: Whether the output matrix is the embedding itself: held once, and read once a pass.
+        family: `model_type` of HF's class.
+        of_layers: Layers of the real model where `num_layers` are fewer; None: all are there.
+    """
 
     name: str
     num_q_heads: int
@@ -30,18 +36,39 @@ class Shape:
     num_layers: int
     vocabulary: int
     intermediate_size: int
+    tied: bool = False
+    family: str = "qwen2_5_vl"
+    of_layers: int | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        return self.num_q_heads * self.head_dim
+
+    @property
+    def label(self) -> str:
+        """The name, and how much of the model it is."""
+        if self.of_layers is None:
+            return self.name
+        return f"{self.name} ({self.num_layers} of {self.of_layers} layers)"
+
+    def with_layers(self, count: int) -> Shape:
+        """This model cut to its first `count` layers, and labelled so."""
+        return replace(self, num_layers=count, of_layers=self.of_layers or self.num_layers)
 
     @property
     def group(self) -> int:
         return self.num_q_heads // self.num_kv_heads
 
 
-QWEN_3B = Shape("qwen2.5-vl-3b", 16, 2, 128, 36, 151936, 11008)
+QWEN_3B = Shape("qwen2.5-vl-3b", 16, 2, 128, 36, 151936, 11008, tied=True)
 QWEN_7B = Shape("qwen2.5-vl-7b", 28, 4, 128, 28, 152064, 18944)
 QWEN_32B = Shape("qwen2.5-vl-32b", 40, 8, 128, 64, 152064, 27648)
-LLAVA_05B = Shape("llava-onevision-0.5b", 14, 2, 64, 24, 152000, 4864)
-LLAVA_7B = Shape("llava-onevision-7b", 28, 4, 128, 28, 152064, 18944)
-LLAVA_72B = Shape("llava-onevision-72b", 64, 8, 128, 80, 152064, 29568)
+# HF's converter adds two tokens to Qwen2's vocabulary and pads it to a multiple of 64.
+LLAVA_05B = Shape(
+    "llava-onevision-0.5b", 14, 2, 64, 24, 152000, 4864, tied=True, family="llava_onevision"
+)
+LLAVA_7B = Shape("llava-onevision-7b", 28, 4, 128, 28, 152128, 18944, family="llava_onevision")
+LLAVA_72B = Shape("llava-onevision-72b", 64, 8, 128, 80, 152128, 29568, family="llava_onevision")
 SMALL = Shape("small", 6, 2, 16, 2, 1031, 64)
 ODD = Shape("odd", 5, 5, 9, 3, 257, 31)
 WIDE = Shape("wide", 6, 2, 16, 2, 8195, 64)

@@ -2,7 +2,7 @@
 
 pytest bench/bench_*.py                       small cases on the CPU, the usual ones on a GPU
 pytest bench/bench_accept.py --full           every combination of sizes
-pytest bench/bench_*.py --benchmark-json=FILE then `python bench/summary.py FILE`
+pytest bench/bench_*.py --benchmark-json=FILE then `python bench/report.py FILE`
 """
 
 from __future__ import annotations

@@ -1,37 +1,48 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under nine minutes, from a checkout with lvspec installed:
-#   bash bench/gpu.sh                      all parts
-#   bash bench/gpu.sh micro profile        some: correctness, micro, e2e, profile
-# JSON, a log and a summary go to $OUT (default bench/results). A part that fails, or takes longer
-# than its limit or than what is left of $SECONDS_IN_ALL (530), does not stop the others; the exit
-# code says that there was one. DEVICE=cpu tries all of it without a GPU, at small sizes.
+# Everything that needs a GPU, each part in under nine minutes, from a checkout:
+#   pip install --no-build-isolation --no-deps -e .    with torch, triton, transformers, rich, pytest
+#       and pytest-benchmark there; without av the embedded pair, which is shown files, is left out
+#   bash bench/gpu.sh                  all parts, together in under nine minutes
+#   bash bench/gpu.sh e2e              one, with all of the time: correctness, micro, e2e, profile,
+#                                      sanitize
+#   PAIRS="qwen-32b-7b" LABEL=32b bash bench/gpu.sh e2e      one pair, in a file of its own
+# JSON, a log and a summary go to $OUT (default bench/results); `bench/report.py --write` makes the
+# README's tables of them. A part that fails, or takes longer than its limit or than what is left of
+# $SECONDS_IN_ALL (520), does not stop the others; the exit code says that there was one. DEVICE=cpu
+# tries all of it without a GPU, at small sizes. OPTIONS are more words for e2e.py, such as
+# "--set fuse=none" or "--context 16384".
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() { sed -n '2,7s/^# \?//p' bench/gpu.sh; }
+PARTS=(correctness micro e2e profile sanitize)
+usage() { sed -n '2,14s/^# \?//p' bench/gpu.sh; }
 parts=("$@")
 for part in "${parts[@]}"; do
     case $part in
-        correctness | micro | e2e | profile) ;;
+        correctness | micro | e2e | profile | sanitize) ;;
         -h | --help) usage; exit 0 ;;
-        *) echo "expected correctness, micro, e2e or profile, got $part" >&2; usage >&2; exit 2 ;;
+        *) echo "expected one of ${PARTS[*]}, got $part" >&2; usage >&2; exit 2 ;;
     esac
 done
-[[ ${#parts[@]} -gt 0 ]] || parts=(correctness micro e2e profile)
+[[ ${#parts[@]} -gt 0 ]] || parts=("${PARTS[@]}")
 
 DEVICE=${DEVICE:-cuda}
 OUT=${OUT:-bench/results}
 PYTHON=${PYTHON:-python3}
-deadline=${SECONDS_IN_ALL:-530}
+LABEL=${LABEL:+-$LABEL}
+deadline=${SECONDS_IN_ALL:-520}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
-log=$OUT/$DEVICE-gpu.log
+log=$OUT/$DEVICE-gpu$LABEL.log
 : >"$log"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TRITON_DEFAULT_FP_FUSION=1 PYTHONUNBUFFERED=1
 failed=0
 files=()
 
-json() { echo "$OUT/$DEVICE-$1.json"; }
+json() { echo "$OUT/$DEVICE-$1$LABEL.json"; }
+
+# A part alone has all of the time; of several each has what it needs.
+limit() { if ((${#parts[@]} == 1)); then echo 600; else echo "$1"; fi; }
 
 # step NAME SECONDS COMMAND...: what it prints goes to the log, its end is shown if it fails. The
 # signal is Ctrl-C's, on which pytest still writes the benchmarks that it has.
@@ -54,6 +65,19 @@ step() {
     fi
 }
 
+# Where compute-sanitizer is: CUDA's toolkit has it, its Python packages may.
+sanitizer() {
+    local found packages name=compute-sanitizer
+    packages=$("$PYTHON" -P -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    for found in "$(command -v $name)" "${CUDA_HOME:-/usr/local/cuda}/bin/$name" \
+        /usr/local/cuda*/bin/$name "$packages"/nvidia/*/bin/$name; do
+        if [[ -x $found ]]; then
+            echo "$found"
+            return
+        fi
+    done
+}
+
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit \
     --format=csv 2>/dev/null || echo "nvidia-smi: not here"
 "$PYTHON" -P -c 'import torch as t, triton as r; print("torch", t.__version__, "triton", r.__version__)'
@@ -63,42 +87,57 @@ for part in "${parts[@]}"; do
     case $part in
         correctness)
             if [[ $DEVICE == cuda ]]; then
-                if grep -rqs mark.gpu tests; then
-                    step "tests of a gpu" 60 "$PYTHON" -P -m pytest -q -m gpu tests
-                fi
+                step "tests of a gpu" "$(limit 90)" "$PYTHON" -P -m pytest -q -m gpu tests
                 # Nearly all of their time is compilation.
                 parallel=()
                 ! "$PYTHON" -P -c 'import xdist' 2>/dev/null || parallel=(-n 8)
-                step "tests of the operations" 150 env LVSPEC_BACKEND=triton \
+                step "tests of the operations" "$(limit 90)" env LVSPEC_BACKEND=triton \
                     LVSPEC_TEST_DEVICE=cuda PYTHONPATH=bench "$PYTHON" -P -m pytest -q \
                     -p default_device "${parallel[@]}" --maxfail=30 --tb=short \
                     tests/test_{verify_attention,logit_stats,accept,accept_sampled}.py \
                     tests/test_{commit_kv,visual_importance,expand_tree}.py
             fi
-            step correctness 150 "$PYTHON" bench/correctness.py --device "$DEVICE" \
+            step correctness "$(limit 90)" "$PYTHON" bench/correctness.py --device "$DEVICE" \
                 --json "$(json correctness)"
             ;;
         micro)
-            step micro 300 "$PYTHON" -P -m pytest -q --tb=short bench/bench_*.py \
+            step micro "$(limit 150)" "$PYTHON" -P -m pytest -q --tb=short bench/bench_*.py \
                 --bench-device "$DEVICE" --benchmark-json "$(json micro)"
             ;;
         e2e)
-            clips=12
-            [[ $DEVICE == cuda ]] || clips=1
-            step e2e 90 "$PYTHON" bench/end_to_end.py --device "$DEVICE" --clips $clips \
-                --json "$(json e2e)"
+            # What is begun last may go on for a while.
+            seconds=$(limit 150)
+            ((seconds <= deadline - SECONDS)) || seconds=$((deadline - SECONDS))
+            options=(--clips 12 ${PAIRS:+--pair $PAIRS})
+            [[ $DEVICE == cuda ]] \
+                || options=(--clips 1 --pair ${PAIRS:-tiny} --context 300 --iterations 5)
+            step e2e "$seconds" "$PYTHON" bench/e2e.py --device "$DEVICE" \
+                --budget $((seconds * 4 / 5)) "${options[@]}" ${OPTIONS:-} --json "$(json e2e)"
             ;;
         profile)
-            options=(--context 16384)
-            [[ $DEVICE == cuda ]] || options=(--model small --context 256)
-            step profile 90 "$PYTHON" bench/profile_step.py --device "$DEVICE" "${options[@]}" \
-                --json "$(json profile)"
+            pair=${PAIRS:-}
+            options=(--context 16384 ${pair:+--pair ${pair%% *}})
+            [[ $DEVICE == cuda ]] || options=(--pair tiny --context 300)
+            step profile "$(limit 90)" "$PYTHON" bench/profile_step.py --device "$DEVICE" \
+                "${options[@]}" --json "$(json profile)"
+            ;;
+        sanitize)
+            tool=$(sanitizer)
+            if [[ $DEVICE != cuda || -z $tool ]]; then
+                echo "sanitize: compute-sanitizer is not here"
+                continue
+            fi
+            for check in memcheck racecheck; do
+                step "$check" $(($(limit 200) / 2)) env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+                    "$tool" --tool "$check" --error-exitcode 9 "$PYTHON" bench/correctness.py \
+                    --device cuda --set small --processes 1
+            done
             ;;
     esac
     [[ ! -s $(json "$part") ]] || files+=("$(json "$part")")
 done
 
 if [[ ${#files[@]} -gt 0 ]]; then
-    "$PYTHON" bench/summary.py "${files[@]}" | tee "$OUT/$DEVICE-summary.txt"
+    "$PYTHON" bench/report.py "${files[@]}" | tee "$OUT/$DEVICE-summary$LABEL.txt"
 fi
 exit $failed

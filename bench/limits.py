@@ -2,11 +2,13 @@
 
     python bench/limits.py [--target qwen2.5-vl-7b] [--draft qwen2.5-vl-3b] [--gpu h200]
         [--context 16384] [--batch 1] [--gamma 12] [--tau 10] [--gpus 1] [--json FILE]
+    python bench/limits.py --measured bench/results/cuda-e2e.json
 
 Without options a table of the pairs that matter. Nothing here is measured: bandwidths are the
 makers' figures, and what a launch, a reduction and the overlap of work really cost is for a
-profile to say. An iteration moves `gamma * draft + target` bytes, autoregression `target` bytes a
-token, so with the same kernels the speed-up is `tau * target / (gamma * draft + target)`.
+profile to say. With `--measured` rows of `e2e.py` stand beside what this model says of them at the
+bandwidth of their run. An iteration moves `gamma * draft + target` bytes, autoregression `target`
+bytes a token, so with the same kernels the speed-up is `tau * target / (gamma * draft + target)`.
 
 With `--gpus n` weights and caches are divided among n GPUs (tensor parallel): every pass then reads
 1/n of the bytes and reduces its activations twice a layer.
@@ -15,17 +17,16 @@ With `--gpus n` weights and caches are divided among n GPUs (tensor parallel): e
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cases import LLAVA_05B, LLAVA_7B, LLAVA_72B, QWEN_3B, QWEN_7B, QWEN_32B, Shape
 from rich.console import Console
 from rich.table import Table
 
 from lvspec.environment import check_json_path, write_json
-
-TIED = {QWEN_3B.name, LLAVA_05B.name}
-"""Models whose output matrix is the embedding itself: it is held once, and read once a pass."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,14 @@ PAIRS = (
     (LLAVA_7B, LLAVA_05B),
     (LLAVA_72B, LLAVA_7B),
 )
-LAUNCHES_PER_LAYER = 15
-"""Kernels of one decoder layer of HF's modules: 7 products, 2 norms, rotary, cache, activation."""
+LAUNCHES_PER_LAYER = {"none": 41, "kernels": 14, "compile": 14}
+"""Kernels of one decoder layer in a pass of one slot, by `DecodeConfig.fuse`, as `launches.py`
+counts them; of "compile", which it does not count, as many are taken as of "kernels"."""
+LAUNCHES_PER_PASS = {"none": 28, "kernels": 8, "compile": 8}
+"""Those beside the layers."""
+ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 LAUNCHES_PER_ITERATION = 40
-"""Statistics, acceptance, commit and what makes positions."""
+"""Statistics, acceptance, commit and what makes slots."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ class Setting:
         gpus: GPUs that share every pass.
         gap: Seconds between two kernels of a graph in which nothing is computed.
         reduction: Seconds of one all-reduce among the GPUs.
+        fuse: `DecodeConfig.fuse`, a key of `LAUNCHES_PER_LAYER`.
+        kv_item: Bytes of a key or value; 2 is bfloat16.
     """
 
     target: Shape
@@ -91,6 +98,8 @@ class Setting:
     gpus: int = 1
     gap: float = 1e-6
     reduction: float = 1e-5
+    fuse: str = "kernels"
+    kv_item: int = 2
 
 
 @dataclass(frozen=True)
@@ -111,18 +120,18 @@ class Limit:
 
 def parameters(shape: Shape) -> tuple[int, int]:
     """(weights that a pass reads, weights that are held), of the text model."""
-    hidden = shape.num_q_heads * shape.head_dim
+    hidden = shape.hidden_size
     kv = shape.num_kv_heads * shape.head_dim
     attention = 2 * hidden * hidden + 2 * hidden * kv + hidden + 2 * kv
     layer = attention + 3 * hidden * shape.intermediate_size + 2 * hidden
     embedding = shape.vocabulary * hidden
     read = shape.num_layers * layer + embedding + hidden
-    return read, read + (0 if shape.name in TIED else embedding)
+    return read, read + (0 if shape.tied else embedding)
 
 
-def kv_bytes(shape: Shape) -> int:
-    """Bytes of keys and values of one token in bfloat16."""
-    return 2 * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
+def kv_bytes(shape: Shape, itemsize: int = 2) -> int:
+    """Bytes of keys and values of one token."""
+    return 2 * itemsize * shape.num_layers * shape.num_kv_heads * shape.head_dim
 
 
 def pass_seconds(
@@ -130,13 +139,14 @@ def pass_seconds(
 ) -> tuple[float, float, float]:
     """(bytes, seconds, seconds of gaps) of one pass of `rows` slots a sequence, on each GPU."""
     read, _ = parameters(shape)
-    moved = read * weight_bytes + setting.batch * setting.context * kv_bytes(shape)
+    moved = read * weight_bytes + setting.batch * setting.context * kv_bytes(shape, setting.kv_item)
     moved /= setting.gpus
     work = 2 * read * rows * setting.batch / setting.gpus
     busy = max(moved / setting.gpu.bandwidth, work / setting.gpu.flops)
     if setting.gpus > 1:
         busy += 2 * shape.num_layers * setting.reduction
-    return moved, busy, LAUNCHES_PER_LAYER * shape.num_layers * setting.gap
+    launches = LAUNCHES_PER_LAYER[setting.fuse] * shape.num_layers + LAUNCHES_PER_PASS[setting.fuse]
+    return moved, busy, launches * setting.gap
 
 
 def limit(setting: Setting) -> Limit:
@@ -151,7 +161,7 @@ def limit(setting: Setting) -> Limit:
     alone = single + single_gaps
     tokens = setting.context + setting.gamma + 1
     held = sum(
-        parameters(shape)[1] * size + setting.batch * tokens * kv_bytes(shape)
+        parameters(shape)[1] * size + setting.batch * tokens * kv_bytes(shape, setting.kv_item)
         for shape, size in zip((setting.target, setting.draft), setting.weight_bytes, strict=True)
     )
     return Limit(
@@ -178,8 +188,65 @@ def best_gamma(setting: Setting, acceptance: float) -> tuple[int, float]:
     return gamma, speedup
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A measured row beside what is predicted of it, milliseconds."""
+
+    row: str
+    what: str
+    predicted_ms: float
+    measured_ms: float
+
+    @property
+    def ratio(self) -> float:
+        return self.measured_ms / self.predicted_ms
+
+
+def compare(document: dict[str, Any]) -> list[Comparison]:
+    """Every iteration and every token of autoregression of a document of `e2e.py`."""
+    gpu = Gpu("measured", 1e9 * document["limits"]["copy_gb_per_s"], 1e18, GPUS["h200"].flops)
+    found = []
+    for row in document["pairs"]:
+        if "not_measured" in row:
+            continue
+        shapes = (Shape(**row[role]["shape"]) for role in ("target", "draft"))
+        item = ITEM_SIZES[row["dtype"]]
+        setting = Setting(
+            *shapes,
+            gpu,
+            context=row["context"],
+            batch=row["batch"],
+            gamma=row["gamma"],
+            tau=row["tau"],
+            weight_bytes=(item, item),
+            fuse=row["fuse"],
+            kv_item=item,
+        )
+        best = limit(setting)
+        name = f"{row['label']}, {row['context']}, batch {row['batch']}"
+        predicted = {"lvspec": best.iteration_ms, "autoregression": best.autoregression_ms}
+        for what, milliseconds in predicted.items():
+            measured = row["methods"][what].get("wall_ms")
+            if measured is not None:
+                found.append(Comparison(name, what, milliseconds, measured))
+    return found
+
+
+def print_comparison(document: dict[str, Any]) -> None:
+    bandwidth, name = document["limits"]["copy_gb_per_s"], document["environment"]["device_name"]
+    table = Table(title=f"{name}, {bandwidth:.0f} GB/s")
+    for heading in ("row", "what", "predicted ms", "measured ms", "ratio"):
+        table.add_column(heading, justify="left" if heading in ("row", "what") else "right")
+    for found in compare(document):
+        figures = (f"{found.predicted_ms:.3f}", f"{found.measured_ms:.3f}", f"{found.ratio:.2f}")
+        table.add_row(found.row, found.what, *figures)
+    Console().print(table)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--measured", type=Path, help="JSON of e2e.py to compare with")
+    parser.add_argument("--fuse", choices=LAUNCHES_PER_LAYER, default="kernels")
     parser.add_argument("--target", choices=MODELS)
     parser.add_argument("--draft", choices=MODELS)
     parser.add_argument("--gpu", choices=GPUS, default="h200")
@@ -191,6 +258,9 @@ def main() -> int:
     parser.add_argument("--weight-bytes", type=float, nargs=2, default=(2.0, 2.0))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.measured:
+        print_comparison(json.loads(arguments.measured.read_text()))
+        return 0
     if (arguments.target is None) != (arguments.draft is None):
         parser.error("--target and --draft: expected both or neither")
     if arguments.json:
@@ -219,6 +289,7 @@ def main() -> int:
                 tau=arguments.tau,
                 gpus=arguments.gpus,
                 weight_bytes=tuple(arguments.weight_bytes),
+                fuse=arguments.fuse,
             )
             found = limit(setting)
             gamma, speedup = best_gamma(setting, 0.9)

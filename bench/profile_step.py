@@ -1,117 +1,62 @@
-"""Where the time of one verify pass goes, at a model's real size with random weights.
+"""Where the time of an iteration goes: kernels by time, and the gaps between them.
 
-    python bench/profile_step.py [--model qwen2.5-vl-7b] [--layers 28] [--context 16384]
+    python bench/profile_step.py [--pair qwen-7b-3b] [--context 16384] [--batch 1] [--json FILE]
+    python bench/profile_step.py --device cpu --pair tiny --context 300
 
-Times a step of one row (autoregression), of gamma + 1 rows with scores (verify), acceptance and
-commit, and HF's own SDPA step over a cache of the same length; then prints torch.profiler's table
-of the verify pass. Each is timed from Python, and on CUDA also captured in a graph where it can be:
-the difference is what the host costs. The vision tower is at its smallest, for it is not run.
+Runs whole iterations of a pair with random weights, as `e2e.py` does, under torch.profiler. On CUDA
+they are replays of a graph: its kernels, their share, and how long the device does nothing between
+two of them. Beside that the steps by themselves, from Python and captured: a pass of one row, the
+verify pass with scores, and HF's own SDPA pass over a cache of the same length.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gaps
+import huggingface as hf
 import timing
 import torch
-from cases import QWEN_3B, QWEN_7B, QWEN_32B, SMALL, Shape
+from clock import synchronize
+from e2e import overrides
+from pairs import PAIRS, Size
+from random_models import build
+from replay import AcceptanceTrace, begin
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
-from transformers import (
-    DynamicCache,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
 
-from lvspec import ops, tree
-from lvspec.cache import SlotCache
-from lvspec.config import FUSE, Fuse
+from lvspec import ops
+from lvspec.config import DecodeConfig
+from lvspec.engine import Engine
 from lvspec.environment import check_json_path, environment, write_json
-from lvspec.models import Model
-from lvspec.policy import AcceptancePolicy
-from lvspec.relevance import get_scorer
+from lvspec.tree import chain_ancestors
 
-MODELS = {shape.name: shape for shape in (QWEN_3B, QWEN_7B, QWEN_32B, SMALL)}
+WARM_UP = 6
 
 
-def build(shape: Shape, layers: int, device: torch.device, dtype: torch.dtype, fuse: Fuse) -> Model:
-    """Qwen2.5-VL of this shape with random weights."""
-    hidden = shape.num_q_heads * shape.head_dim
-    sections = [shape.head_dim // 8, 3 * shape.head_dim // 16, 3 * shape.head_dim // 16]
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "hidden_size": hidden,
-            "intermediate_size": shape.intermediate_size,
-            "num_hidden_layers": layers,
-            "layer_types": ["full_attention"] * layers,
-            "num_attention_heads": shape.num_q_heads,
-            "num_key_value_heads": shape.num_kv_heads,
-            "vocab_size": shape.vocabulary,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": sections,
-            },
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 64,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": hidden,
-            "fullatt_block_indexes": [0],
-        },
-        image_token_id=3,
-        video_token_id=4,
-    )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            hf = Qwen2_5_VLForConditionalGeneration(config).eval()
-    finally:
-        torch.set_default_dtype(before)
-    return Model(hf, "target", fuse=fuse)
-
-
-def filled_cache(model: Model, context: int, num_slots: int) -> SlotCache:
-    """A cache as after the prefill of one long video, with random keys and values."""
-    cache = model.new_cache(batch_size=1, capacity=context + 512, num_slots=num_slots)
-    cache.k[..., :context, :].normal_()
-    cache.v[..., :context, :].normal_()
-    visual = torch.zeros(context, dtype=torch.bool, device=model.device)
-    visual[15 : context - 40] = True
-    positions = torch.arange(context, device=model.device).expand(3, -1)
-    cache.finish_prefill(0, positions, visual)
-    return cache
-
-
-def huggingface_step(model: Model, cache: SlotCache, tokens: torch.Tensor) -> Callable[[], Any]:
-    """HF's forward with SDPA over a DynamicCache of the same length, which every step leaves."""
-    length = int(cache.kv_len)
-    theirs = DynamicCache()
-    for layer in range(cache.k.shape[0]):
-        theirs.update(
-            cache.k[layer, :, :, :length].clone(), cache.v[layer, :, :, :length].clone(), layer
-        )
-    positions = length + torch.arange(tokens.shape[1], device=tokens.device)
-    positions = positions.expand(3, 1, -1)
-
-    def call() -> torch.Tensor:
-        hidden = model.text(
-            input_ids=tokens, position_ids=positions, past_key_values=theirs, use_cache=True
-        )
-        theirs.crop(-tokens.shape[1])
-        return model.hf.lm_head(hidden.last_hidden_state)
-
-    return call
+def profiled(engine: Engine, iterations: int, device: torch.device) -> tuple[Any, dict[str, Any]]:
+    """(averages, Chrome trace) of whole iterations."""
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with torch.inference_mode(), engine.attention():
+        for _ in range(WARM_UP):
+            engine.iterate()
+        synchronize(device)
+        with profile(activities=activities) as found:
+            for _ in range(iterations):
+                engine.iterate()
+            synchronize(device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        found.export_chrome_trace(str(path))
+        return found.key_averages(), json.loads(path.read_text())
 
 
 def times(call: Callable[[], Any], device: torch.device) -> dict[str, float | None]:
@@ -127,86 +72,123 @@ def times(call: Callable[[], Any], device: torch.device) -> dict[str, float | No
 
 
 @torch.inference_mode()
+def step_times(engine: Engine) -> dict[str, dict[str, float | None]]:
+    """The models' passes by themselves, over the engine's caches."""
+    device, cache = engine.target.device, engine.cache
+    batch_size, slots = len(engine.places), engine.num_slots
+    tokens = engine.state.last_two[:, 1:].repeat(1, slots)
+    ancestors = chain_ancestors(slots, batch_size=batch_size, device=device)
+    depths = torch.arange(slots, device=device)
+
+    def step(model: Any, over: Any, rows: int, scores: bool) -> Callable[[], Any]:
+        arguments = (tokens[:, :rows], depths[:rows], ancestors[:, :rows], over)
+        return lambda: model.step(*arguments, scores=scores).logits
+
+    drafter = engine.drafter
+    steps = {
+        "draft, 1 row": step(drafter.model, drafter.cache, 1, False),
+        "target, 1 row": step(engine.target, cache, 1, False),
+        f"target, {slots} rows, scores": step(engine.target, cache, slots, True),
+    }
+    with engine.attention():
+        found = {name: times(call, device) for name, call in steps.items()}
+    for rows in (1, slots):
+        call = huggingface_step(engine, tokens[:, :rows])
+        found[f"hf sdpa, {rows} rows"] = times(call, device)
+    return found
+
+
+def huggingface_step(engine: Engine, tokens: torch.Tensor) -> Callable[[], Any]:
+    """HF's forward with SDPA over a DynamicCache of the same length, which every step leaves."""
+    model, length = engine.target, int(engine.cache.kv_len.min())
+    theirs = hf.dynamic_cache(model, engine.cache, length)
+    positions = (length + torch.arange(tokens.shape[1], device=tokens.device)).expand(
+        len(tokens), -1
+    )
+    if model.family.position_rows > 1:
+        positions = positions.expand(model.family.position_rows, -1, -1)
+
+    def call() -> torch.Tensor:
+        hidden = model.text(
+            input_ids=tokens, position_ids=positions, past_key_values=theirs, use_cache=True
+        )
+        theirs.crop(-tokens.shape[1])
+        return model.hf.lm_head(hidden.last_hidden_state)
+
+    return call
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=torch.device(default))
-    parser.add_argument("--model", choices=MODELS, default=QWEN_7B.name)
-    parser.add_argument("--layers", type=int, help="default: all of the model's")
+    parser.add_argument("--pair", choices=PAIRS, default="qwen-7b-3b")
     parser.add_argument("--context", type=int, default=16384)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--gamma", type=int, default=12)
+    parser.add_argument("--iterations", type=int, default=3, help="under the profiler")
     parser.add_argument("--rows", type=int, default=25, help="of the profile")
-    parser.add_argument("--fuse", choices=FUSE, default="kernels", help="see DecodeConfig.fuse")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="fields")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--trace", type=Path, help="write a Chrome trace of the verify pass")
+    parser.add_argument("--trace", type=Path, help="write the Chrome trace of the iterations")
     arguments = parser.parse_args()
-    if arguments.json:
-        check_json_path(arguments.json)
-    device, shape = arguments.device, MODELS[arguments.model]
+    for path in (arguments.json, arguments.trace):
+        if path:
+            check_json_path(path)
+    device, pair = arguments.device, PAIRS[arguments.pair]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    layers = arguments.layers or shape.num_layers
-    num_slots = arguments.gamma + 1
-    model = build(shape, layers, device, dtype, arguments.fuse)
-    cache = filled_cache(model, arguments.context, num_slots)
-    tokens = torch.randint(8, shape.vocabulary, (1, num_slots), device=device)
-    depths = torch.arange(num_slots, device=device)
-    ancestors = tree.chain_ancestors(num_slots, batch_size=1, device=device)
-    parents = tree.chain_parents(num_slots, batch_size=1, device=device)
-    slots = torch.full((1,), num_slots, dtype=torch.int32, device=device)
-    scorer, policy = get_scorer("attention_peak"), AcceptancePolicy.lvspec(eos_ids=(2,))
-
-    def one_row() -> Any:
-        return model.step(tokens[:, :1], depths[:1], ancestors[:, :1], cache).logits
-
-    def verify() -> Any:
-        output = model.step(tokens, depths, ancestors, cache, scores=True)
-        return output.logits, scorer(output)
-
-    with model.active():
-        logits, relevance = verify()
-
-    def accept_and_commit() -> Any:
-        stats = ops.logit_stats(logits, top_k=policy.needed_top_k)
-        found = ops.accept(logits, tokens, parents, slots, stats, relevance, policy)
-        ops.commit_kv(cache.k, cache.v, cache.kv_len, found.path, found.num_accepted)
-        return found
+    size = Size(arguments.context, arguments.batch)
+    tokens = (WARM_UP + arguments.iterations + 4) * (arguments.gamma + 1)
+    try:
+        fields = {"gamma": arguments.gamma, **overrides(arguments.fields)}
+        config = DecodeConfig(**{"max_new_tokens": tokens, "eos_ids": (), **fields})
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    models = [build(shape, device, dtype) for shape in (pair.target, pair.draft)]
+    options = {"context": size.context, "batch_size": size.batch_size}
+    trace = AcceptanceTrace.recorded("lvspec")
+    with torch.inference_mode():
+        engine = begin(*models, config, trace=trace, **options)
+    averages, chrome = profiled(engine, arguments.iterations, device)
+    found, kernels = gaps.describe(chrome), gaps.by_kernel(gaps.work(chrome))
+    loop = engine.loop.description
+    steps = step_times(engine)
 
     console = Console()
-    steps: dict[str, dict[str, float | None]] = {}
-    with model.active():
-        steps["1 row"] = times(one_row, device)
-        steps[f"{num_slots} rows, scores"] = times(verify, device)
-        steps["statistics, accept, commit"] = times(accept_and_commit, device)
-        activities = [ProfilerActivity.CPU]
-        if device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
-            torch.cuda.synchronize(device)
-        with profile(activities=activities) as profiled:
-            verify()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-    for count in (1, num_slots):
-        call = huggingface_step(model, cache, tokens[:, :count])
-        steps[f"hf sdpa, {count} rows"] = times(call, device)
-
+    console.print(
+        f"{pair.label}, context {size.context}, batch {size.batch_size}, {device}, {dtype}, {loop}",
+        markup=False,
+        soft_wrap=True,
+    )
     table = Table("step", "ms, calls", "ms, graph")
-    for name, found in steps.items():
-        table.add_row(name, *("-" if ms is None else f"{ms:.3f}" for ms in found.values()))
-    console.print(f"{shape.name}, {layers} layers, context {arguments.context}, {device}, {dtype}")
+    for name, each in steps.items():
+        table.add_row(name, *("-" if ms is None else f"{ms:.3f}" for ms in each.values()))
     console.print(table)
-    order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    averages = profiled.key_averages()
+    order = "self_cpu_time_total"
+    if device.type == "cuda":
+        order = "self_cuda_time_total"
+        share = found["share_within"]
+        within = "not measured: no replays" if share is None else f"{share:.1%}"
+        console.print(
+            f"gaps between kernels: {within} of an iteration, {found['share_of_all']:.1%} of all "
+            f"{arguments.iterations}; {found['kernels_of_a_replay']} kernels a replay"
+        )
     print(averages.table(sort_by=order, row_limit=arguments.rows, max_name_column_width=60))
     if arguments.trace:
-        profiled.export_chrome_trace(str(arguments.trace))
+        arguments.trace.write_text(json.dumps(chrome))
     if arguments.json:
         value = {
-            "model": shape.name,
-            "layers": layers,
-            "context": arguments.context,
-            "gamma": arguments.gamma,
-            "fuse": arguments.fuse,
+            "kind": "profile",
+            "pair": pair.name,
+            "label": pair.label,
+            "context": size.context,
+            "batch": size.batch_size,
+            "gamma": config.gamma,
+            "loop": loop,
             "steps": steps,
+            "gaps": found,
+            "kernels": kernels[: arguments.rows],
+            "iterations": arguments.iterations,
             "backend": ops.active_backend(device.type),
             "limits": timing.device_facts(device),
             "environment": environment(device),

@@ -131,6 +131,15 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 @functools.cache
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes per second of a sum over 1 GiB (64 MiB on the CPU), which writes next to nothing."""
+    size = GIB if device.type == "cuda" else 2**26
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    timing = measure(lambda: source.sum(), device, how="calls")
+    return size / (timing.median_ms / 1e3)
+
+
+@functools.cache
 def launch_ms(device: torch.device) -> float:
     """What timing a captured kernel that does next to nothing gives: the floor of every figure."""
     one = torch.zeros(1, device=device)
@@ -142,6 +151,7 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "device": str(device),
         "copy_gb_per_s": copy_bandwidth(device) / 1e9,
+        "read_gb_per_s": read_bandwidth(device) / 1e9,
         "launch_ms": launch_ms(device),
     }
     if device.type == "cuda":

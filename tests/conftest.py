@@ -1,6 +1,7 @@
 """What every test gets: one thread, a seed, and memory that is not zero by luck."""
 
 import copy
+import importlib
 import math
 import random
 import shutil
@@ -30,10 +31,30 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _device_contexts():
+    """`with torch.device(...)` looks once which functions make tensors: before they are patched."""
+    with torch.device("meta"):
+        assert torch.empty(1).is_meta
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """`bench("limits")`: a module of bench/, which finds its neighbours as a script does."""
+    folder = str(Path(__file__).resolve().parents[1] / "bench")
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
+    for name in set(sys.modules) - before:
+        if folder in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

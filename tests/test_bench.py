@@ -1,6 +1,5 @@
 """bench/: its scripts run on the CPU, refuse wrong results, and write the figures they promise."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -76,12 +75,12 @@ def test_peers_run(results):
     assert measured >= expected
 
 
-def test_summary(results, tmp_path):
+def test_text_tables(results, tmp_path):
     path = tmp_path / "correctness.json"
     script = (BENCH / "correctness.py", "--device", "cpu", "--operations", "commit_kv")
     done = run(sys.executable, *script, "--json", path)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = run(sys.executable, BENCH / "summary.py", results, path, tmp_path / "missing.json")
+    done = run(sys.executable, BENCH / "report.py", results, path, tmp_path / "missing.json")
     assert done.returncode == 0, done.stderr
     assert OPERATIONS <= set(done.stdout.split())
     assert "FileNotFoundError" in done.stdout and "commit_kv            18 ok" in done.stdout
@@ -146,7 +145,7 @@ def test_acceptance_peers_accept_what_we_do(peer, tmp_path):
 def test_gpu_script_explains_itself(tmp_path):
     assert run("bash", "-n", BENCH / "gpu.sh").returncode == 0
     done = run("bash", BENCH / "gpu.sh", "--help")
-    assert done.returncode == 0 and "correctness, micro, e2e, profile" in done.stdout
+    assert done.returncode == 0 and "PAIRS=" in done.stdout
     done = run("bash", BENCH / "gpu.sh", "macro")
     assert done.returncode == 2 and "got macro" in done.stderr
 
@@ -161,6 +160,13 @@ def test_gpu_script_without_a_gpu(tmp_path):
         "cpu-summary.txt",
     }
     assert "hf sdpa, 13 rows" in done.stdout
+    assert "gaps within a replayed iteration: not measured" in done.stdout
+
+
+def test_gpu_script_looks_for_the_sanitizer(tmp_path):
+    variables = {"DEVICE": "cpu", "OUT": str(tmp_path), "PYTHON": sys.executable}
+    done = run("bash", BENCH / "gpu.sh", "sanitize", **variables)
+    assert done.returncode == 0 and "compute-sanitizer is not here" in done.stdout
 
 
 def test_operation_tests_run_on_a_named_device():
@@ -172,15 +178,8 @@ def test_operation_tests_run_on_a_named_device():
 
 
 @pytest.fixture(scope="module")
-def limits():
-    """bench/limits.py as a module, which finds its neighbours as a script does."""
-    sys.path.insert(0, str(BENCH))
-    try:
-        yield importlib.import_module("limits")
-    finally:
-        sys.path.remove(str(BENCH))
-        for name in ("limits", "cases"):
-            sys.modules.pop(name, None)
+def limits(bench):
+    return bench("limits")
 
 
 @pytest.mark.parametrize(
@@ -217,6 +216,10 @@ def test_limit_written_by_hand(limits):
     halved = limits.limit(replace(setting, gpus=2, reduction=0.0))
     assert halved.iteration_ms == pytest.approx(found.iteration_ms / 2)
     assert not limits.limit(replace(setting, gpu=replace(gpu, memory=2e10))).fits
+    gapped = replace(setting, gap=1.0, fuse="none")
+    launches = 41 * (28 + 4 * 36) + 5 * 28 + limits.LAUNCHES_PER_ITERATION
+    assert limits.limit(gapped).gaps_ms == pytest.approx(1e3 * launches)
+    assert limits.limit(replace(gapped, fuse="kernels")).gaps_ms < limits.limit(gapped).gaps_ms / 2
 
 
 def test_best_gamma(limits):

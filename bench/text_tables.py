@@ -1,17 +1,12 @@
-"""The short table of what the scripts of this folder measured.
+"""The short text table of what a script of this folder measured.
 
-    python bench/summary.py FILE.json ...
-
-Takes the JSON of `pytest bench/bench_*.py --benchmark-json`, `correctness.py`, `end_to_end.py` and
-`profile_step.py`. Microseconds: `limit` is bytes over the copy bandwidth of the same run, `ours` a
-replayed CUDA graph (on the CPU a call), `calls` the same from Python, `share` limit over ours.
+Microseconds: `limit` is bytes over the copy bandwidth of the same run, `ours` a replayed CUDA graph
+(on the CPU a call), `calls` the same from Python, `share` limit over ours. Milliseconds where whole
+iterations are meant.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 
@@ -72,23 +67,61 @@ def correctness(document: dict[str, Any]) -> list[str]:
 
 
 def end_to_end(document: dict[str, Any]) -> list[str]:
-    lines = [f"{'method':16} tokens/s speedup   tau captions"]
-    for row in document["rows"]:
-        lines.append(
-            f"{row['method']:16} {row['tokens_per_s']:8.0f} {row['speedup']:6.2f}x "
-            f"{row['tau']:5.2f} {row['captions']:8.1%}"
-        )
-    equal, clips = document["strict_equals_hf"], document["clips"]
-    return [*lines, f"strict equals hf generate on {equal} of {clips} clips"]
-
-
-def steps(document: dict[str, Any]) -> list[str]:
+    versions, limits = document["environment"], document["limits"]
     lines = [
-        f"{document['model']}, {document['layers']} layers, context {document['context']}",
+        f"{versions['device_name']}, torch {versions['torch']}, commit "
+        f"{(versions['commit'] or '-')[:12]}: copy {limits['copy_gb_per_s']:.0f} GB/s, read "
+        f"{limits['read_gb_per_s']:.0f} GB/s"
+    ]
+    embedded = document.get("embedded", {})
+    if "not_measured" in embedded:
+        lines += ["", f"embedded pair: not measured: {embedded['not_measured']}"]
+    elif embedded:
+        lines += ["", f"{'embedded pair':16} tokens/s speedup   tau captions"]
+        for row in embedded["rows"]:
+            lines.append(
+                f"{row['method']:16} {row['tokens_per_s']:8.0f} {row['speedup']:6.2f}x "
+                f"{row['tau']:5.2f} {row['captions']:8.1%}"
+            )
+        equal, clips = embedded["strict_equals_hf"], embedded["clips"]
+        lines.append(f"strict equals hf generate on {equal} of {clips} clips")
+    for row in document["pairs"]:
+        name = f"{row['label']}, context {row['context']}, batch {row['batch']}"
+        if "not_measured" in row:
+            lines += ["", f"{name}: not measured: {row['not_measured']}"]
+            continue
+        lines += ["", f"{name}, gamma {row['gamma']}, {row['replayed']}"]
+        for method, found in row["methods"].items():
+            lines.append(f"  {method:22} {_method(found)}")
+        lines += [f"  {what}: {said}" for what, said in row["checks"].items()]
+        if "speedup" in row:
+            lines.append(f"  speed-up {row['speedup']:.2f}x")
+    return lines
+
+
+def _method(found: dict[str, Any]) -> str:
+    if "not_measured" in found:
+        return f"not measured: {found['not_measured']}"
+    spread = f"{found['p20_ms']:.2f}-{found['p80_ms']:.2f}"
+    words = [f"{found['wall_ms']:9.3f} ms ({spread})"]
+    if "limit_ms" in found:
+        words.append(f"limit {found['limit_ms']:.3f} ({found['share_of_limit']:.0%})")
+    return ", ".join([*words, *([found["loop"]] if "loop" in found else [])])
+
+
+def profile(document: dict[str, Any]) -> list[str]:
+    gaps, within = document["gaps"], document["gaps"]["share_within"]
+    lines = [
+        f"{document['label']}, context {document['context']}, batch {document['batch']}, "
+        f"{document['loop']}",
         f"{'step':28} {'calls':>10} {'graph':>10}",
     ]
     for name, found in document["steps"].items():
         lines.append(f"{name:28} {_us(found['calls_ms']):>10} {_us(found['graph_ms']):>10}")
+    said = "not measured" if within is None else f"{within:.1%}"
+    lines.append(f"gaps within a replayed iteration: {said}; {gaps['replays']} replays")
+    for kernel in document["kernels"][:10]:
+        lines.append(f"{kernel['share']:6.1%} {kernel['count']:7} {kernel['name'][:70]}")
     return lines
 
 
@@ -100,33 +133,16 @@ def _us(milliseconds: float | None) -> str:
 
 
 def describe(document: dict[str, Any]) -> list[str]:
-    """The lines for one file, whichever script wrote it.
+    """The lines for one document, whichever script wrote it.
 
     Raises:
         ValueError: None of them did.
     """
     if "benchmarks" in document:
         return microbenchmarks(document)
-    if "steps" in document:
-        return steps(document)
-    if "strict_equals_hf" in document:
-        return end_to_end(document)
+    kinds = {"e2e": end_to_end, "profile": profile}
+    if document.get("kind") in kinds:
+        return kinds[document["kind"]](document)
     if "rows" in document:
         return correctness(document)
     raise ValueError("expected the JSON of a script of this folder, got another")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="+", type=Path)
-    for path in parser.parse_args().files:
-        print(f"== {path.name}")
-        try:
-            print("\n".join(describe(json.loads(path.read_text()))), end="\n\n")
-        except (OSError, ValueError, KeyError) as error:
-            print(f"{type(error).__name__}: {error}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

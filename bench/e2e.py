@@ -1,0 +1,248 @@
+"""End to end on a device: the embedded pair's real tokens, and pairs of real shapes.
+
+    python bench/e2e.py [embedded] [pairs] [--pair qwen-7b-3b ...] [--context 16384 ...]
+        [--batch 1 8] [--budget 500] [--set fuse=none] [--json FILE]
+    python bench/e2e.py --device cpu --pair tiny        the same code in seconds
+    python bench/e2e.py trace                           record the acceptance that is replayed
+
+Real shapes have random weights (`random_models.py`), which accept nothing: acceptance is replayed
+from a trace of the embedded pair, or from one made for `--tau`. What such a row says is what an
+iteration takes, beside the limit of its bytes, and which speed-up follows at that tau. Methods and
+peers, by the same weights in the same run, are in `measure.py`.
+
+The first size of every pair comes first; for the first pair alone HF compiles its static cache,
+which takes a minute or two. The JSON is written after every row. When `--budget` seconds are over
+nothing new is begun, and what was not reached says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import timing
+import torch
+from cases import Shape
+from clock import Budget, release
+from measure import OURS, measure_row
+from pairs import (
+    BATCH_SIZES,
+    CONTEXTS,
+    PAIRS,
+    REAL,
+    Pair,
+    Size,
+    does_not_fit,
+    free_bytes,
+    needed_bytes,
+    sizes,
+)
+from random_models import build
+from replay import TRACES, AcceptanceTrace
+from rich.console import Console
+from row import Plan, Row
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from lvspec import ops
+from lvspec.config import DecodeConfig
+from lvspec.environment import check_json_path, environment, write_json
+from lvspec.models import Model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PARTS = ("embedded", "pairs", "trace")
+OUT_OF_TIME = "out of time"
+
+
+def overrides(words: list[str]) -> dict[str, Any]:
+    """Fields of `DecodeConfig` from words such as `gamma=8` or `fuse=none`.
+
+    Raises:
+        ValueError: A word has no `=`, or the field is unknown.
+    """
+    found = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or name not in DecodeConfig.__dataclass_fields__:
+            raise ValueError(f"--set: expected FIELD=VALUE of DecodeConfig, got {word!r}")
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
+
+
+def shape_facts(model: Model, shape: Shape) -> dict[str, Any]:
+    """What a model of a row is."""
+    return {"label": shape.label, "pass_gb": model.step_bytes / 1e9, "shape": asdict(shape)}
+
+
+class Report:
+    """The document, written again after every row, and what is printed of it."""
+
+    def __init__(self, path: Path | None, document: dict[str, Any]) -> None:
+        self.path, self.document, self.console = path, document, Console()
+        self.failed = False
+        document["pairs"] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.document["pairs"].append(row)
+        self.write()
+        name = f"{row['label']}, context {row['context']}, batch {row['batch']}"
+        if "not_measured" in row:
+            self.console.print(f"{name}: not measured: {row['not_measured']}", markup=False)
+            return
+        self.console.print(f"{name}, {row['replayed']}", markup=False, soft_wrap=True)
+        for method, found in row["methods"].items():
+            if "not_measured" in found:
+                # A peer may be absent; that ours says nothing is a failure, unless time was over.
+                is_ours = method in OURS and found["not_measured"] != OUT_OF_TIME
+                self.failed = self.failed or is_ours
+                line = f"not measured: {found['not_measured']}"
+            else:
+                line = f"{found['wall_ms']:9.3f} ms"
+                if "limit_ms" in found:
+                    line += f", limit {found['limit_ms']:.3f} ({found['share_of_limit']:.0%})"
+                line += f", {found['loop']}" if "loop" in found else ""
+            self.console.print(f"  {method:22} {line}", markup=False, soft_wrap=True)
+        for name, said in row["checks"].items():
+            self.console.print(f"  {name}: {said}", markup=False, soft_wrap=True)
+        if "speedup" in row:
+            self.console.print(f"  speed-up {row['speedup']:.2f}x", markup=False)
+
+    def embedded(
+        self, config: DecodeConfig, count: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """The embedded pair, if clips can be written here; without, the other part goes on."""
+        try:
+            from embedded import embedded_rows, embedded_table
+        except ModuleNotFoundError as error:
+            found = {"not_measured": f"{error.name} is not installed"}
+            self.console.print(f"embedded pair: not measured: {found['not_measured']}")
+        else:
+            found = embedded_rows(config, count, device, dtype)
+            self.console.print(embedded_table(found))
+        self.document["embedded"] = found
+        self.write()
+
+    def write(self) -> None:
+        if self.path:
+            write_json(self.path, self.document)
+
+
+def run_pair(
+    pair: Pair,
+    chosen: list[Size],
+    plan: Plan,
+    device: torch.device,
+    dtype: torch.dtype,
+    budget: Budget,
+    report: Report,
+) -> None:
+    """All sizes of a pair, which is built once, if any of them fits."""
+    common = {"pair": pair.name, "label": pair.label, "gamma": plan.config.gamma}
+    tokens, item = plan.config.max_new_tokens + 64, dtype.itemsize
+    release(device)
+    free = free_bytes(device)
+    models: list[PreTrainedModel] = []
+    for size in chosen:
+        here = {**common, "context": size.context, "batch": size.batch_size}
+        needed = needed_bytes(pair, size, tokens=tokens, itemsize=item)
+        reason = does_not_fit(needed, free) or (OUT_OF_TIME if budget.left <= 0 else None)
+        if reason is not None:
+            report.add({**here, "not_measured": reason})
+            continue
+        if not models:
+            models = [build(shape, device, dtype) for shape in (pair.target, pair.draft)]
+        row = Row(*models, pair, size, plan)
+        report.add(
+            {
+                **here,
+                "dtype": str(dtype).removeprefix("torch."),
+                "target": shape_facts(row.target, pair.target),
+                "draft": shape_facts(row.draft, pair.draft),
+                "replayed": f"replayed tau = {plan.trace.tau:.2f} ({plan.trace.name})",
+                "needed_gb": needed / 1e9,
+                "fuse": plan.config.fuse,
+                **measure_row(row, budget),
+            }
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("parts", nargs="*", help="embedded, pairs (default: both), trace")
+    parser.add_argument("--device", type=torch.device, default=torch.device(default))
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16, on a CPU float32")
+    parser.add_argument("--pair", nargs="+", choices=PAIRS, default=REAL, dest="pairs")
+    parser.add_argument("--context", type=int, nargs="+", default=list(CONTEXTS))
+    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCH_SIZES))
+    parser.add_argument("--gamma", type=int, default=12)
+    parser.add_argument("--trace", default="lvspec", help="of bench/traces: lvspec or strict")
+    parser.add_argument("--tau", type=float, help="a synthetic trace of this tau instead")
+    parser.add_argument("--iterations", type=int, default=20, help="timed, of every method")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--no-compile", action="store_true", help="nor HF's static cache")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="fields")
+    parser.add_argument("--clips", type=int, default=12, help="of the embedded pair")
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    budget = Budget(arguments.budget)
+    parts = arguments.parts or ["embedded", "pairs"]
+    for part in parts:
+        if part not in PARTS:
+            parser.error(f"expected some of {', '.join(PARTS)}, got {part}")
+    try:
+        fields = overrides(arguments.fields)
+        if arguments.tau is None:
+            trace = None if "trace" in parts else AcceptanceTrace.recorded(arguments.trace)
+        else:
+            trace = AcceptanceTrace.synthetic(arguments.tau)
+        config = DecodeConfig(**{"gamma": arguments.gamma, **fields})
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    if arguments.json:
+        check_json_path(arguments.json)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    device = arguments.device
+    is_cuda = device.type == "cuda"
+    if "trace" in parts:
+        from embedded import record_traces
+
+        write_json(TRACES / "embedded-gamma12.json", record_traces(config, arguments.clips))
+        return 0
+    document = {
+        "kind": "e2e",
+        "gamma": config.gamma,
+        "set": fields,
+        "backend": ops.active_backend(device.type),
+        "limits": timing.device_facts(device),
+        "environment": environment(device),
+    }
+    report = Report(arguments.json, document)
+    if "embedded" in parts:
+        dtype = DTYPES[arguments.dtype or "float32"]
+        report.embedded(config, arguments.clips, device, dtype)
+    if "pairs" in parts:
+        peers = not arguments.no_peers
+        plan = Plan.of(config, trace, arguments.iterations, peers=peers)
+        dtype = DTYPES[arguments.dtype or ("bfloat16" if is_cuda else "float32")]
+        first, *others = sizes(arguments.context, arguments.batch)
+        for index, name in enumerate(arguments.pairs):
+            compiles = index == 0 and not arguments.no_compile
+            its_plan = replace(plan, compiles=compiles)
+            run_pair(PAIRS[name], [first], its_plan, device, dtype, budget, report)
+        # A pair is built again for the rest, which costs less than a pair without a row.
+        for name in arguments.pairs if others else ():
+            run_pair(PAIRS[name], others, plan, device, dtype, budget, report)
+    return int(report.failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
