@@ -122,6 +122,9 @@ class Model:
         """The same with another head."""
         weights = {*self.text.parameters()} - {self.text.get_input_embeddings().weight}
         weights |= {*head.parameters()}  # may be the embeddings
+        # Some that are quantised are buffers; those of one dimension are angles and ids.
+        buffers = (*self.text.buffers(), *head.buffers())
+        weights |= {buffer for buffer in buffers if buffer.dim() > 1}
         return sum(stored_bytes(weight) for weight in weights)
 
     def new_cache(self, *, batch_size: int, capacity: int, num_slots: int) -> SlotCache:
