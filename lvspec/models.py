@@ -203,7 +203,9 @@ class Model:
         logits_of = self.hf.lm_head if head is None else head
         recorded = None
         if self.records(cache):
-            key = (*tokens.shape, depths.dim(), scores, None if head is None else head.key)
+            key = (*tokens.shape, depths.dim(), scores)
+            if head is not None:
+                key += (head.key,)
             recorded = self.recorder.get(
                 key,
                 lambda: _Pass(self.text, logits_of, scores),
