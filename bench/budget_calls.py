@@ -162,4 +162,35 @@ def _cache_calls() -> list[Call]:
     return calls
 
 
-CALLS: list[Call] = [*_attention_calls(), *_acceptance_calls(), *_cache_calls()]
+def _model_part_calls() -> list[Call]:
+    """Sizes of Qwen2.5-VL 3B, 7B and 72B, and of LLaVA-OneVision 0.5B; heads of 64, 80 and 128."""
+    calls: list[Call] = []
+    rows = 13
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        for hidden in (896, 2048, 3584, 8192):
+            x, weight = _empty(1, rows, hidden, dtype=dtype), _empty(hidden, dtype=dtype)
+            calls.append(_call("rms_norm", f"{name} H={hidden}", x, weight, 1e-6))
+            calls.append(_call("add_rms_norm", f"{name} H={hidden}", x, x, weight, 1e-6))
+        head = _empty(1, rows, 16, 128, dtype=dtype)  # Qwen3-VL norms heads
+        calls.append(_call("rms_norm", f"{name} D=128", head, _empty(128, dtype=dtype), 1e-6))
+        gate = _empty(1, rows, 18944, dtype=dtype)
+        calls.append(_call("silu_multiply", name, gate, gate))
+        positions = _empty(3, 1, rows, dtype=torch.int64)
+        tables = (_empty(64), _int32(64))
+        calls.append(_call("rotary_angles", name, positions, *tables, 1.0, dtype))
+        for head_dim in (64, 80, 128):
+            q, k = (_empty(1, rows, heads * head_dim, dtype=dtype) for heads in (28, 4))
+            angles = (_empty(1, rows, head_dim, dtype=dtype),) * 2
+            cache = _empty(28, 1, 4, 4608, head_dim, dtype=dtype)
+            given = (q, k, k, *angles, cache, cache, 1, _int32(1))
+            calls.append(_call("rotate_and_write", f"{name} D={head_dim}", *given))
+    return calls
+
+
+CALLS: list[Call] = [
+    *_attention_calls(),
+    *_acceptance_calls(),
+    *_cache_calls(),
+    *_model_part_calls(),
+]

@@ -28,9 +28,10 @@ from transformers import (
 )
 
 from lvspec import ops, tree
-from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
+from lvspec.config import FUSE
 from lvspec.environment import check_json_path, environment, write_json
+from lvspec.fused import Fuse
 from lvspec.models import Model
 from lvspec.policy import AcceptancePolicy
 from lvspec.relevance import get_scorer
@@ -38,7 +39,7 @@ from lvspec.relevance import get_scorer
 MODELS = {shape.name: shape for shape in (QWEN_3B, QWEN_7B, QWEN_32B, SMALL)}
 
 
-def build(shape: Shape, layers: int, device: torch.device, dtype: torch.dtype) -> Model:
+def build(shape: Shape, layers: int, device: torch.device, dtype: torch.dtype, fuse: Fuse) -> Model:
     """Qwen2.5-VL of this shape with random weights."""
     hidden = shape.num_q_heads * shape.head_dim
     sections = [shape.head_dim // 8, 3 * shape.head_dim // 16, 3 * shape.head_dim // 16]
@@ -75,9 +76,10 @@ def build(shape: Shape, layers: int, device: torch.device, dtype: torch.dtype) -
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return Model(Qwen2_5_VLForConditionalGeneration(config).eval(), "target")
+            hf = Qwen2_5_VLForConditionalGeneration(config).eval()
     finally:
         torch.set_default_dtype(before)
+    return Model(hf, "target", fuse=fuse)
 
 
 def filled_cache(model: Model, context: int, num_slots: int) -> SlotCache:
@@ -135,6 +137,7 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=16384)
     parser.add_argument("--gamma", type=int, default=12)
     parser.add_argument("--rows", type=int, default=25, help="of the profile")
+    parser.add_argument("--fuse", choices=FUSE, default="kernels", help="see DecodeConfig.fuse")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--trace", type=Path, help="write a Chrome trace of the verify pass")
     arguments = parser.parse_args()
@@ -144,7 +147,7 @@ def main() -> int:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     layers = arguments.layers or shape.num_layers
     num_slots = arguments.gamma + 1
-    model = build(shape, layers, device, dtype)
+    model = build(shape, layers, device, dtype, arguments.fuse)
     cache = filled_cache(model, arguments.context, num_slots)
     tokens = torch.randint(8, shape.vocabulary, (1, num_slots), device=device)
     depths = torch.arange(num_slots, device=device)
@@ -160,7 +163,7 @@ def main() -> int:
         output = model.step(tokens, depths, ancestors, cache, scores=True)
         return output.logits, scorer(output)
 
-    with lvspec_attention_on(model.text):
+    with model.active():
         logits, relevance = verify()
 
     def accept_and_commit() -> Any:
@@ -171,7 +174,7 @@ def main() -> int:
 
     console = Console()
     steps: dict[str, dict[str, float | None]] = {}
-    with lvspec_attention_on(model.text):
+    with model.active():
         steps["1 row"] = times(one_row, device)
         steps[f"{num_slots} rows, scores"] = times(verify, device)
         steps["statistics, accept, commit"] = times(accept_and_commit, device)
@@ -203,6 +206,7 @@ def main() -> int:
             "layers": layers,
             "context": arguments.context,
             "gamma": arguments.gamma,
+            "fuse": arguments.fuse,
             "steps": steps,
             "backend": ops.active_backend(device.type),
             "limits": timing.device_facts(device),

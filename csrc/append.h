@@ -4,6 +4,8 @@
 // would pay.
 #pragma once
 
+#include <cstring>
+
 #include "types.h"
 
 namespace lvspec::LVSPEC_ARCH {
@@ -18,11 +20,12 @@ static void append_sequence(const Append& a, int64_t b) {
   bool& finished = a.finished[b];
   int32_t& count = a.num_out[b];
   int64_t end = -1, nan_row = a.no_nan;
+  int64_t* report = a.report + b * (kReportHead + slots);
   for (int64_t i = 0; i < slots; ++i) {
     const int64_t next = (i + 1) % slots;
     const int64_t token = i < accepted ? tokens[row(next)] : bonus;
     const int64_t place = b * a.width + count + i;  // those behind the kept are scratch
-    a.out_ids[place] = token;
+    a.out_ids[place] = report[kReportHead + i] = token;
     a.out_kinds[place] = i < accepted ? a.kind[b * slots + next] : a.bonus_kind;
     if (a.relevance != nullptr) a.out_relevance[place] = a.relevance[b * slots + row(i)];
     for (int64_t e = 0; e < a.num_eos_ids && i <= accepted && end < 0; ++e)
@@ -41,7 +44,10 @@ static void append_sequence(const Append& a, int64_t b) {
   finished = finished || end >= 0 || count >= a.max_new[0];
   // The rows of what is finished are never read again, and must not run out of the cache.
   if (!finished) a.kv_len[b] += int32_t(accepted) + 1;
-  a.report[3 * b] = count, a.report[3 * b + 1] = finished, a.report[3 * b + 2] = int32_t(nan_row);
+  report[0] = count, report[1] = finished, report[2] = nan_row;
+  report[3] = accepted, report[4] = a.drafted_slots[b];
+  const double used = double(static_cast<const S*>(a.regret_used)[b]);
+  std::memcpy(report + 5, &used, sizeof used);
 }
 
 static void append_sequences(int64_t begin, int64_t end, void* context) {

@@ -319,11 +319,11 @@ Tensor visual_importance(Tensor q, Tensor k_cache, Tensor kv_len, Tensor visual,
 // Everything lvspec/commit.py passes; dtypes and shapes are those of DecodeState and Acceptance.
 Tensor cpu_append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor num_out,
                   Tensor max_new, Tensor last_two, Tensor regret_used, Tensor finished,
-                  Tensor eos_ids, Tensor kv_len, Tensor tokens, Tensor path, Tensor num_accepted,
-                  Tensor bonus_id, Tensor kind, Tensor regret, Tensor lse,
+                  Tensor eos_ids, Tensor kv_len, Tensor tokens, Tensor num_slots, Tensor path,
+                  Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret, Tensor lse,
                   std::optional<Tensor> relevance, int64_t bonus_kind, int64_t no_nan) {
   lvspec::Append a{};
-  tokens = packed(tokens), lse = packed(lse);
+  tokens = packed(tokens), num_slots = packed(num_slots), lse = packed(lse);
   if (relevance.has_value()) relevance = packed(*relevance);
   a.batch_size = tokens.size(0), a.num_slots = tokens.size(1), a.width = out_ids.size(1);
   a.num_eos_ids = eos_ids.size(0), a.no_nan = no_nan, a.bonus_kind = uint8_t(bonus_kind);
@@ -342,17 +342,17 @@ Tensor cpu_append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor
   a.kv_len = static_cast<int32_t*>(kv_len.mutable_data_ptr());
   a.tokens = pointer<int64_t>(tokens), a.path = pointer<int32_t>(path);
   a.num_accepted = pointer<int32_t>(num_accepted), a.bonus_id = pointer<int64_t>(bonus_id);
-  a.kind = pointer<uint8_t>(kind);
+  a.kind = pointer<uint8_t>(kind), a.drafted_slots = pointer<int32_t>(num_slots);
   a.regret = regret.const_data_ptr(), a.lse = lse.const_data_ptr();
   a.relevance = pointer_or_null<float>(relevance);
-  Tensor report = empty(tokens, {a.batch_size, 3}, ScalarType::Int);
-  a.report = static_cast<int32_t*>(report.mutable_data_ptr());
+  Tensor report = empty(tokens, {a.batch_size, lvspec::kReportHead + a.num_slots}, ScalarType::Long);
+  a.report = static_cast<int64_t*>(report.mutable_data_ptr());
   a.parallel_for = parallel_for;
   kernels().append(a);
   return report;
 }
 
-// From here on: operations of recorded passes. lvspec/capture.py and lvspec/fused.py see to it that
+// From here on: operations of recorded passes. lvspec/capture.py and lvspec/fused see to it that
 // tensors are float32 and weights contiguous.
 Tensor cpu_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   lvspec::Linear a{};
@@ -481,8 +481,8 @@ extern "C" __attribute__((visibility("default"))) const char* lvspec_instruction
 STABLE_TORCH_LIBRARY_FRAGMENT(lvspec, m) {
   m.def("cpu_append(Tensor(a!) out_ids, Tensor(b!) out_kinds, Tensor(c!) out_relevance, "
         "Tensor(d!) num_out, Tensor max_new, Tensor(e!) last_two, Tensor(f!) regret_used, "
-        "Tensor(g!) finished, Tensor eos_ids, Tensor(h!) kv_len, Tensor tokens, Tensor path, "
-        "Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret, Tensor lse, "
+        "Tensor(g!) finished, Tensor eos_ids, Tensor(h!) kv_len, Tensor tokens, Tensor num_slots, "
+        "Tensor path, Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret, Tensor lse, "
         "Tensor? relevance, int bonus_kind, int no_nan) -> Tensor");
   m.def("cpu_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def("cpu_gated_linear(Tensor x, Tensor gate, Tensor up) -> Tensor");

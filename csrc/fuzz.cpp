@@ -466,6 +466,8 @@ void fuzz_append(Random& random) {
   Array lse = numbers(random, a.type, slots, false, 1, true);
   Array relevance = numbers(random, Type::f32, slots, false, 1, false);
   a.max_new = max_new.as<int32_t>(), a.eos_ids = eos_ids.as<int64_t>();
+  Array drafted_slots = integers<int32_t>(random, each, false, 1, a.num_slots);
+  a.drafted_slots = drafted_slots.as<int32_t>();
   a.tokens = tokens.as<int64_t>(), a.path = path.as<int32_t>();
   a.num_accepted = num_accepted.as<int32_t>(), a.bonus_id = bonus_id.as<int64_t>();
   a.kind = kind.as<uint8_t>(), a.regret = regret.as<void>(), a.lse = lse.as<void>();
@@ -475,7 +477,7 @@ void fuzz_append(Random& random) {
        in_place(a.out_relevance, out_relevance), in_place(a.num_out, num_out),
        in_place(a.last_two, last_two), in_place(a.regret_used, regret_used),
        in_place(a.finished, finished), in_place(a.kv_len, kv_len),
-       exact(a.report, 3 * a.batch_size)},
+       exact(a.report, (lvspec::kReportHead + a.num_slots) * a.batch_size)},
       {}, [] {});
 }
 

@@ -181,6 +181,8 @@ struct WriteKv {
 };
 
 // Of commit in lvspec/commit.py; [B, num_slots] but for out_*, which are [B, width].
+constexpr int64_t kReportHead = 6;
+
 struct Append {
   Type type;  // of lse and regrets: f32 or f64
   int64_t* out_ids;
@@ -199,7 +201,8 @@ struct Append {
   const uint8_t* kind;
   const void *regret, *lse;
   const float* relevance;  // null: not given
-  int32_t* report;         // [B, 3]
+  const int32_t* drafted_slots;
+  int64_t* report;  // [B, kReportHead + num_slots], see lvspec/reports.py
   int64_t batch_size, num_slots, width, num_eos_ids, no_nan;
   uint8_t bonus_kind;
   ParallelFor parallel_for;

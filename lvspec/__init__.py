@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lvspec.config import DecodeConfig
-    from lvspec.generate import (
-        GenerationInterrupted,
-        NonFiniteLogits,
-        generate,
-        generate_many,
-    )
+    from lvspec.decoder import Decoder, GenerationInterrupted
+    from lvspec.engine import NonFiniteLogits
+    from lvspec.generate import generate, generate_many
     from lvspec.hf import custom_generate
     from lvspec.loading import Pair, load_pair
     from lvspec.policy import AcceptancePolicy
@@ -31,10 +28,11 @@ _HOMES = {
     "AcceptancePolicy": "policy",
     "AnchorTree": "trees",
     "DecodeConfig": "config",
+    "Decoder": "decoder",
     "DynamicTree": "trees",
     "Generation": "trace",
-    "GenerationInterrupted": "generate",
-    "NonFiniteLogits": "generate",
+    "GenerationInterrupted": "decoder",
+    "NonFiniteLogits": "engine",
     "Pair": "loading",
     "custom_generate": "hf",
     "frequent_tokens": "vocabulary",
@@ -47,6 +45,7 @@ __all__ = [
     "AcceptancePolicy",
     "AnchorTree",
     "DecodeConfig",
+    "Decoder",
     "DynamicTree",
     "Generation",
     "GenerationInterrupted",

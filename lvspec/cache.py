@@ -26,8 +26,9 @@ class SlotCache(Cache):
         visual: uint8 `[B, N]`, 1 where the position holds a video token.
         positions: int64 `[R, B, N]`, the rotary position of every cache position, those behind the
             prompt included: time, height and width, or one row.
-        plan: Where split-KV kernels cut the cache; None where the backend does not split, or where
-            the prompts have so many short runs of video that a mask is the better way.
+        plan: Where split-KV kernels cut the cache, at fixed addresses; None where the backend does
+            not split, or where a prompt has so many short runs of video that a mask is the better
+            way.
         workspace: uint8, scratch of the operations; None where the backend needs none.
     """
 
@@ -55,6 +56,8 @@ class SlotCache(Cache):
         self.positions = torch.zeros(positions, dtype=torch.int64, device=device)
         self.plan: ops.SplitPlan | None = None
         self.workspace: Tensor | None = None
+        self._tables: ops.SplitPlan | None = None
+        self._without_plan: set[int] = set()
         self._prompt_len = [0] * batch_size
         self._written: Tensor | None = None
         self._sizes = (num_slots, heads, text_config.vocab_size)
@@ -106,8 +109,10 @@ class SlotCache(Cache):
         following = self.positions[..., -1:] + torch.arange(1, more + 1, device=self.k.device)
         self.positions = torch.cat([self.positions, following], dim=-1)
         self._make_workspace()
-        if self.plan is not None:
-            self.plan = self._make_plan()
+        self._tables = None
+        for sequence, length in enumerate(self._prompt_len):
+            if length:
+                self._plan(sequence)
 
     def begin_step(self, num_slots: int) -> None:
         """The next forward writes `num_slots` rows per sequence, from `kv_len` on."""
@@ -153,8 +158,7 @@ class SlotCache(Cache):
         self.visual[sequence, :length] = visual.to(torch.uint8)
         self.kv_len[sequence] = length
         self._prompt_len[sequence] = length
-        if ops.active_backend(self.k.device.type) == "triton":
-            self.plan = self._make_plan()
+        self._plan(sequence)
 
     def keep(self, sequence: int, rows: Tensor, source: SlotCache | None = None) -> None:
         """Make some rows of a prefilled prompt all that a slot holds of it.
@@ -180,14 +184,28 @@ class SlotCache(Cache):
         """A cache for one more pass over rows of slot `sequence` that are there already."""
         return ReadingView(self, sequence)
 
-    def _make_plan(self) -> ops.SplitPlan | None:
-        kv_heads = self.k.shape[2]
-        plan = ops.plan_splits(
-            self.visual.cpu(), torch.tensor(self._prompt_len), num_kv_heads=kv_heads
-        )
-        if plan.start.shape[1] > _most_pieces(self.capacity, kv_heads):
-            return None
-        return ops.SplitPlan(*(table.to(self.k.device) for table in plan))
+    def _plan(self, sequence: int) -> None:
+        """Cut a prompt into pieces, in a table whose shape and address stay."""
+        if ops.active_backend(self.k.device.type) != "triton":
+            return
+        _, batch_size, kv_heads, capacity, _ = self.k.shape
+        width = _most_pieces(capacity, kv_heads)
+        if self._tables is None:
+            table = torch.zeros(3, batch_size, width, dtype=torch.int32, device=self.k.device)
+            self._tables = ops.SplitPlan(*table)
+            self._tables.kind.fill_(-1)  # padding
+        visual, length = self.visual[sequence : sequence + 1].cpu(), self._prompt_len[sequence]
+        try:
+            plan = ops.plan_splits(
+                visual, torch.tensor([length]), num_kv_heads=kv_heads, num_pieces=width
+            )
+        except ValueError:  # more pieces than that
+            self._without_plan.add(sequence)
+        else:
+            self._without_plan.discard(sequence)
+            for table, row in zip(self._tables, plan, strict=True):
+                table[sequence] = row[0].to(table.device)
+        self.plan = None if self._without_plan else self._tables
 
 
 def _most_pieces(capacity: int, num_kv_heads: int) -> int:

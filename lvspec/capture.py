@@ -18,8 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lvspec.fused import Patch, fused, recognise
-from lvspec.ops import active_backend
+from lvspec.fused import Fuse, FusedParts, Patch, fused
 
 Pass = Callable[..., tuple[Tensor, ...]]
 _Key = tuple[Hashable, ...]
@@ -31,10 +30,9 @@ class _Recordings:
     def __init__(self) -> None:
         self.weights: list[tuple[int, torch.dtype]] = []
         self.passes: dict[_Key, Pass | None] = {}
-        self.patches: list[Patch] | None = None
 
 
-_RECORDINGS: WeakKeyDictionary[nn.Module, _Recordings] = WeakKeyDictionary()
+_RECORDINGS: WeakKeyDictionary[nn.Module, dict[Fuse, _Recordings]] = WeakKeyDictionary()
 
 
 class PassRecorder:
@@ -43,11 +41,14 @@ class PassRecorder:
     Args:
         text: The text model; its recordings live as long as it does.
         head: What makes logits of its output.
+        parts: What stands in for parts of the two.
     """
 
-    def __init__(self, text: nn.Module, head: nn.Module) -> None:
-        self._recordings = _RECORDINGS.setdefault(text, _Recordings())
-        self._modules = modules = [*text.modules(), *head.modules()]
+    def __init__(self, text: nn.Module, head: nn.Module, parts: FusedParts) -> None:
+        by_fuse = _RECORDINGS.setdefault(text, {})
+        self._recordings = by_fuse.setdefault(parts.fuse, _Recordings())
+        self._parts = parts
+        modules = [*text.modules(), *head.modules()]
         weights = [*text.parameters(), *head.parameters()]
         buffers = [*text.buffers(), *head.buffers()]
         # What a hook does in Python would not be recorded, and quantised weights are more than one
@@ -62,19 +63,13 @@ class PassRecorder:
             if self._recordings.weights != places:  # moved, converted or replaced since
                 self._recordings.weights = places
                 self._recordings.passes.clear()
-                self._recordings.patches = None
 
     def fused(self) -> AbstractContextManager[None]:
         """Within this context the model's parts call operations of `csrc/`, recorded or not."""
         return fused(self._patches())
 
     def _patches(self) -> list[Patch]:
-        if not self._is_plain or active_backend("cpu") != "cpp":
-            return []
-        if self._recordings.patches is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self._recordings.patches = recognise(self._modules)
-        return self._recordings.patches
+        return self._parts.recorded() if self._is_plain else []
 
     def get(
         self,
@@ -94,16 +89,8 @@ class PassRecorder:
         passes = self._recordings.passes
         if key not in passes:
             made = make_pass()
-            passes[key] = _record(made, example, [*self._patches(), *self._patches_of(made)])
+            passes[key] = _record(made, example, [*self._patches(), *self._parts.beside(made)])
         return passes[key]
-
-    def _patches_of(self, made: nn.Module) -> list[Patch]:
-        """Those of what a pass has beside the model, such as a head of its own."""
-        if not self._patches():
-            return []
-        known = set(self._modules)
-        with torch.inference_mode(False), torch.no_grad():
-            return recognise(module for module in made.modules() if module not in known)
 
 
 def _record(

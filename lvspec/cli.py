@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import NoReturn
 
-from lvspec.commands import say
+from lvspec.commands import say, say_progress
 
 COMMANDS = {
     "generate": ("lvspec.commands.generate", "caption videos with a target and a draft"),
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    say_progress()
     try:
         arguments = _parser(words).parse_args(words)
         return arguments.func(arguments)

@@ -15,6 +15,7 @@ from lvspec.trees import AnchorTree, Tree, check_count, check_slots, check_tree
 
 DRAFT_ANCHOR_THRESHOLD = 0.065
 KEEP_BY = ("attention", "uniform")
+FUSE = ("kernels", "compile", "none")
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,19 @@ class DecodeConfig:
             else. None: drawn from torch's global generator.
         scorer: Visual relevance of a row: a name in `lvspec.relevance.SCORERS`, or a function of
             the target's `StepOutput` that returns float32 `[B, S]`.
-        capture: Whether to record the models' passes and replay them without HF's Python (on a
-            CPU; see `lvspec.capture`). Modules with hooks are never recorded.
+        capture: Whether to replay what is the same in every iteration without HF's Python. On CUDA
+            a whole iteration is captured in a CUDA graph (see `lvspec.graph`), on a CPU the models'
+            passes are recorded (`lvspec.capture`). Modules with hooks are never captured.
+        lag: How many iterations late the host looks at what was generated, from 0 to 8; the output
+            does not depend on it. With 1 the device never waits for the host, and computes one
+            iteration in vain when a sequence ends by an end of sequence or a stop; with 0 nothing
+            is in vain, and between two iterations the device waits for the host to look. None: 1 on
+            CUDA, 0 on a CPU, whose work is done when the host looks.
+        fuse: What stands in for the small operations of the text models (norms, activations, rotary
+            embeddings, cache writes), around HF's modules. "kernels": operations of lvspec, C++ in
+            recorded passes on a CPU, Triton on CUDA devices. "none": HF's own code. "compile":
+            `torch.compile` of norms, gated MLPs and rotary embeddings, in passes; such passes are
+            not recorded. A module that is not recognised is always left as it is.
         trace: Whether to keep what happened to every drafted token (`Generation.trace`).
 
     Raises:
@@ -102,6 +114,8 @@ class DecodeConfig:
     seed: int | None = None
     scorer: str | Callable[..., Tensor] = "attention_peak"
     capture: bool = True
+    lag: int | None = None
+    fuse: Literal["kernels", "compile", "none"] = "kernels"
     trace: bool = False
 
     def __post_init__(self) -> None:
@@ -116,6 +130,8 @@ class DecodeConfig:
             raise ValueError(
                 f"draft_keep_by: expected one of {', '.join(KEEP_BY)}, got {self.draft_keep_by!r}"
             )
+        if self.fuse not in FUSE:
+            raise ValueError(f"fuse: expected one of {', '.join(FUSE)}, got {self.fuse!r}")
         check_count("ngram_max", self.ngram_max)
         if self.draft_ngram != 0:
             check_count("draft_ngram", self.draft_ngram, most=MAX_SLOTS - 2)
@@ -125,6 +141,8 @@ class DecodeConfig:
         check_count("max_new_tokens", self.max_new_tokens)
         if self.cache_capacity is not None:
             check_count("cache_capacity", self.cache_capacity)
+        if self.lag is not None:
+            check_count("lag", self.lag, least=0, most=8)
         if self.cost_ratio is not None and not 0 < self.cost_ratio < float("inf"):
             raise ValueError(f"cost_ratio: expected a number > 0, got {self.cost_ratio}")
         confidence = self.stop_at_unsure_anchors

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lvspec.accept import accept
-from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
-from lvspec.commit import NO_NAN, commit
+from lvspec.commit import commit
 from lvspec.config import DecodeConfig
-from lvspec.draft import Draft, Drafter
+from lvspec.draft import CachedDrafter, Draft, Drafter
+from lvspec.graph import GraphedLoop, make_loop
 from lvspec.models import Model
-from lvspec.ops import Acceptance
+from lvspec.ops import Acceptance, LogitStats
 from lvspec.policy import AcceptancePolicy
 from lvspec.processors import Processors
 from lvspec.relevance import get_scorer
+from lvspec.reports import NO_NAN, Mailbox, Report
 from lvspec.sampling import Sampler, draw
 from lvspec.sequence import Request, Sequence
 from lvspec.state import DecodeState
@@ -49,7 +50,7 @@ class Iteration:
         acceptance: What stood.
         wanted: int32 `[B, S]`, the target's choice at each slot.
         relevance: float32 `[B, S]`, or None where it was not computed.
-        report: int32 `[B, 3]`, see `commit`.
+        report: int64 `[B, HEAD + S]`, see `commit`.
     """
 
     draft: Draft
@@ -58,12 +59,33 @@ class Iteration:
     relevance: Tensor | None
     report: Tensor
 
+    def trace_tensors(self) -> tuple[Draft, Tensor, Tensor | None, Acceptance]:
+        """A copy of what a trace keeps, for the next replay writes over it."""
+        shape = self.draft.shape
+        shape = replace(shape, parents=shape.parents.clone(), num_slots=shape.num_slots.clone())
+        draft = replace(self.draft, tokens=self.draft.tokens.clone(), shape=shape, logits=None)
+        relevance = None if self.relevance is None else self.relevance.clone()
+        acceptance = Acceptance(*(x.clone() for x in self.acceptance))
+        return draft, self.wanted.clone(), relevance, acceptance
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """An iteration on whose report the host has not looked: whose it is, and for their traces."""
+
+    sequences: tuple[Sequence | None, ...]
+    trace: tuple[Draft, Tensor, Tensor | None, Acceptance] | None
+
 
 class Engine:
     """Decodes up to `batch_size` sequences at a time.
 
     Every sequence is prefilled by itself into its place, without padding; one that ends leaves its
     place to the next. Lengths and acceptances differ from place to place.
+
+    The host launches an iteration and looks at the report of an earlier one, `lag` iterations late,
+    while the device goes on: it never waits within one. What a sequence got in iterations that were
+    launched before its end was seen is not shown.
 
     Args:
         target: The target.
@@ -77,6 +99,7 @@ class Engine:
 
     Attributes:
         ended: Sequences that have ended, for the caller to take.
+        loop: Says by its `description` how iterations are run.
     """
 
     def __init__(
@@ -114,6 +137,25 @@ class Engine:
                 num_slots=self.num_slots,
                 device=target.device,
             )
+        obstacle = None
+        if self.processors.need_paths:
+            obstacle = "a logits processor looks at earlier tokens"
+        lag = (1 if target.device.type == "cuda" else 0) if config.lag is None else config.lag
+        # What processors look at must be known on the host.
+        self._lag = 0 if obstacle else lag
+        models = [target, drafter.model] if isinstance(drafter, CachedDrafter) else [target]
+        self.loop: GraphedLoop[Iteration] = make_loop(
+            models, capture=config.capture, obstacle=obstacle
+        )
+        self._is_timed = True
+        self._allocations = 0
+        self._launched: deque[_Launched] = deque()
+        self._mailbox = Mailbox(
+            batch_size=batch_size,
+            num_slots=self.num_slots,
+            device=target.device,
+            size=self._lag + 1,
+        )
         self.state = DecodeState(
             batch_size=batch_size,
             max_new_tokens=config.max_new_tokens,
@@ -155,9 +197,17 @@ class Engine:
             )
         elif capacity > self.cache.capacity:
             capacity = max(capacity, self.cache.capacity * 5 // 4)  # requests differ a little
-            self.cache.grow(capacity)
+            if len(self.active) > 1:
+                self.cache.grow(capacity)
+            else:  # nothing is in it, so there need not be two of them for a while
+                self.cache = None
+                self.drafter.release()
+                self.cache = self.target.new_cache(
+                    batch_size=batch_size, capacity=capacity, num_slots=self.num_slots
+                )
         else:
             return
+        self._allocations += 1
         self.drafter.allocate(batch_size=batch_size, capacity=capacity)
 
     def admit(self, request: Request) -> None:
@@ -168,12 +218,12 @@ class Engine:
         """
         place = self.free_place
         prompt = request.prompt
-        stats = DecodeStats(self.target.device, self.drafter.gamma, place, depth=self.drafter.depth)
+        stats = DecodeStats(self.target.device, self.drafter.gamma, depth=self.drafter.depth)
         trace = Trace(place) if self.config.trace else None
         sequence = Sequence(request, place, stats, trace, self.stopping)
         self.places[place] = sequence
         try:
-            with stats.timer.phase("prefill"):
+            with self._on_device(), stats.timer.phase("prefill"):
                 self.reserve(prompt.shape[1])
                 logits = self.target.prefill(request.inputs, self.cache, place)
                 if request.draft_inputs is not None:
@@ -190,16 +240,16 @@ class Engine:
                 if self.processors:
                     logits = self.processors.rows(logits, [prompt[0]])
                 first = self._first_token(sequence, logits)
-                is_nan = logits.isnan().any()
                 self.state.begin(place, prompt[0, -1:], first)
-                is_nan, is_finished = torch.stack([is_nan, self.state.finished[place]]).tolist()
+                flags = torch.stack([logits.isnan().any(), self.state.finished[place]])
+                is_nan, is_finished, token = torch.cat([flags.long(), first]).tolist()
         except Exception:
             self.places[place] = None
             raise
         if is_nan:
             self._fail(sequence, "the prompt")
             return
-        is_stopped = sequence.advance(self.state, 1)
+        is_stopped = sequence.advance([token])
         if is_finished or is_stopped:
             self._release(sequence)
 
@@ -208,31 +258,74 @@ class Engine:
         sampler = self.state.sampler
         if sampler is None:
             return logits[0].argmax(keepdim=True)
-        return draw(logits[None], sampler.begin(sequence.place, sequence.request.index))[0]
+        return draw(logits[None], sampler.begin(sequence.place, sequence.request.number))[0]
 
     @contextmanager
     def attention(self) -> Iterator[None]:
         """`iterate` is called within this context, prompts are admitted outside."""
         with ExitStack() as stack:
-            stack.enter_context(lvspec_attention_on(self.target.text))
+            stack.enter_context(self._on_device())
+            stack.enter_context(self.target.active())
             stack.enter_context(self.drafter.active())
             yield
 
+    def _on_device(self) -> AbstractContextManager:
+        """Events and graphs are of the current device: it is the target's."""
+        device = self.target.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
     def iterate(self) -> None:
-        """Draft, verify, accept, commit: at least one more token for every sequence."""
-        done = self.run_phases()
-        report = done.report.tolist()
-        for sequence in self.active:
-            count, is_finished, nan_row = report[sequence.place]
-            if nan_row != NO_NAN:
-                self._fail(sequence, f"iteration {sequence.stats.num_iterations}, row {nan_row}")
-                continue
-            sequence.stats.record(done.acceptance.num_accepted, done.draft.shape.num_slots)
-            if sequence.trace is not None:
-                sequence.trace.record(done.draft, done.wanted, done.relevance, done.acceptance)
-            is_stopped = sequence.advance(self.state, count)
-            if is_finished or is_stopped:
-                self._release(sequence)
+        """Draft, verify, accept, commit: at least one more token for every sequence, some day.
+
+        Launches an iteration, and looks at the report of the one `lag` iterations before. Where all
+        that is missing is under way already, nothing is launched.
+        """
+        is_needed = any(self._is_open(sequence) for sequence in self.active)
+        if is_needed:
+            self._launch()
+        if len(self._launched) > self._lag or not is_needed:
+            self._look()
+
+    def _is_open(self, sequence: Sequence) -> bool:
+        """Whether iterations under way may leave something for another; each gives a token."""
+        under_way = sum(sequence in launched.sequences for launched in self._launched)
+        return sequence.count + under_way < self.config.max_new_tokens
+
+    def _launch(self) -> None:
+        """One iteration, by a graph if there is one, and its report on the way to the host."""
+        if self.loop.is_due(self._allocations, self.cache.plan is None):
+            with self._phase("capture"):
+                self._is_timed = False
+                self.loop.capture(self.run_phases)
+                self._is_timed = True
+        if self.loop.is_captured:
+            with self._phase("iteration"):
+                done = self.loop.replay()
+        else:
+            done = self.run_phases()
+        trace = done.trace_tensors() if self.config.trace else None
+        self._launched.append(_Launched(tuple(self.places), trace))
+        self._mailbox.send(done.report)
+
+    def _look(self) -> None:
+        """At the oldest report, for the sequences that were there and have not ended since."""
+        launched, reports = self._launched.popleft(), self._mailbox.receive()
+        for sequence, report in zip(launched.sequences, reports, strict=True):
+            if sequence is not None and not sequence.is_over:
+                self._take(sequence, report, launched)
+
+    def _take(self, sequence: Sequence, report: Report, launched: _Launched) -> None:
+        stats = sequence.stats
+        if report.nan_row != NO_NAN:
+            self._fail(sequence, f"iteration {stats.num_iterations}, row {report.nan_row}")
+            return
+        stats.record(report.num_accepted, report.num_slots, report.regret_used)
+        stats.loop = self.loop.description
+        if sequence.trace is not None:
+            sequence.trace.record(*launched.trace)
+        is_stopped = sequence.advance(report.tokens[: report.num_out - sequence.count])
+        if report.finished or is_stopped:
+            self._release(sequence)
 
     def run_phases(self) -> Iteration:
         """One iteration on the device; nothing of it is read back.
@@ -247,20 +340,18 @@ class Engine:
         with self._phase("verify"):
             verification = verify(self.target, cache, draft, self.scorer)
         with self._phase("accept"):
-            verification = self._processed(verification, draft)
-            acceptance, logit_stats = accept(
-                verification,
-                draft,
-                self.policy,
-                state.regret_used,
-                cache.workspace,
-                state.sampler,
-            )
+            acceptance, logit_stats = self._accept(self._processed(verification, draft), draft)
         with self._phase("commit"):
             relevance = verification.relevance
             self.drafter.commit(draft, acceptance, cache.kv_len)
             report = commit(state, cache, draft, acceptance, relevance, logit_stats.lse)
         return Iteration(draft, acceptance, logit_stats.top_ids[..., 0], relevance, report)
+
+    def _accept(self, verification: Verification, draft: Draft) -> tuple[Acceptance, LogitStats]:
+        """Phase 3, on the device."""
+        regret_used, sampler = self.state.regret_used, self.state.sampler
+        workspace = self.cache.workspace
+        return accept(verification, draft, self.policy, regret_used, workspace, sampler)
 
     def _processed(self, verification: Verification, draft: Draft) -> Verification:
         """With the rows as the logits processors leave them."""
@@ -280,12 +371,21 @@ class Engine:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         """Counts for every sequence under way; on a CUDA device by events."""
+        if not self._is_timed:  # events of a graph tell no time
+            yield
+            return
         timers = [sequence.stats.timer for sequence in self.active]
         start = timers[0].now()
         yield
         end = timers[0].now()
         for timer in timers:
             timer.add(name, start, end)
+
+    def abandon(self) -> None:
+        """Give up every sequence under way, and those that have ended and were not taken."""
+        for sequence in self.active:
+            self._vacate(sequence)
+        self.ended.clear()
 
     def _fail(self, sequence: Sequence, where: str) -> None:
         sequence.error = NonFiniteLogits(
@@ -298,6 +398,10 @@ class Engine:
 
     def _release(self, sequence: Sequence) -> None:
         sequence.finish(self.state)
+        self._vacate(sequence)
+        self.ended.append(sequence)
+
+    def _vacate(self, sequence: Sequence) -> None:
+        sequence.is_over = True
         self.state.finish(sequence.place)
         self.places[sequence.place] = None
-        self.ended.append(sequence)

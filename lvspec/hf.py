@@ -23,12 +23,11 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
+from lvspec.decoder import Decoder
 from lvspec.draft import DraftChoice
-from lvspec.generate import Decoder
 from lvspec.inputs import check_inputs
 from lvspec.policy import AcceptancePolicy
 from lvspec.sequence import Request
-from lvspec.stopping import Stopping
 
 _INSTEAD = {
     "assistant_model": "draft_model=... and draft_inputs=...",
@@ -111,7 +110,9 @@ def custom_generate(
         config,
         batch_size=1,
         logits_processor=logits_processor,
-        stopping=Stopping(rest, stop_strings, lvspec_tokenizer),
+        stopping_criteria=rest,
+        stop_strings=stop_strings,
+        tokenizer=lvspec_tokenizer,
         warps=False,
     )
     target_inputs = _target_inputs(input_ids, prepared, decoder.target.family.position_rows)
@@ -128,7 +129,9 @@ def custom_generate(
         draft_inputs = check_inputs(decoder.draft, draft_inputs)
     elif draft_inputs is not None:
         raise ValueError("draft_model: expected a model, for there are draft_inputs, got None")
-    request = Request(target_inputs, draft_inputs, 0, lvspec_tokenizer, lvspec_streamer)
+    request = Request(
+        target_inputs, draft_inputs, tokenizer=lvspec_tokenizer, streamer=lvspec_streamer
+    )
     (result,) = decoder.run(iter([request]), ordered=True, return_exceptions=False)
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=result.sequences)

@@ -7,25 +7,22 @@ forward with explicit positions and a `SlotCache`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from lvspec.attention import AttentionStep
+from lvspec.attention import AttentionStep, lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.capture import PassRecorder, is_recordable
 from lvspec.families import check_family
+from lvspec.fused import Fuse, FusedParts
 from lvspec.head import DraftHead
-
-# HF's text models take a mask of four dimensions for a finished one and build none. What a slot
-# sees is in the `AttentionStep`; this is never read.
-_NO_MASK = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
 
 MADE_HERE = ("position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
@@ -54,14 +51,20 @@ class Model:
         model: The HF model.
         role: "target" or "draft", for messages.
         capture: Whether to record passes and replay them, see `lvspec.capture`.
+        fuse: What stands in for the text model's small operations, see `DecodeConfig.fuse`.
 
     Raises:
         TypeError: `model` is not an HF model.
         ValueError: The family or its text model is not supported, or it uses sliding-window
             attention in some layers.
+
+    Attributes:
+        is_static: Whether a pass computes the same whatever the length of the sequence.
     """
 
-    def __init__(self, model: PreTrainedModel, role: str, *, capture: bool = True) -> None:
+    def __init__(
+        self, model: PreTrainedModel, role: str, *, capture: bool = True, fuse: Fuse = "kernels"
+    ) -> None:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"{role}: expected a transformers model, got {type(model).__name__}")
         self.hf, self.role = model, role
@@ -86,8 +89,11 @@ class Model:
         self._forward_inputs = frozenset(inspect.signature(model.forward).parameters)
         # Rotary embeddings that follow the length of the sequence decide in Python what to compute.
         rope = getattr(self.text.config, "rope_parameters", None) or {}
-        is_static = self.family.has_static_pass and rope.get("rope_type") not in _DYNAMIC_ROPE
-        self.recorder = PassRecorder(self.text, model.lm_head) if capture and is_static else None
+        self.is_static = self.family.has_static_pass and rope.get("rope_type") not in _DYNAMIC_ROPE
+        self._parts = FusedParts(self.text, model.lm_head, fuse)
+        self.recorder = None
+        if capture and self.is_static and fuse != "compile":  # compiled code cannot be traced
+            self.recorder = PassRecorder(self.text, model.lm_head, self._parts)
 
     @property
     def device(self) -> torch.device:
@@ -149,6 +155,15 @@ class Model:
             device=self.device,
         )
 
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """A context for steps: the text model has lvspec's attention and its small operations.
+
+        Entered once for many steps. Within it the model computes what it computes otherwise.
+        """
+        with lvspec_attention_on(self.text), self._parts.in_passes():
+            yield
+
     def records(self, cache: SlotCache) -> bool:
         """Whether passes over this cache are recorded and replayed."""
         return self.recorder is not None and is_recordable(cache.k.device, cache.workspace)
@@ -165,7 +180,7 @@ class Model:
         positions = inputs.get("position_ids")  # there if HF's `generate` has prepared them
         if positions is None:
             positions = self.family.prompt_positions(self.hf, inputs)
-        with self.recorder.fused() if self.records(cache) else nullcontext():
+        with self.recorder.fused() if self.records(cache) else self._parts.in_prompts():
             output = self.hf(
                 **{name: value for name, value in inputs.items() if name not in not_passed},
                 position_ids=_as_hf_takes_them(positions),
@@ -253,7 +268,7 @@ def text_pass(
     return text(
         input_ids=tokens,
         position_ids=_as_hf_takes_them(positions),
-        attention_mask=_NO_MASK,
+        attention_mask=_no_mask(tokens.device),
         past_key_values=cache,
         use_cache=True,
         lvspec_step=step,
@@ -266,6 +281,16 @@ def stored_bytes(tensor: Tensor) -> int:
         names, _ = tensor.__tensor_flatten__()
         return sum(stored_bytes(getattr(tensor, name)) for name in names)
     return tensor.numel() * tensor.element_size()
+
+
+@cache
+def _no_mask(device: torch.device) -> Tensor:
+    """HF's text models take a mask of four dimensions for a finished one and build none.
+
+    What a slot sees is in the `AttentionStep`; this is never read.
+    """
+    with torch.inference_mode(False):
+        return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 def _as_hf_takes_them(positions: Tensor) -> Tensor:

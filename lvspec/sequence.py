@@ -25,6 +25,7 @@ class Request:
         inputs: What the target's processor returns for it, checked.
         draft_inputs: What the draft's processor returns; None without a draft that reads it.
         index: Which of the requests it is, from 0.
+        number: Which of all that its engine was given, from 0; its samples depend on that.
         tokenizer: For `Generation.text`.
         streamer: Gets the prompt, then tokens as they are committed.
     """
@@ -32,6 +33,7 @@ class Request:
     inputs: Mapping[str, Any]
     draft_inputs: Mapping[str, Any] | None = None
     index: int = 0
+    number: int = 0
     tokenizer: PreTrainedTokenizerBase | None = None
     streamer: BaseStreamer | None = None
 
@@ -48,7 +50,8 @@ class Sequence:
         place: Which.
         stats, trace: Of this request alone.
         stopping: Criteria asked after every token.
-        count: Output tokens so far; what the device has beyond them is not shown.
+        tokens: Output so far, as the host knows it; what the device has beyond is not shown.
+        is_over: Whether its place is no longer its own.
         error: What ended the sequence, if that was an error.
         generation: The result, once the sequence has ended without an error.
     """
@@ -63,17 +66,26 @@ class Sequence:
     ) -> None:
         self.request, self.place = request, place
         self.stats, self.trace, self.stopping = stats, trace, stopping
-        self.count = 0
+        self.tokens: list[int] = []
+        self.is_over = False
         self.error: Exception | None = None
         self.generation: Generation | None = None
 
-    def ids(self, state: DecodeState, count: int | None = None) -> Tensor:
-        """int64 `[T + n]`: prompt and output, or the prompt and `count` tokens behind it."""
-        count = self.count if count is None else count
-        return torch.cat([self.request.prompt[0], state.out_ids[self.place, :count]])
+        self._prompt: Tensor | None = None
+        if stopping or request.streamer is not None:
+            self._prompt = request.prompt[0].cpu()
 
-    def advance(self, state: DecodeState, count: int) -> bool:
-        """There are `count` output tokens now: stream those that are new, up to where one stops.
+    @property
+    def count(self) -> int:
+        """Output tokens so far."""
+        return len(self.tokens)
+
+    def ids(self, state: DecodeState) -> Tensor:
+        """int64 `[T + n]` on the device: prompt and output."""
+        return torch.cat([self.request.prompt[0], state.out_ids[self.place, : self.count]])
+
+    def advance(self, tokens: list[int]) -> bool:
+        """There are more output tokens: stream them, up to where a criterion stops.
 
         The prompt is streamed before the first of them.
 
@@ -81,14 +93,17 @@ class Sequence:
             Whether a criterion stops the sequence; tokens behind that are not shown.
         """
         before, kept = self.count, None
-        if self.stopping and count > before:
-            kept = self.stopping.first_stop(self.ids(state, count), count, count - before)
-        self.count = count if kept is None else before + kept
+        if self.stopping and tokens:
+            output = torch.tensor(self.tokens + tokens, dtype=torch.int64)
+            ids = torch.cat([self._prompt, output])
+            kept = self.stopping.first_stop(ids, len(output), len(tokens))
+        tokens = tokens[:kept]
+        self.tokens += tokens
         streamer = self.request.streamer
         if streamer is not None and before == 0:
-            streamer.put(self.request.prompt[0].cpu())
-        if streamer is not None and self.count > before:
-            streamer.put(state.out_ids[self.place, before : self.count].cpu())
+            streamer.put(self._prompt)
+        if streamer is not None and tokens:
+            streamer.put(torch.tensor(tokens, dtype=torch.int64))
         return kept is not None
 
     @property
@@ -115,7 +130,7 @@ class Sequence:
                     output[place : place + 1, : self.count].clone()
                     for output in (state.out_ids, state.out_kinds, state.out_relevance)
                 )
-                self.stats.close(kinds[0], state.regret_used[place : place + 1].clone())
+                self.stats.close(kinds[0])
             return Generation(
                 torch.cat([prompt, tokens], dim=1),
                 tokens,

@@ -75,9 +75,7 @@ class DecodeState:
         self.num_out[sequence] = 1
         self.last_two[sequence] = torch.cat([last_prompt_token, first_token])
         self.regret_used[sequence] = 0
-        self.finished[sequence] = torch.isin(first_token, self.eos_ids)[0] | (
-            self.max_new_tokens <= 1
-        )
+        self.finished[sequence] = (first_token == self.eos_ids).any() | (self.max_new_tokens <= 1)
 
     def finish(self, sequence: int) -> None:
         """Nothing more is generated for this sequence."""

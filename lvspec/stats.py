@@ -1,4 +1,4 @@
-"""Statistics of a run. They stay on the device, and cost a synchronisation only when read."""
+"""Statistics of a run: counters from the reports, times from events that nobody waits for."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-PHASES = ("prefill", "draft", "verify", "accept", "commit")
+PHASES = ("prefill", "draft", "verify", "accept", "commit", "capture", "iteration")
+"""`iteration` is draft, verify, accept and commit in one, replayed as a CUDA graph, and `capture`
+the making of that graph."""
 
 
 class PhaseTimer:
     """Time per phase: wall clock on the CPU, CUDA events on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._on_cuda = device.type == "cuda"
         self._spans: dict[str, list[tuple]] = {phase: [] for phase in PHASES}
 
@@ -41,7 +44,7 @@ class PhaseTimer:
     def seconds(self) -> dict[str, float]:
         """Seconds in each phase so far."""
         if self._on_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
             return {
                 name: sum(start.elapsed_time(end) for start, end in spans) / 1e3
                 for name, spans in self._spans.items()
@@ -60,43 +63,38 @@ class DecodeStats:
     Args:
         device: Where the run takes place.
         gamma: Draft tokens per iteration at most, 0 for autoregression.
-        place: Which sequence of the batch.
         depth: Draft tokens that one iteration can accept at most; None: `gamma`, as of a chain.
+
+    Attributes:
+        num_accepted: Accepted draft tokens of every iteration.
+        num_drafted: Draft tokens that were verified, in all iterations.
+        regret: Nats lost by all accepted mismatches together.
+        loop: How the last iteration was run: "graph", or "eager" and why.
     """
 
-    def __init__(
-        self, device: torch.device, gamma: int, place: int = 0, *, depth: int | None = None
-    ) -> None:
-        self.gamma, self.place = gamma, place
+    def __init__(self, device: torch.device, gamma: int, *, depth: int | None = None) -> None:
+        self.gamma = gamma
         self.depth = gamma if depth is None else depth
         self.timer = PhaseTimer(device)
-        self._accepted: list[Tensor] = []
-        self._slots: list[Tensor] = []
+        self.num_accepted: list[int] = []
+        self.num_drafted = 0
+        self.regret = 0.0
+        self.loop = "eager"
         self._kinds: Tensor | None = None
-        self._regret: Tensor | None = None
 
-    def record(self, num_accepted: Tensor, num_slots: Tensor) -> None:
-        """Keep one iteration's `num_accepted` and `num_slots`, int32 `[B]`; nothing is read."""
-        self._accepted.append(num_accepted)
-        self._slots.append(num_slots)
+    def record(self, num_accepted: int, num_slots: int, regret_used: float) -> None:
+        """Count one iteration: what it accepted, of how many slots, and the nats spent by then."""
+        self.num_accepted.append(num_accepted)
+        self.num_drafted += num_slots - 1
+        self.regret = regret_used
 
-    def close(self, kinds: Tensor, regret: Tensor) -> None:
-        """Keep the kinds of all output tokens, uint8 `[T]`, and the regret spent, `[1]`."""
-        self._kinds, self._regret = kinds, regret
+    def close(self, kinds: Tensor) -> None:
+        """Keep the kinds of all output tokens, uint8 `[T]`."""
+        self._kinds = kinds
 
     @property
     def num_iterations(self) -> int:
-        return len(self._accepted)
-
-    @property
-    def num_accepted(self) -> list[int]:
-        """Accepted draft tokens of every iteration."""
-        return _column(self._accepted, self.place)
-
-    @property
-    def num_drafted(self) -> int:
-        """Draft tokens that were verified, in all iterations."""
-        return sum(_column(self._slots, self.place)) - self.num_iterations
+        return len(self.num_accepted)
 
     @property
     def tau(self) -> float:
@@ -111,11 +109,6 @@ class DecodeStats:
         if not accepted:
             return []
         return [sum(a > j for a in accepted) / len(accepted) for j in range(self.depth)]
-
-    @property
-    def regret(self) -> float:
-        """Nats lost by all accepted mismatches together."""
-        return 0.0 if self._regret is None else float(self._regret)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -137,13 +130,10 @@ class DecodeStats:
             "iterations": self.num_iterations,
             "gamma": self.gamma,
             "drafted": self.num_drafted,
-            "tau": self.tau if self._accepted else None,
+            "tau": self.tau if self.num_accepted else None,
             "acceptance_by_position": self.acceptance_by_position,
             "counts": self.counts,
             "regret": self.regret,
+            "loop": self.loop,
             "seconds": self.seconds,
         }
-
-
-def _column(rows: list[Tensor], place: int) -> list[int]:
-    return torch.stack(rows)[:, place].tolist() if rows else []

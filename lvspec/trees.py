@@ -163,10 +163,10 @@ def check_slots(name: str, num_slots: int) -> None:
         )
 
 
-def check_count(name: str, value: int, most: int | None = None) -> None:
-    """Raise TypeError or ValueError unless `value` is an integer from 1 to `most`."""
+def check_count(name: str, value: int, most: int | None = None, *, least: int = 1) -> None:
+    """Raise TypeError or ValueError unless `value` is an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < 1 or (most is not None and value > most):
-        wanted = f"from 1 to {most}" if most is not None else ">= 1"
+    if value < least or (most is not None and value > most):
+        wanted = f"from {least} to {most}" if most is not None else f">= {least}"
         raise ValueError(f"{name}: expected an integer {wanted}, got {value}")

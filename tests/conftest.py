@@ -3,7 +3,10 @@
 import copy
 import math
 import random
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -250,3 +253,41 @@ def draft_trees(monkeypatch):
         monkeypatch.setattr(generate_module, "make_drafter", lambda *arguments: drafter)
 
     return use
+
+
+# A build of torch without CUDA refuses even fakes on it, because nobody sets the current device.
+GUARD = """
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+namespace {
+struct Guard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {};
+C10_REGISTER_GUARD_IMPL(CUDA, Guard)
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def fake_cuda(tmp_path_factory):
+    """`fake_cuda(ways, target_folder, draft_folder, ...)` runs tests/fake_cuda.py, see there."""
+    library = _guard(tmp_path_factory.mktemp("guard"))
+
+    def run(*arguments, script=None):
+        script = Path(__file__).with_name("fake_cuda.py") if script is None else script
+        command = [str(part) for part in (sys.executable, "-P", script, library, *arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=280)
+
+    return run
+
+
+def _guard(folder):
+    if torch.version.cuda:
+        return ""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("a C++ compiler is needed to make torch accept a device that is not there")
+    source, library = folder / "guard.cpp", folder / "guard.so"
+    source.write_text(GUARD)
+    root = Path(torch.__file__).parent
+    flags = ["-std=c++20", "-shared", "-fPIC", f"-I{root / 'include'}", f"-L{root / 'lib'}"]
+    command = [compiler, *flags, str(source), "-lc10", "-o", str(library)]
+    subprocess.run(command, check=True, timeout=120)
+    return str(library)

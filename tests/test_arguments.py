@@ -51,6 +51,13 @@ def test_cache_capacity_of_the_config():
         DecodeConfig(cache_capacity="x")
 
 
+@pytest.mark.parametrize("value", ["liger", None, True, "Kernels"])
+def test_what_stands_in_for_small_operations(value):
+    message = f"^fuse: expected one of kernels, compile, none, got {value!r}"
+    with pytest.raises(ValueError, match=message):
+        DecodeConfig(fuse=value)
+
+
 def test_policy_and_config(refused):
     refused(TypeError, "^policy: expected AcceptancePolicy, got 'strict'", policy="strict")
     refused(TypeError, "^config: expected DecodeConfig, got {'gamma': 5}", config={"gamma": 5})

@@ -238,7 +238,7 @@ def test_a_fixed_capacity(pair, prompts):
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True])
 def test_batch_size_of_another_kind(pair, batch_size):
-    with pytest.raises(ValueError, match="batch_size: expected an integer >= 1"):
+    with pytest.raises((TypeError, ValueError), match="batch_size: expected an integer"):
         generate_many(*pair, [], batch_size=batch_size)
 
 

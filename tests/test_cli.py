@@ -545,7 +545,7 @@ def test_our_own_errors_are_told_from_bad_input(lvspec, monkeypatch):
     def generate(*_, **__):
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(captioning, "generate", generate)
+    monkeypatch.setattr(captioning.Decoder, "generate", generate)
     code, out, err = lvspec()
     assert (code, out) == (1, "") and err.startswith("lvspec: error: ZeroDivisionError: ours")
 
@@ -573,3 +573,11 @@ def test_info(capsys):
         assert text[:3] in ("yes", "no ") and len(text) > 6
     assert facts["computes"]["cpu"].split()[0] == ops.active_backend("cpu")
     assert facts["versions"]["torch"] == torch.__version__
+
+
+def test_progress_of_the_library_is_said(lvspec, capsys):
+    import logging
+
+    assert lvspec()[0] == 0
+    logging.getLogger("lvspec.graph").info("capturing an iteration")
+    assert capsys.readouterr().err == "lvspec: capturing an iteration\n"

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lvspec import ops
-from lvspec.commit import NO_NAN, append
+from lvspec.reference.append import append
+from lvspec.reports import HEAD, NO_NAN, Report
 from lvspec.state import BONUS, DecodeState
 
 
@@ -36,6 +37,7 @@ def case(seed, dtype=torch.float32):
         *state.tensors(),
         draw(0, 99, batch).int(),
         draw(0, 30, batch, slots),
+        draw(1, 65, batch).int(),
         path,
         accepted.int(),
         draw(0, 30, batch),
@@ -63,6 +65,7 @@ def test_written_by_hand():
         *state.tensors(),
         kv_len,
         torch.tensor([[10, 21, 99, 22, 23], [10, 31, 32, 33, 34]]),
+        torch.tensor([5, 4], dtype=torch.int32),
         torch.tensor([[0, 1, 3, 4, -1], [0, 1, 2, -1, -1]], dtype=torch.int32),
         torch.tensor([3, 2], dtype=torch.int32),
         torch.tensor([50, 60]),
@@ -70,6 +73,9 @@ def test_written_by_hand():
         torch.tensor([0.5, 0.25]),
         torch.zeros(2, 5),
         torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8, 0.9]]),
+        HEAD,
+        BONUS,
+        NO_NAN,
     )
     assert state.out_ids[0, :3].tolist() == [10, 21, 22]
     assert state.out_ids[1, 4:6].tolist() == [31, 32]
@@ -82,19 +88,42 @@ def test_written_by_hand():
     assert state.finished.tolist() == [True, True]
     assert state.regret_used.tolist() == [0.5, 0.25]
     assert kv_len.tolist() == [30, 40], "nothing of them is read again"
-    assert report.tolist() == [[3, 1, NO_NAN], [6, 1, NO_NAN]]
+    assert [Report.of(row) for row in report.tolist()] == [
+        Report(3, True, NO_NAN, 3, 5, 0.5, [21, 22, 23, 50, 50]),
+        Report(6, True, NO_NAN, 2, 4, 0.25, [31, 32, 60, 60, 60]),
+    ]
 
 
-@pytest.mark.skipif(ops.active_backend("cpu") != "cpp", reason="the C++ operations are not there")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_in_one_call(dtype):
+def backends():
+    """(name, computes, dtypes) of those that are there beside the reference."""
+    if ops.active_backend("cpu") == "cpp":
+        call = torch.ops.lvspec.cpu_append
+        yield "cpp", lambda *given: call(*given, BONUS, NO_NAN), (torch.float32, torch.float64)
+    if ops.active_backend("cpu") == "triton":
+        call = torch.ops.lvspec.append
+        yield "triton", lambda *given: call(*given, HEAD, BONUS, NO_NAN), (torch.float32,)
+
+
+CASES = [(name, call, dtype) for name, call, dtypes in backends() for dtype in dtypes]
+
+
+@pytest.mark.skipif(not CASES, reason="the reference computes")
+@pytest.mark.parametrize(
+    ("call", "dtype"), [case[1:] for case in CASES], ids=[f"{c[0]}-{c[2]}" for c in CASES]
+)
+def test_in_one_call(call, dtype):
     seen = set()
     for seed in range(300):
         ours, theirs = case(seed, dtype), case(seed, dtype)
-        report = torch.ops.lvspec.cpu_append(*ours, BONUS, NO_NAN)
-        assert report.equal(append(*theirs))
+        report = call(*ours)
+        assert report.equal(append(*theirs, HEAD, BONUS, NO_NAN))
         for index, (mine, wanted) in enumerate(zip(ours, theirs, strict=True)):
             if mine is not None:
                 assert torch.equal(mine.nan_to_num(9), wanted.nan_to_num(9)), index
-        seen |= {(bool(row[1]), row[2] == NO_NAN) for row in report.tolist()}
+        rows = [Report.of(row) for row in report.tolist()]
+        seen |= {(row.finished, row.nan_row == NO_NAN) for row in rows}
     assert len(seen) == 4, "finished or not, with and without NaN"
+
+
+def test_the_operation_is_well_behaved():
+    torch.library.opcheck(torch.ops.lvspec.append.default, (*case(3), HEAD, BONUS, NO_NAN))

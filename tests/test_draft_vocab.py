@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, capture, generate, ops
+from lvspec.decoder import Decoder
 from lvspec.draft import ModelDrafter
 from lvspec.draft.factory import make_drafter
-from lvspec.generate import Decoder
 from lvspec.head import draft_head
 from lvspec.models import Model
 
@@ -152,7 +152,7 @@ def test_one_copy_with_the_weights_of_now(random_pair, make_prompt):
         return drafted(generate(target, draft, prompt, policy=STRICT, config=chosen))
 
     def recordings():
-        return len(capture._RECORDINGS[draft.model.language_model].passes)
+        return len(capture._RECORDINGS[draft.model.language_model]["kernels"].passes)
 
     before, count = run(), recordings()
     copied = draft_head(draft.lm_head, 256, IDS)
@@ -175,7 +175,7 @@ def test_recorded_products_are_those_of_any_head(random_pair, make_prompt):
     for vocab in (None, IDS):
         draft = copy.deepcopy(random_pair[0])
         generate(random_pair[0], draft, prompt, config=config(draft_vocab=vocab))
-        (recorded,) = capture._RECORDINGS[draft.model.language_model].passes.values()
+        (recorded,) = capture._RECORDINGS[draft.model.language_model]["kernels"].passes.values()
         graph = str(recorded.inlined_graph)
         counts.append((graph.count("lvspec::cpu_linear"), graph.count("aten::linear")))
     assert counts[0] == counts[1] and counts[0][0] > 5
@@ -194,7 +194,7 @@ def test_samples(pair, prompts):
     """What is handed to the rule is what the tokens were drawn from, and -inf elsewhere."""
     chosen = config(draft_vocab=IDS, temperature=1.5, top_k=9, seed=3)
     decoder = Decoder(*pair, STRICT, chosen, batch_size=1)
-    decoder.engine.admit(decoder.request(prompts[0], None, None, index=0, tokenizer=None))
+    decoder.engine.admit(decoder.request(prompts[0]))
     engine, others = decoder.engine, torch.ones(256, dtype=torch.bool)
     others[list(IDS)] = False
     with torch.inference_mode(), engine.attention():

@@ -14,6 +14,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from lvspec import AcceptancePolicy, DecodeConfig, DynamicTree, generate
 from lvspec.attention import lvspec_attention_on
 from lvspec.families import FAMILIES
+from lvspec.fused import recognise
+from lvspec.fused.cpu import CpuOperations
+from lvspec.fused.triton import TritonOperations
 from lvspec.inputs import check_inputs
 from lvspec.models import Model
 from lvspec.tree import ancestors_from_parents, depths, paths
@@ -612,6 +615,68 @@ def test_quantised_checkpoints_run(hf_greedy, family, kind):
     assert strict(plain, target, inputs).tokens[0].tolist() == hf_greedy(plain, inputs, 20)
 
 
+def narrow(inputs, dtype=torch.float32):
+    return {
+        name: x.to(dtype) if torch.is_tensor(x) and x.is_floating_point() else x
+        for name, x in inputs.items()
+    }
+
+
+def parts_of(text, operations):
+    """Names of the attributes behind which the recognised modules are, and how many each has."""
+    names = {id(module): name.split(".")[-1] for name, module in text.named_modules()}
+    found = [names[id(module)] for module, _ in recognise(text.modules(), operations)]
+    return {name: found.count(name) for name in found}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@every_family
+def test_parts_that_are_recognised(checkpoints, family, dtype):
+    """By the specifications of the kernels, on whatever the backend is."""
+    text = Model(copy.deepcopy(checkpoints(family)[0]).to(dtype), "target").text
+    expected = {
+        **dict.fromkeys(("self_attn", "mlp", "input_layernorm", "post_attention_layernorm"), 2),
+        **dict.fromkeys(("norm", "rotary_emb", "0", "1"), 1),  # the last two are the layers
+    }
+    if family.startswith("qwen3"):
+        expected |= {"q_norm": 2, "k_norm": 2}
+    if not FAMILIES[family].has_static_pass:
+        del expected["mlp"]  # of experts
+    assert parts_of(text, TritonOperations("cpu")) == expected
+    if dtype != torch.float32:
+        assert not parts_of(text, CpuOperations())
+
+
+@every_family
+def test_tokens_are_the_same_whatever_stands_in(checkpoints, hf_greedy, monkeypatch, family):
+    """Recorded on the CPU; and as on CUDA devices, by the specifications of the kernels."""
+    target, draft, _ = (copy.deepcopy(model).float() for model in checkpoints(family))
+    inputs = narrow(make_inputs(family, "mixed"))
+    wanted = hf_greedy(target, inputs, 20)
+    for fuse in ("none", "kernels"):
+        assert strict(target, draft, inputs, fuse=fuse).tokens[0].tolist() == wanted
+    calls = []
+
+    def seen(name):
+        code = getattr(TritonOperations, name)
+        monkeypatch.setattr(
+            TritonOperations, name, lambda *given: calls.append(name) or code(*given)
+        )
+
+    names = ("rms_norm", "add_rms_norm", "rotate_and_write")
+    for name in names:
+        seen(name)
+    monkeypatch.setattr("lvspec.fused.active_backend", lambda device_type: "triton")
+    for _ in range(2):
+        calls.clear()  # those of the recogniser
+        got = strict(target, draft, inputs, fuse="kernels", capture=False)
+        assert got.tokens[0].tolist() == wanted
+    # Two layers, so two of each in every pass and prompt, three norms besides, and those of heads.
+    per_pass = 9 - 2 if family.startswith("qwen3") else 3
+    assert calls.count("add_rms_norm") > calls.count("rotate_and_write") > 50
+    assert calls.count("rms_norm") == per_pass * calls.count("add_rms_norm") // 2
+
+
 def test_a_draft_of_another_family(checkpoints, hf_greedy):
     """With the same inputs, or with its own, as long as the prompt has as many tokens."""
     target, draft = checkpoints("qwen2_5_vl")[0], checkpoints("qwen2_vl")[0]
@@ -640,3 +705,16 @@ def test_placeholders_must_be_the_targets(checkpoints):
     message = r"^draft: expected the target's image and video token ids \(5, 6\), got \(5,\)"
     with pytest.raises(ValueError, match=message):
         strict(checkpoints("qwen2_5_vl")[0], checkpoints("smolvlm")[0], inputs)
+
+
+def test_iterations_stay_on_the_device(fake_cuda, tmp_path):
+    """HF's forward of every family, on CUDA tensors without values."""
+    folders = []
+    for family in TINY:
+        if FAMILIES[family].has_static_pass:  # others choose experts in Python
+            for name, rows in (("target", ROWS), ("draft", FEWER_ROWS)):
+                folders.append(tmp_path / f"{family}-{name}")
+                build(family, rows=rows).config.save_pretrained(folders[-1])
+    done = fake_cuda("chain,anchor tree", *folders)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 2 * len(folders) == 28

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree
-from lvspec.generate import Decoder
+from lvspec.decoder import Decoder
 
 # What makes a GPU wait: the host asks for a value, or for a shape that depends on values.
 READS = {
@@ -98,7 +98,7 @@ def engine(random_pair, noisy_draft, make_prompt):
             decoder.engine.drafter._may_look = False
         for index in range(batch_size):
             inputs = make_prompt(3, ("video", 4, 6, 6), 5 + index, seed=index)
-            decoder.engine.admit(decoder.request(inputs, None, None, index=index, tokenizer=None))
+            decoder.engine.admit(decoder.request(inputs, index=index))
         return decoder.engine
 
     return make

@@ -21,8 +21,8 @@ ROOMS = ("lvspec", "kernels", "csrc", "bench", "tests")
 # Imports point one way: a module imports from its own level or from one that stands before it here.
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
-    {"policy", "config", "cost", "tree", "trees", "stats", "video", "preprocess", "environment"}
-    | {"vocabulary", "int8_linear"},
+    {"policy", "config", "cost", "tree", "trees", "stats", "reports", "video", "preprocess"}
+    | {"environment", "vocabulary", "int8_linear"},
     {"reference"},
     {"ops"},
     {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"},
@@ -31,6 +31,7 @@ LEVELS = [
     {"draft", "verify", "accept", "commit", "graph"},
     {"trace", "sequence"},
     {"engine"},
+    {"decoder"},
     {"generate", "hf"},
     {"calibrate", "report", "terminal", "shapes"},
     {"__init__"},

@@ -27,9 +27,9 @@ def filled():
     """Three iterations of five drafts; eleven tokens, of which one is the prefill's."""
     filled = DecodeStats(CPU, 5)
     for accepted in (3, 0, 5):
-        filled.record(_int32(accepted), _int32(6))
+        filled.record(accepted, 6, 0.5 * accepted)
     kinds = torch.tensor([3, 0, 1, 0, 3, 3, 0, 2, 0, 0, 1, 3], dtype=torch.uint8)
-    filled.close(kinds, torch.tensor([1.5]))
+    filled.close(kinds)
     return filled
 
 
@@ -38,14 +38,14 @@ def test_numbers_written_by_hand(filled):
     assert filled.num_accepted == [3, 0, 5]
     assert filled.tau == pytest.approx(8 / 3 + 1)
     assert filled.acceptance_by_position == [2 / 3, 2 / 3, 2 / 3, 1 / 3, 1 / 3]
-    assert filled.regret == 1.5
+    assert filled.regret == 2.5
     assert filled.counts == {"exact": 5, "loose": 2, "shift": 1, "bonus": 4, "rejected": 7}
 
 
 def test_to_dict_is_json(filled):
     values = json.loads(json.dumps(filled.to_dict()))
     assert values["tau"] == pytest.approx(11 / 3)
-    assert (values["iterations"], values["gamma"], values["regret"]) == (3, 5, 1.5)
+    assert (values["iterations"], values["gamma"], values["regret"]) == (3, 5, 2.5)
     assert values["counts"] == filled.counts
     assert set(values["seconds"]) == set(PHASES)
 
@@ -74,19 +74,11 @@ def test_phase_timer(monkeypatch):
 def test_recording_reads_nothing():
     """Meta tensors hold no values: whatever reads one fails."""
     meta = DecodeStats(CPU, 5)
-    meta.record(_int32(3).to("meta"), _int32(6).to("meta"))
-    meta.close(torch.zeros(9, dtype=torch.uint8, device="meta"), torch.zeros(1, device="meta"))
-    assert meta.num_iterations == 1
-    for name in (
-        "num_accepted",
-        "num_drafted",
-        "tau",
-        "acceptance_by_position",
-        "regret",
-        "counts",
-    ):
-        with pytest.raises((RuntimeError, NotImplementedError), match="[Mm]eta"):
-            getattr(meta, name)
+    meta.record(3, 6, 0.0)
+    meta.close(torch.zeros(9, dtype=torch.uint8, device="meta"))
+    assert (meta.num_iterations, meta.tau, meta.num_drafted) == (1, 4.0, 5)
+    with pytest.raises((RuntimeError, NotImplementedError), match="[Mm]eta"):
+        _ = meta.counts
     trace, ids = Trace(), torch.zeros(1, 6, dtype=torch.int64, device="meta")
     draft = Draft(ids, DraftShape.chain(5, batch_size=1, device=torch.device("meta")))
     num_accepted = _int32(3).to("meta")
@@ -157,19 +149,19 @@ def test_statistics_cost_no_operation(operations, monkeypatch):
     assert operations() == with_them
 
 
-def test_trace_costs_views_only(operations):
+def test_trace_costs_copies_only(operations):
     with_it, without = operations(trace=True), operations()
     assert [with_it[name] for name in READS] == [without[name] for name in READS]
-    assert set(with_it - without) <= {"select"}
+    assert set(with_it - without) <= {"clone", "select"}
     assert not without - with_it
 
 
 def test_reading_is_seen(operations, monkeypatch):
     """The counts above can tell."""
     before = operations()
-    monkeypatch.setattr(DecodeStats, "record", lambda self, accepted, slots: int(accepted))
+    monkeypatch.setattr(DecodeStats, "record", lambda *args: int(torch.ones(1)))
     assert operations()["item"] > before["item"]
-    monkeypatch.setattr(DecodeStats, "record", lambda self, accepted, slots: accepted.tolist())
+    monkeypatch.setattr(DecodeStats, "record", lambda *args: torch.ones(1).tolist())
     assert operations()["tolist"] > before["tolist"]
 
 
@@ -180,8 +172,9 @@ def test_times_of_a_generation(random_pair, make_prompt):
     generation = generate(*random_pair, inputs, config=config)
     elapsed = time.perf_counter() - start
     seconds = generation.stats.seconds
-    assert all(seconds[phase] > 0 for phase in PHASES)
+    eager = set(PHASES) - {"capture", "iteration"}
+    assert {phase for phase in PHASES if seconds[phase] > 0} == eager
     assert sum(seconds.values()) < elapsed
     alone = generate(random_pair[0], None, inputs, config=config).stats
-    assert [phase for phase in PHASES if alone.seconds[phase]] == list(PHASES)
+    assert {phase for phase in PHASES if alone.seconds[phase] > 0} == eager
     assert json.dumps(generation.to_dict())

@@ -39,8 +39,8 @@ def generation(tokenizer):
     tokens, kinds = torch.tensor([ids]), torch.tensor([KINDS], dtype=torch.uint8)
     stats = DecodeStats(torch.device("cpu"), gamma=4)
     for accepted in (4, 2, 2):
-        stats.record(*torch.tensor([[accepted], [5]], dtype=torch.int32))
-    stats.close(kinds[0], torch.tensor([1.25]))
+        stats.record(accepted, 5, 1.25)
+    stats.close(kinds[0])
     stats.timer._spans["verify"] = [(0.0, 0.5)]
     return Generation(tokens, tokens, kinds, torch.zeros(1, 12), stats, None, tokenizer)
 

@@ -13,11 +13,25 @@ CAPTION = """
 import json, sys
 import torch
 from lvspec import AcceptancePolicy, DecodeConfig, generate, ops
+from lvspec.models import Model
 from lvspec.shapes.pair import load_embedded_pair
+from torch.utils._python_dispatch import TorchDispatchMode
+
+class Seen(TorchDispatchMode):
+    counts = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).split(".")[1]
+        self.counts[name] = self.counts.get(name, 0) + 1
+        return function(*args, **(kwargs or {}))
 
 torch.set_num_threads(1)
 pair = load_embedded_pair()
-results = {}
+results, seen = {}, Seen()
+for model in (pair.target, pair.draft):
+    with Model(model, "model").active():
+        pass  # its parts are recognised
+seen.__enter__()
 for name in ("strict", "lvspec"):
     result = generate(
         pair.target,
@@ -27,7 +41,8 @@ for name in ("strict", "lvspec"):
         config=DecodeConfig(gamma=5, max_new_tokens=14),
     )
     results[name] = (result.tokens.tolist(), result.kinds.tolist())
-print(json.dumps([ops.active_backend("cpu"), results]))
+seen.__exit__(None, None, None)
+print(json.dumps([ops.active_backend("cpu"), results, seen.counts]))
 """
 
 
@@ -52,8 +67,15 @@ def test_a_caption_is_the_same_on_the_kernels(tmp_path):
     script.write_text(CAPTION)
     done = run(script, clip, LVSPEC_BACKEND="triton", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
-    backend, got = json.loads(done.stdout.splitlines()[-1])
+    backend, got, seen = json.loads(done.stdout.splitlines()[-1])
     assert backend == "triton"
+    # Every layer of every pass is made of the kernels.
+    passes = seen["verify_attention"]
+    assert seen["rotate_and_write"] == passes
+    prompts = seen["add_rms_norm"] - passes  # one a layer, too
+    assert 0 < prompts < passes
+    assert seen["silu_multiply"] == seen["add_rms_norm"] and seen["rotary_angles"] > 0
+    assert seen["rms_norm"] > seen["add_rms_norm"]
     pair = load_embedded_pair()
     for name, (tokens, kinds) in got.items():
         expected = generate(

@@ -21,8 +21,9 @@ from transformers.utils import logging as transformers_logging
 from lvspec.commands import say
 from lvspec.commands.checkpoints import Models, find_device, load_models, token_ids_of
 from lvspec.config import DecodeConfig
+from lvspec.decoder import Decoder, GenerationInterrupted
+from lvspec.engine import NonFiniteLogits
 from lvspec.environment import environment, write_json
-from lvspec.generate import GenerationInterrupted, NonFiniteLogits, generate
 from lvspec.policy import AcceptancePolicy
 from lvspec.processing import DEFAULT_FPS
 from lvspec.terminal import PrintStreamer, caption_text, legend, results_table, statistics_line
@@ -147,6 +148,9 @@ class _Captioner:
     ) -> None:
         self.arguments, self.policy, self.config = arguments, policy, config
         self.models, self.record = models, record
+        self.decoder = Decoder(
+            models.target, models.draft, policy, config, tokenizer=models.processor.tokenizer
+        )
         self.console = Console()
         self.rows: list[tuple[str, Generation]] = []
         self.num_refused = 0
@@ -181,16 +185,7 @@ class _Captioner:
         streamer = PrintStreamer(tokenizer) if arguments.stream else None
         generation, failure, facts = None, None, {}
         try:
-            generation = generate(
-                self.models.target,
-                self.models.draft,
-                inputs,
-                policy=self.policy,
-                config=self.config,
-                draft_inputs=draft_inputs,
-                tokenizer=tokenizer,
-                streamer=streamer,
-            )
+            generation = self.decoder.generate(inputs, draft_inputs=draft_inputs, streamer=streamer)
         except (ValueError, torch.OutOfMemoryError) as error:
             self._refuse(path, error)
             return

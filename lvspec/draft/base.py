@@ -87,6 +87,10 @@ class Drafter(ABC):
     def allocate(self, *, batch_size: int, capacity: int) -> None:
         """Make room for sequences of `capacity` positions; what there was before is kept."""
 
+    def release(self) -> None:
+        """Give the memory of `allocate` back, to be asked for more. Here: nothing to do."""
+        return
+
     @abstractmethod
     def prefill(
         self,

@@ -28,7 +28,7 @@ DraftChoice = PreTrainedModel | Literal["self", "ngram"] | None
 _EXPECTED = 'draft: expected a transformers model, None, "self" or "ngram", got '
 
 
-def draft_model(draft: DraftChoice, *, capture: bool) -> Model | None:
+def draft_model(draft: DraftChoice, config: DecodeConfig) -> Model | None:
     """The model that drafts beside the target, if there is one.
 
     Raises:
@@ -41,7 +41,7 @@ def draft_model(draft: DraftChoice, *, capture: bool) -> Model | None:
         raise ValueError(f"{_EXPECTED}{draft!r}")
     if not isinstance(draft, PreTrainedModel):
         raise TypeError(f"{_EXPECTED}{type(draft).__name__}")
-    return Model(draft, "draft", capture=capture)
+    return Model(draft, "draft", capture=config.capture, fuse=config.fuse)
 
 
 def make_drafter(

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec.attention import lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.draft.base import Drafter
 from lvspec.draft.pruning import VideoPruning
@@ -51,8 +50,8 @@ class CachedDrafter(Drafter):
         self.cache: SlotCache | None = None
 
     def active(self) -> AbstractContextManager[None]:
-        """The model's attention is set for drafting within this context."""
-        return lvspec_attention_on(self.model.text)
+        """The model is set for drafting within this context."""
+        return self.model.active()
 
     def allocate(self, *, batch_size: int, capacity: int) -> None:
         if self.cache is not None:
@@ -63,6 +62,9 @@ class CachedDrafter(Drafter):
         )
         self.removed = torch.zeros(batch_size, dtype=torch.int32, device=self.model.device)
         self._make_shape(batch_size, self.model.device)
+
+    def release(self) -> None:
+        self.cache = None
 
     @property
     def _pass_slots(self) -> int:

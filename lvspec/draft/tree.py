@@ -62,11 +62,12 @@ class StaticTreeDrafter(TreeDrafter):
             torch.full((batch_size,), self.gamma + 1, dtype=torch.int32, device=device),
             is_chain=False,
         )
+        self._levels = _levels(self.tree, device)
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         proposed = self._run(
             ("static tree", self.tree),
-            lambda: _StaticTree(self.model, self.head, self.tree, self._shape),
+            lambda: _StaticTree(self.model, self.head, self._levels, self._shape),
             state.last_two,
             target_kv_len,
         )
@@ -81,8 +82,9 @@ class DynamicTreeDrafter(TreeDrafter):
         self.tree, self.depth = tree, tree.depth
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
-        counts = torch.tensor([1, *self.tree.widths], device=device)
-        self._depths = torch.arange(len(counts), device=device).repeat_interleave(counts)
+        widths = enumerate((1, *self.tree.widths))
+        depths = [depth for depth, width in widths for _ in range(width)]
+        self._depths = torch.tensor(depths, device=device)
         slots = self.tree.num_slots
         self._num_slots = torch.full((batch_size,), slots, dtype=torch.int32, device=device)
 
@@ -97,22 +99,30 @@ class DynamicTreeDrafter(TreeDrafter):
         return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), shape)
 
 
+_Level = tuple[int, int, int, Tensor]
+"""Of a level: its first parent, the slot behind its last one, choices ranked, and which of all
+parents' choices its nodes are."""
+
+
+def _levels(tree: StaticTree, device: torch.device) -> list[_Level]:
+    levels = []
+    for depth in range(1, max(tree.depths) + 1):
+        nodes = [slot for slot, of in enumerate(tree.depths) if of == depth]
+        first, last = tree.parents[nodes[0]], tree.parents[nodes[-1]]
+        count = max(tree.ranks[node] for node in nodes) + 1
+        choices = [(tree.parents[node] - first) * count + tree.ranks[node] for node in nodes]
+        levels.append((first, last + 1, count, torch.tensor(choices, device=device)))
+    return levels
+
+
 class _StaticTree(DraftPhase):
     """int64 `[B, S - 1]`: the tokens behind the root."""
 
-    def __init__(self, model: Model, head: DraftHead, tree: StaticTree, shape: DraftShape) -> None:
+    def __init__(
+        self, model: Model, head: DraftHead, levels: list[_Level], shape: DraftShape
+    ) -> None:
         super().__init__(model, head)
-        self.depths, self.ancestors = shape.depths, shape.ancestors
-        # Of every level: its first parent, the slot behind its last one, choices ranked, and
-        # which of all parents' choices its nodes are.
-        self.levels: list[tuple[int, int, int, Tensor]] = []
-        for depth in range(1, max(tree.depths) + 1):
-            nodes = [slot for slot, of in enumerate(tree.depths) if of == depth]
-            first, last = tree.parents[nodes[0]], tree.parents[nodes[-1]]
-            count = max(tree.ranks[node] for node in nodes) + 1
-            choices = [(tree.parents[node] - first) * count + tree.ranks[node] for node in nodes]
-            chosen = torch.tensor(choices, device=shape.depths.device)
-            self.levels.append((first, last + 1, count, chosen))
+        self.levels, self.depths, self.ancestors = levels, shape.depths, shape.ancestors
 
     def run(self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
         rows = read_last_two(step, last_two, own_length, cache).logits[:, 1:]

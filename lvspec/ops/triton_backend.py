@@ -22,6 +22,12 @@ OPERATIONS = (
     "commit_kv",
     "visual_importance",
     "expand_tree",
+    "append",
+    "rms_norm",
+    "add_rms_norm",
+    "silu_multiply",
+    "rotary_angles",
+    "rotate_and_write",
 )
 """Every operation; the launcher of `name` is `lvspec.kernels.<name>.<name>`."""
 

@@ -10,6 +10,13 @@ from lvspec.reference.accept_sampled import accept_sampled
 from lvspec.reference.commit_kv import commit_kv
 from lvspec.reference.expand_tree import TreeLevel, expand_tree
 from lvspec.reference.logit_stats import LogitStats, logit_stats
+from lvspec.reference.model_parts import (
+    add_rms_norm,
+    rms_norm,
+    rotary_angles,
+    rotate_and_write,
+    silu_multiply,
+)
 from lvspec.reference.split_plan import SplitPlan, piece_length, plan_splits
 from lvspec.reference.verify_attention import VerifyAttention, verify_attention
 from lvspec.reference.visual_importance import visual_importance
@@ -22,11 +29,16 @@ __all__ = [
     "VerifyAttention",
     "accept",
     "accept_sampled",
+    "add_rms_norm",
     "commit_kv",
     "expand_tree",
     "logit_stats",
     "piece_length",
     "plan_splits",
+    "rms_norm",
+    "rotary_angles",
+    "rotate_and_write",
+    "silu_multiply",
     "verify_attention",
     "visual_importance",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lvspec.config import DecodeConfig
-from lvspec.generate import generate
+from lvspec.decoder import Decoder
 from lvspec.loading import Pair
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.captions import PROMPTS, anchor_words, join, judge
@@ -84,15 +84,13 @@ def make_clips(pair: Pair, split: str, count: int, folder: Path, *, seed: int = 
 def lvspec_method(
     pair: Pair, policy: AcceptancePolicy | None, config: DecodeConfig, *, draft: str | None = None
 ) -> Method:
-    """`lvspec.generate` under a policy; None is autoregression. `draft` in place of the pair's."""
+    """`lvspec.Decoder` under a policy; None is autoregression. `draft` in place of the pair's."""
     drafter = None if policy is None else (draft or pair.draft)
-    tokenizer = pair.processor.tokenizer
+    decoder = Decoder(pair.target, drafter, policy, config, tokenizer=pair.processor.tokenizer)
 
     def run(clip: Clip) -> Output:
         start = time.perf_counter()
-        result = generate(
-            pair.target, drafter, clip.inputs, policy=policy, config=config, tokenizer=tokenizer
-        )
+        result = decoder.generate(clip.inputs)
         seconds = time.perf_counter() - start
         stats = result.stats
         count = result.tokens.shape[1]

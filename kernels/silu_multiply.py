@@ -1,0 +1,53 @@
+"""silu_multiply: silu(gate) * up, the middle of a gated MLP.
+
+Reads / writes: both operands and the result once. Grid: one program a block of values, along x.
+Specification: lvspec.reference.silu_multiply.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from lvspec.kernels import launch
+from lvspec.kernels.rounding import rounded
+
+
+@triton.jit
+def silu_multiply_kernel(gate, up, y, count, BLOCK: tl.constexpr):
+    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = places < count
+    gates = tl.load(gate + places, mask=mask, other=0.0)
+    ups = tl.load(up + places, mask=mask, other=0.0)
+    wide = gates.to(tl.float32)
+    # Rounded before it is multiplied, as by two operations.
+    silu = rounded(wide / (1.0 + tl.exp(-wide)), gates.dtype)
+    product = rounded(silu.to(tl.float32) * ups.to(tl.float32), gates.dtype)
+    tl.store(y + places, product, mask=mask)
+
+
+# 8 values a thread: one row of a 7B model's MLP is 19 programs, and loads are of 16 bytes.
+_LAUNCH = {
+    "sm80": {"block": 1024, "num_warps": 4, "num_stages": 1},
+    "sm90": {"block": 1024, "num_warps": 4, "num_stages": 1},
+    "sm100": {"block": 1024, "num_warps": 4, "num_stages": 1},
+}
+
+
+def silu_multiply(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Launch `lvspec::silu_multiply`."""
+    gate, up = gate.contiguous(), up.contiguous()
+    y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    table = _LAUNCH[launch.device_class(gate.device)]
+    with launch.device_guard(gate):
+        silu_multiply_kernel[(triton.cdiv(gate.numel(), table["block"]),)](
+            gate=gate,
+            up=up,
+            y=y,
+            count=gate.numel(),
+            BLOCK=table["block"],
+            num_warps=table["num_warps"],
+            num_stages=table["num_stages"],
+        )
+    return y

@@ -1,0 +1,42 @@
+"""Regions for torch.compile: the forwards of norms, gated MLPs and rotary embeddings.
+
+Compiled once a class and shape: weights are inputs of the compiled code, so layers share it.
+Prompts, which are of any length, are not read by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import nn
+
+from lvspec.fused.patches import Patch, fused, is_patched
+from lvspec.fused.recognise import is_gated_mlp, is_rms_norm, is_rotary
+
+MAX_SHAPES = 64
+"""Shapes that a class is compiled for: of target and draft, of trees' levels. torch allows 8."""
+
+
+@cache
+def _compiled(code: Callable) -> Callable:
+    return torch.compile(code, dynamic=False)
+
+
+def compiled_regions(modules: Iterable[nn.Module]) -> list[Patch]:
+    """The compiled forwards of these modules; nothing is compiled before they are called."""
+    return [
+        (module, _compiled(type(module).forward))
+        for module in modules
+        if not is_patched(module)
+        and (is_rms_norm(module) or is_gated_mlp(module) or is_rotary(module))
+    ]
+
+
+@contextmanager
+def compiled(patches: Iterable[Patch]) -> Iterator[None]:
+    """Within this context the regions are the compiled ones."""
+    with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES), fused(patches):
+        yield
