@@ -90,12 +90,8 @@ class PassRecorder:
         passes = self._recordings.passes
         if key not in passes:
             made = make_pass()
-            passes[key] = _record(made, example, [*self._patches(), *self._patches_of(made)])
+            passes[key] = _record(made, example, [*self._patches(), *self._parts.beside(made)])
         return passes[key]
-
-    def _patches_of(self, made: nn.Module) -> list[Patch]:
-        """Those of what a pass has beside the model, such as a head of its own."""
-        return self._parts.recorded_beside(made.modules()) if self._is_plain else []
 
 
 def _record(

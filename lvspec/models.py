@@ -129,6 +129,9 @@ class Model:
         """The same with another head."""
         weights = {*self.text.parameters()} - {self.text.get_input_embeddings().weight}
         weights |= {*head.parameters()}  # may be the embeddings
+        # Some that are quantised are buffers; those of one dimension are angles and ids.
+        buffers = (*self.text.buffers(), *head.buffers())
+        weights |= {buffer for buffer in buffers if buffer.dim() > 1}
         return sum(stored_bytes(weight) for weight in weights)
 
     def new_cache(self, *, batch_size: int, capacity: int, num_slots: int) -> SlotCache:
@@ -216,7 +219,9 @@ class Model:
         logits_of = self.hf.lm_head if head is None else head
         recorded = None
         if self.records(cache):
-            key = (*tokens.shape, depths.dim(), scores, None if head is None else head.key)
+            key = (*tokens.shape, depths.dim(), scores)
+            if head is not None:
+                key += (head.key,)
             recorded = self.recorder.get(
                 key,
                 lambda: _Pass(self.text, logits_of, scores),
@@ -271,6 +276,14 @@ def text_pass(
     ).last_hidden_state
 
 
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor holds: of a subclass made of tensors, those of its parts."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(stored_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()
+
+
 @cache
 def _no_mask(device: torch.device) -> Tensor:
     """HF's text models take a mask of four dimensions for a finished one and build none.
@@ -279,14 +292,6 @@ def _no_mask(device: torch.device) -> Tensor:
     """
     with torch.inference_mode(False):
         return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
-
-
-def stored_bytes(tensor: Tensor) -> int:
-    """Bytes that a tensor holds: of a subclass made of tensors, those of its parts."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        return sum(stored_bytes(getattr(tensor, name)) for name in names)
-    return tensor.numel() * tensor.element_size()
 
 
 def _as_hf_takes_them(positions: Tensor) -> Tensor:

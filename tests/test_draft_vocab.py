@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, capture, generate, ops
+from lvspec.decoder import Decoder
 from lvspec.draft import ModelDrafter
 from lvspec.draft.factory import make_drafter
-from lvspec.generate import Decoder
 from lvspec.head import draft_head
 from lvspec.models import Model
 

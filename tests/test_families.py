@@ -366,6 +366,7 @@ def test_other_ways_to_draft(checkpoints, hf_greedy, family, kind):
         (near, {"draft_keep": 0.3}),
         (near, {"tree": [(0,), (1,), (0, 0), (0, 1), (1, 0)]}),
         (near, {"tree": DynamicTree(2, 3)}),
+        (near, {"draft_vocab": wanted[::2]}),
         ("self", {"draft_keep": 0.3}),
         ("self", {}),
         ("ngram", {}),
@@ -609,6 +610,8 @@ def test_quantised_checkpoints_run(hf_greedy, family, kind):
         assert strict(target, draft, inputs).tokens[0].tolist() == wanted
     model = Model(target, "target")
     assert model.recorder.get((), None, None) is None, "its passes are not recorded"
+    if kind == "module":
+        assert model.step_bytes < 0.3 * Model(plain, "plain").step_bytes, "a byte of eight"
     assert strict(plain, target, inputs).tokens[0].tolist() == hf_greedy(plain, inputs, 20)
 
 

@@ -232,7 +232,8 @@ def test_recorded_as_pass_by_pass(models, prompts, tree):
         assert ours.tokens.equal(theirs.tokens)
         ours, theirs = ours.trace.steps(), theirs.trace.steps()
         assert [step.drafted for step in ours] == [step.drafted for step in theirs]
-    phases = capture._RECORDINGS[models["noisy"].model.language_model]["kernels"].passes
+    recordings = capture._RECORDINGS[models["noisy"].model.language_model]
+    phases = recordings["kernels"].passes
     names = {"specvlm": "static tree", "anchors": "scored chain", "few children": "dynamic tree"}
     assert any(key[0] == names[tree] and phase is not None for key, phase in phases.items())
 

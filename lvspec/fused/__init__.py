@@ -65,13 +65,13 @@ class FusedParts:
             return []
         return self._patches("cpp")
 
-    def recorded_beside(self, modules: Iterable[nn.Module]) -> list[Patch]:
-        """What stands in for other modules of such a pass."""
+    def beside(self, made: nn.Module) -> list[Patch]:
+        """The same for what a recorded pass has beside the model, such as a head of its own."""
         if not self.recorded():
             return []
         known = set(self._modules)
         with torch.inference_mode(False), torch.no_grad():
-            others = [module for module in modules if module not in known]
+            others = [module for module in made.modules() if module not in known]
             return recognise(others, CpuOperations())
 
     def in_passes(self) -> AbstractContextManager[None]:
