@@ -162,6 +162,31 @@ def _cache_calls() -> list[Call]:
     return calls
 
 
+def _loop_calls() -> list[Call]:
+    """What commit does to a few numbers, with and without relevance."""
+    calls: list[Call] = []
+    for slots in (1, 13, 64):
+        out, ids = (1, 256 + slots), _empty(1, dtype=torch.int64)
+        relevance = _empty(1, slots)
+        state = (
+            _empty(*out, dtype=torch.int64),
+            _empty(*out, dtype=torch.uint8),
+            _empty(*out),
+            _int32(1),
+            _int32(),
+            _empty(1, 2, dtype=torch.int64),
+            _empty(1),
+            _empty(1, dtype=torch.bool),
+            _empty(2, dtype=torch.int64),
+            _int32(1),
+        )
+        drafted = (_empty(1, slots, dtype=torch.int64), _int32(1))
+        accepted = (_int32(1, slots), _int32(1), ids, _empty(1, slots, dtype=torch.uint8))
+        rest = (*accepted, _empty(1), relevance)
+        calls.append(_call("append", f"S={slots}", *state, *drafted, *rest, relevance, 6, 3, -1))
+    return calls
+
+
 def _model_part_calls() -> list[Call]:
     """Sizes of Qwen2.5-VL 3B, 7B and 72B, and of LLaVA-OneVision 0.5B; heads of 64, 80 and 128."""
     calls: list[Call] = []
@@ -193,4 +218,5 @@ CALLS: list[Call] = [
     *_acceptance_calls(),
     *_cache_calls(),
     *_model_part_calls(),
+    *_loop_calls(),
 ]

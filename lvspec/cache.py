@@ -59,6 +59,7 @@ class SlotCache(Cache):
         self._tables: ops.SplitPlan | None = None
         self._without_plan: set[int] = set()
         self._prompt_len = [0] * batch_size
+        self._num_written = 0
         self._written: Tensor | None = None
         self._sizes = (num_slots, heads, text_config.vocab_size)
         self._make_workspace()
@@ -116,10 +117,7 @@ class SlotCache(Cache):
 
     def begin_step(self, num_slots: int) -> None:
         """The next forward writes `num_slots` rows per sequence, from `kv_len` on."""
-        offsets = torch.arange(num_slots, device=self.kv_len.device)
-        rows = (self.kv_len[:, None] + offsets)[:, None, :, None]
-        _, batch_size, kv_heads, _, head_dim = self.k.shape
-        self._written = rows.expand(batch_size, kv_heads, num_slots, head_dim)
+        self._num_written, self._written = num_slots, None
 
     def update(
         self,
@@ -130,6 +128,11 @@ class SlotCache(Cache):
         **kwargs: object,
     ) -> tuple[Tensor, Tensor]:
         """Write a step's rows of one layer; all of the layer's cache is returned (no copy)."""
+        if self._written is None:  # where attention writes them itself, nobody needs to know
+            offsets = torch.arange(self._num_written, device=self.kv_len.device)
+            rows = (self.kv_len[:, None] + offsets)[:, None, :, None]
+            _, batch_size, kv_heads, _, head_dim = self.k.shape
+            self._written = rows.expand(batch_size, kv_heads, self._num_written, head_dim)
         keys, values = self.k[layer_idx], self.v[layer_idx]
         keys.scatter_(2, self._written, key_states)
         values.scatter_(2, self._written, value_states)

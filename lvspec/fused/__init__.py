@@ -9,7 +9,6 @@ pass of lvspec's runs, and gone afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from weakref import WeakKeyDictionary
 
