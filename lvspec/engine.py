@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from lvspec.commit import commit
 from lvspec.config import DecodeConfig
 from lvspec.draft import CachedDrafter, Draft, Drafter
 from lvspec.graph import GraphedLoop, make_loop
+from lvspec.iteration import Iteration, Launched
 from lvspec.models import Model
 from lvspec.ops import Acceptance, LogitStats
 from lvspec.policy import AcceptancePolicy
@@ -39,42 +40,6 @@ class NonFiniteLogits(RuntimeError):
     def __init__(self, message: str, generation: Generation) -> None:
         super().__init__(message)
         self.generation = generation
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """What an iteration leaves on the device.
-
-    Attributes:
-        draft: What was verified.
-        acceptance: What stood.
-        wanted: int32 `[B, S]`, the target's choice at each slot.
-        relevance: float32 `[B, S]`, or None where it was not computed.
-        report: int64 `[B, HEAD + S]`, see `commit`.
-    """
-
-    draft: Draft
-    acceptance: Acceptance
-    wanted: Tensor
-    relevance: Tensor | None
-    report: Tensor
-
-    def trace_tensors(self) -> tuple[Draft, Tensor, Tensor | None, Acceptance]:
-        """A copy of what a trace keeps, for the next replay writes over it."""
-        shape = self.draft.shape
-        shape = replace(shape, parents=shape.parents.clone(), num_slots=shape.num_slots.clone())
-        draft = replace(self.draft, tokens=self.draft.tokens.clone(), shape=shape, logits=None)
-        relevance = None if self.relevance is None else self.relevance.clone()
-        acceptance = Acceptance(*(x.clone() for x in self.acceptance))
-        return draft, self.wanted.clone(), relevance, acceptance
-
-
-@dataclass(frozen=True)
-class _Launched:
-    """An iteration on whose report the host has not looked: whose it is, and for their traces."""
-
-    sequences: tuple[Sequence | None, ...]
-    trace: tuple[Draft, Tensor, Tensor | None, Acceptance] | None
 
 
 class Engine:
@@ -149,7 +114,7 @@ class Engine:
         )
         self._is_timed = True
         self._allocations = 0
-        self._launched: deque[_Launched] = deque()
+        self._launched: deque[Launched] = deque()
         self._mailbox = Mailbox(
             batch_size=batch_size,
             num_slots=self.num_slots,
@@ -304,7 +269,7 @@ class Engine:
         else:
             done = self.run_phases()
         trace = done.trace_tensors() if self.config.trace else None
-        self._launched.append(_Launched(tuple(self.places), trace))
+        self._launched.append(Launched(tuple(self.places), trace))
         self._mailbox.send(done.report)
 
     def _look(self) -> None:
@@ -314,7 +279,7 @@ class Engine:
             if sequence is not None and not sequence.is_over:
                 self._take(sequence, report, launched)
 
-    def _take(self, sequence: Sequence, report: Report, launched: _Launched) -> None:
+    def _take(self, sequence: Sequence, report: Report, launched: Launched) -> None:
         stats = sequence.stats
         if report.nan_row != NO_NAN:
             self._fail(sequence, f"iteration {stats.num_iterations}, row {report.nan_row}")

@@ -29,7 +29,7 @@ LEVELS = [
     {"processing", "loading", "quantization"},
     {"processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph"},
-    {"trace", "sequence"},
+    {"trace", "sequence", "iteration"},
     {"engine"},
     {"decoder"},
     {"generate", "hf"},
