@@ -50,7 +50,9 @@ from transformers.utils import logging as transformers_logging
 from lvspec import ops
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
+from lvspec.head import draft_head
 from lvspec.models import Model
+from lvspec.quantization import WEIGHTS, quantize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PARTS = ("embedded", "pairs", "trace")
@@ -75,9 +77,18 @@ def overrides(words: list[str]) -> dict[str, Any]:
     return found
 
 
-def shape_facts(model: Model, shape: Shape) -> dict[str, Any]:
-    """What a model of a row is."""
-    return {"label": shape.label, "pass_gb": model.step_bytes / 1e9, "shape": asdict(shape)}
+def shape_facts(model: Model, shape: Shape, vocabulary: tuple[int, ...] | None) -> dict[str, Any]:
+    """What a model of a row is, and the weights that a pass of it reads."""
+    head = draft_head(model.hf.lm_head, model.vocab_size, vocabulary)
+    read = model.step_bytes_with(head)
+    return {"label": shape.label, "pass_gb": read / 1e9, "shape": asdict(shape)}
+
+
+def draft_label(weights: str | None, vocabulary: int | None) -> str:
+    """What a draft is besides its shape, for the label of its rows."""
+    words = [weights] if weights else []
+    words += [f"{vocabulary} ids"] if vocabulary else []
+    return f" ({', '.join(words)})" if words else ""
 
 
 class Report:
@@ -141,29 +152,40 @@ def run_pair(
     dtype: torch.dtype,
     budget: Budget,
     report: Report,
+    draft_weights: str | None = None,
 ) -> None:
     """All sizes of a pair, which is built once, if any of them fits."""
-    common = {"pair": pair.name, "label": pair.label, "gamma": plan.config.gamma}
+    vocabulary = plan.config.draft_vocab
+    label = pair.label + draft_label(draft_weights, len(vocabulary or ()))
+    common = {"pair": pair.name, "label": label, "gamma": plan.config.gamma}
     tokens, item = plan.config.max_new_tokens + 64, dtype.itemsize
     release(device)
     free = free_bytes(device)
     models: list[PreTrainedModel] = []
+    refused: str | None = None
     for size in chosen:
         here = {**common, "context": size.context, "batch": size.batch_size}
         needed = needed_bytes(pair, size, tokens=tokens, itemsize=item)
-        reason = does_not_fit(needed, free) or (OUT_OF_TIME if budget.left <= 0 else None)
+        reason = (
+            refused or does_not_fit(needed, free) or (OUT_OF_TIME if budget.left <= 0 else None)
+        )
+        if reason is None and not models:
+            models = [build(shape, device, dtype) for shape in (pair.target, pair.draft)]
+            try:
+                if draft_weights is not None:
+                    quantize(models[1], draft_weights)
+            except (ImportError, ValueError) as error:
+                reason = refused = str(error)
         if reason is not None:
             report.add({**here, "not_measured": reason})
             continue
-        if not models:
-            models = [build(shape, device, dtype) for shape in (pair.target, pair.draft)]
         row = Row(*models, pair, size, plan)
         report.add(
             {
                 **here,
                 "dtype": str(dtype).removeprefix("torch."),
-                "target": shape_facts(row.target, pair.target),
-                "draft": shape_facts(row.draft, pair.draft),
+                "target": shape_facts(row.target, pair.target, None),
+                "draft": shape_facts(row.draft, pair.draft, vocabulary),
                 "replayed": f"replayed tau = {plan.trace.tau:.2f} ({plan.trace.name})",
                 "needed_gb": needed / 1e9,
                 "fuse": plan.config.fuse,
@@ -188,6 +210,8 @@ def main() -> int:
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--no-compile", action="store_true", help="nor HF's static cache")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="fields")
+    parser.add_argument("--draft-weights", choices=WEIGHTS, help="of fewer bytes, by torchao")
+    parser.add_argument("--draft-vocab", type=int, help="ids that the drafts may propose")
     parser.add_argument("--clips", type=int, default=12, help="of the embedded pair")
     parser.add_argument("--budget", type=float, default=1e9, help="seconds")
     parser.add_argument("--json", type=Path)
@@ -203,6 +227,8 @@ def main() -> int:
             trace = None if "trace" in parts else AcceptanceTrace.recorded(arguments.trace)
         else:
             trace = AcceptanceTrace.synthetic(arguments.tau)
+        if arguments.draft_vocab is not None:  # weights are random, so any ids will do
+            fields["draft_vocab"] = tuple(range(arguments.draft_vocab))
         config = DecodeConfig(**{"gamma": arguments.gamma, **fields})
     except (TypeError, ValueError) as error:
         parser.error(str(error))
@@ -220,7 +246,7 @@ def main() -> int:
     document = {
         "kind": "e2e",
         "gamma": config.gamma,
-        "set": fields,
+        "set": {name: value for name, value in fields.items() if name != "draft_vocab"},
         "backend": ops.active_backend(device.type),
         "limits": timing.device_facts(device),
         "environment": environment(device),
@@ -230,17 +256,17 @@ def main() -> int:
         dtype = DTYPES[arguments.dtype or "float32"]
         report.embedded(config, arguments.clips, device, dtype)
     if "pairs" in parts:
-        peers = not arguments.no_peers
+        peers, weights = not arguments.no_peers, arguments.draft_weights
         plan = Plan.of(config, trace, arguments.iterations, peers=peers)
         dtype = DTYPES[arguments.dtype or ("bfloat16" if is_cuda else "float32")]
         first, *others = sizes(arguments.context, arguments.batch)
         for index, name in enumerate(arguments.pairs):
             compiles = index == 0 and not arguments.no_compile
             its_plan = replace(plan, compiles=compiles)
-            run_pair(PAIRS[name], [first], its_plan, device, dtype, budget, report)
+            run_pair(PAIRS[name], [first], its_plan, device, dtype, budget, report, weights)
         # A pair is built again for the rest, which costs less than a pair without a row.
         for name in arguments.pairs if others else ():
-            run_pair(PAIRS[name], others, plan, device, dtype, budget, report)
+            run_pair(PAIRS[name], others, plan, device, dtype, budget, report, weights)
     return int(report.failed)
 
 

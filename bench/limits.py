@@ -209,7 +209,9 @@ def compare(document: dict[str, Any]) -> list[Comparison]:
     for row in document["pairs"]:
         if "not_measured" in row:
             continue
-        shapes = (Shape(**row[role]["shape"]) for role in ("target", "draft"))
+        shapes = [Shape(**row[role]["shape"]) for role in ("target", "draft")]
+        # A draft may hold its weights in fewer bytes, or read a part of its head.
+        pass_bytes = [1e9 * row[role]["pass_gb"] for role in ("target", "draft")]
         item = ITEM_SIZES[row["dtype"]]
         setting = Setting(
             *shapes,
@@ -218,7 +220,7 @@ def compare(document: dict[str, Any]) -> list[Comparison]:
             batch=row["batch"],
             gamma=row["gamma"],
             tau=row["tau"],
-            weight_bytes=(item, item),
+            weight_bytes=tuple(b / parameters(s)[0] for b, s in zip(pass_bytes, shapes)),
             fuse=row["fuse"],
             kv_item=item,
         )

@@ -50,14 +50,14 @@ def pair_rows(documents: Iterable[Document]) -> list[Document]:
     for document in of_kind(documents, "e2e"):
         device = document["environment"]["device_name"]
         for row in document["pairs"]:
-            key = (row["pair"], row["batch"], row["context"], device)
+            key = (row["pair"], row["label"], row["batch"], row["context"], device)
             if key not in found or "not_measured" not in row:
                 found[key] = {**row, "device": device}
     known = {key[0] for key in found}
     for name in REAL:
         if name not in known:
             row = {"pair": name, "label": PAIRS[name].label, "context": 16384, "batch": 1}
-            found[name, 1, 16384, ""] = {**row, "device": "", "not_measured": ""}
+            found[name, row["label"], 1, 16384, ""] = {**row, "device": "", "not_measured": ""}
     names = list(PAIRS)
     return [found[key] for key in sorted(found, key=lambda key: (names.index(key[0]), *key[1:]))]
 

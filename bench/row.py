@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvspec.config import DecodeConfig
-from lvspec.draft import CachedDrafter
+from lvspec.draft import ModelDrafter
 from lvspec.engine import Engine
 from lvspec.tree import chain_ancestors
 
@@ -127,15 +127,16 @@ class Row:
 
     def moved_bytes(self, engine: Engine, length: float) -> float:
         """Weights and cache that an iteration reads, of the models as the engine has them."""
-        parts = [(engine.target, engine.cache, 1)]
+        parts = [(engine.target.step_bytes, engine.cache, 1)]
         drafter = engine.drafter
-        if isinstance(drafter, CachedDrafter):
+        if isinstance(drafter, ModelDrafter):
             # A level is a pass of the draft, and so is a token of a chain.
-            parts.append((drafter.model, drafter.cache, drafter.depth))
+            weights = drafter.model.step_bytes_with(drafter.head)
+            parts.append((weights, drafter.cache, drafter.depth))
         total = 0.0
-        for model, cache, passes in parts:
+        for weights, cache, passes in parts:
             row = cache.k[:, 0, :, 0].nbytes + cache.v[:, 0, :, 0].nbytes
-            total += passes * (model.step_bytes + self.size.batch_size * length * row)
+            total += passes * (weights + self.size.batch_size * length * row)
         return total
 
     def against_limit(self, moved: float, wall: float) -> dict[str, float]:

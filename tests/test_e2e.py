@@ -454,6 +454,33 @@ def test_time_that_is_over(tmp_path):
     assert "not measured: out of time" in done.stdout
 
 
+def test_a_draft_of_fewer_bytes(bench, monkeypatch, tmp_path, capsys):
+    """Its label says so, its limit counts what it reads; without torchao there is no row."""
+    path = tmp_path / "e2e.json"
+    common = ["--device", "cpu", "--pair", "tiny", "--context", str(CONTEXT), "--batch", "1"]
+    common += ["--iterations", "2", "--no-peers", "--json", str(path)]
+
+    def written(*options):
+        monkeypatch.setattr(sys, "argv", ["e2e.py", "pairs", *common, *options])
+        assert bench("e2e").main() == 0
+        (row,) = json.loads(path.read_text())["pairs"]
+        return row
+
+    whole, part = written(), written("--draft-vocab", "100")
+    assert part["label"] == whole["label"] + " (100 ids)"
+    saved = (1024 - 100) * 64 * 4
+    assert whole["draft"]["pass_gb"] - part["draft"]["pass_gb"] == pytest.approx(saved / 1e9)
+    bytes_read = [row["methods"]["lvspec"]["bytes"] for row in (whole, part)]
+    assert bytes_read[0] - bytes_read[1] == pytest.approx(12 * saved)
+
+    def missing(model, weights):
+        raise ImportError("weights: expected torchao")
+
+    monkeypatch.setattr(bench("e2e"), "quantize", missing)
+    row = written("--draft-weights", "int8")
+    assert row["label"].endswith(" (int8)") and row["not_measured"] == "weights: expected torchao"
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -157,14 +157,15 @@ def test_tables_of_made_up_results(folder):
 def test_results_of_several_runs(bench):
     """A measured row hides one that is not, whichever comes first; devices stand side by side."""
     measured = copy.deepcopy(E2E)
-    measured["pairs"] = [{**LEFT_OUT, **ROW, "pair": "qwen-32b-7b", "label": "now it fits"}]
-    del measured["pairs"][0]["not_measured"]
+    measured["pairs"] = [{**ROW, "pair": "qwen-32b-7b", "label": LEFT_OUT["label"]}]
+    measured["pairs"].append({**measured["pairs"][0], "label": "with an int8 draft"})
     other = copy.deepcopy(E2E)
     other["environment"]["device_name"] = "B GPU"
     rows = bench("report").pair_rows
     for documents in ([E2E, measured], [measured, E2E]):
         found = [row for row in rows(documents) if row["pair"] == "qwen-32b-7b"]
-        assert [row["label"] for row in found] == ["now it fits"]
+        assert [row["label"] for row in found] == [LEFT_OUT["label"], "with an int8 draft"]
+        assert not any("not_measured" in row for row in found)
     found = [row["device"] for row in rows([other, E2E]) if row["pair"] == "qwen-7b-3b"]
     assert found == ["A GPU", "B GPU"]
 
