@@ -52,10 +52,9 @@ class Decoder:
     """`generate` and `generate_many` for many calls: caches and CUDA graphs are kept in between.
 
     What one call needs beyond the models is made by the first call and used by all: keys and values
-    of `batch_size` sequences, and on CUDA the graph of an iteration, whose capture takes about as
-    long as two iterations from Python. Caches grow with the longest prompt, after which the graph
-    is captured anew; `DecodeConfig(cache_capacity=...)` makes them large enough from the beginning.
-    One call at a time.
+    of `batch_size` sequences, and on CUDA the graph of an iteration. Caches grow with the longest
+    prompt, after which the graph is captured anew; `DecodeConfig(cache_capacity=...)` makes them
+    large enough from the beginning. One call at a time.
 
     Args:
         target, draft, policy, config, tokenizer: As for `generate`.
