@@ -75,15 +75,11 @@ def draft_head(head: nn.Module, size: int, ids: tuple[int, ...] | None) -> Draft
         rows = torch.tensor(ids, dtype=torch.int64, device=weight.device)
         found = known.get(ids)
         if found is None or _kind(found.head.weight) != _kind(weight):
-            linear = nn.utils.skip_init(
-                nn.Linear,
-                weight.shape[1],
-                len(ids),
-                bias=head.bias is not None,
-                device=weight.device,
-                dtype=weight.dtype,
-            )
-            found = known[ids] = DraftHead(linear.eval().requires_grad_(False), len(ids), rows)
+            linear = nn.Linear(weight.shape[1], len(ids), bias=head.bias is not None, device="meta")
+            linear.weight = _like(weight, len(ids), weight.shape[1])
+            if head.bias is not None:
+                linear.bias = _like(head.bias, len(ids))
+            found = known[ids] = DraftHead(linear.eval(), len(ids), rows)
         found.head.weight.copy_(weight[rows])
         if head.bias is not None:
             found.head.bias.copy_(head.bias[rows])
@@ -95,14 +91,19 @@ def _weight(head: nn.Module) -> Tensor:
     is_plain = type(head) in (nn.Linear, Int8Linear) and not (
         head._forward_hooks or head._forward_pre_hooks
     )
-    if is_plain and type(head.weight) is nn.Parameter:
-        return head.weight
-    if is_plain and hasattr(head.weight, "dequantize"):
+    is_quantised = is_plain and hasattr(head.weight, "__tensor_flatten__")  # several tensors
+    if is_quantised:
         return head.weight.dequantize()
+    if is_plain and head.weight.is_floating_point():
+        return head.weight
     raise ValueError(
         "draft_vocab: expected a draft whose lm_head is a torch.nn.Linear without hooks, the rows "
         f"of which can be copied, got {type(head).__name__}"
     )
+
+
+def _like(weight: Tensor, *shape: int) -> nn.Parameter:
+    return nn.Parameter(weight.new_empty(shape), requires_grad=False)
 
 
 def _kind(weight: Tensor) -> tuple[torch.dtype, torch.device]:

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import math
+import os
 import random
 import shutil
 import subprocess
@@ -13,15 +14,12 @@ import pytest
 import torch
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
-import lvspec.generate  # noqa: F401
+import lvspec.decoder
 from lvspec import tree
 from lvspec.draft import Draft, Drafter, DraftShape
 from lvspec.preprocess import VideoProcessorConfig
 from lvspec.shapes.model_configs import draft_config, target_config
 from lvspec.shapes.tokenizer import build_tokenizer
-
-# `lvspec.generate` is the function.
-generate_module = sys.modules["lvspec.generate"]
 
 POISON = 0x55  # large as an index, odd as a length, neither 0 nor -1
 
@@ -271,7 +269,7 @@ def draft_trees(monkeypatch):
 
     def use(guess):
         drafter = _TreeDrafter(guess)
-        monkeypatch.setattr(generate_module, "make_drafter", lambda *arguments: drafter)
+        monkeypatch.setattr(lvspec.decoder, "make_drafter", lambda *arguments: drafter)
 
     return use
 
@@ -288,13 +286,16 @@ C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 
 @pytest.fixture(scope="session")
 def fake_cuda(tmp_path_factory):
-    """`fake_cuda(ways, target_folder, draft_folder, ...)` runs tests/fake_cuda.py, see there."""
+    """`fake_cuda(ways, target_folder, draft_folder, ...)` runs tests/support/fake_cuda.py."""
     library = _guard(tmp_path_factory.mktemp("guard"))
 
-    def run(*arguments, script=None):
-        script = Path(__file__).with_name("fake_cuda.py") if script is None else script
+    folder = Path(__file__).parent / "support"
+
+    def run(*arguments, script=folder / "fake_cuda.py"):
         command = [str(part) for part in (sys.executable, "-P", script, library, *arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=280)
+        paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]  # for ways.py
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
 
     return run
 

@@ -1,17 +1,18 @@
-"""An iteration on CUDA tensors without values, in a process of its own: see `fake_cuda.py`."""
+"""An iteration on CUDA tensors without values, in a process of its own (`support/fake_cuda.py`)."""
 
 from pathlib import Path
 
 import pytest
+from ways import WAYS
 
-SCRIPT = Path(__file__).with_name("fake_cuda.py")
+SCRIPT = Path(__file__).parent / "support" / "fake_cuda.py"
 
 
 def test_every_way_of_drafting(fake_cuda, random_pair_folders):
     done = fake_cuda("all", *random_pair_folders)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
-    assert len(lines) == 26, "thirteen ways, two batches"
+    assert len(lines) == 2 * len(WAYS), "of every way two batches"
     assert "static tree, batch 2: (2, 32)" in lines
 
 

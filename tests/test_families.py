@@ -715,6 +715,6 @@ def test_iterations_stay_on_the_device(fake_cuda, tmp_path):
             for name, rows in (("target", ROWS), ("draft", FEWER_ROWS)):
                 folders.append(tmp_path / f"{family}-{name}")
                 build(family, rows=rows).config.save_pretrained(folders[-1])
-    done = fake_cuda("chain,anchor tree", *folders)
+    done = fake_cuda("chain+anchor tree", *folders)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(done.stdout.splitlines()) == 2 * len(folders) == 28

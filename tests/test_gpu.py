@@ -7,29 +7,14 @@ import copy
 
 import pytest
 import torch
+from ways import WAYS
 
-from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, Decoder, DynamicTree
+from lvspec import AcceptancePolicy, DecodeConfig, Decoder
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
-WAYS = {
-    "autoregression": (None, {}),
-    "chain": ("model", {}),
-    "part of the video": ("model", {"draft_keep": 0.5}),
-    "static tree": ("model", {"tree": "specvlm"}),
-    "dynamic tree": ("model", {"tree": DynamicTree(3, 3)}),
-    "anchor tree": ("model", {"tree": AnchorTree(2, 3)}),
-    "adaptive": ("model", {"adaptive": True, "cost_ratio": 0.1}),
-    "anchor stop": ("model", {"stop_at_unsure_anchors": 0.7}),
-    "n-grams for the draft": ("model", {"draft_ngram": 2, "draft_passes": 3}),
-    "self": ("self", {"draft_keep": 0.5}),
-    "n-grams": ("ngram", {}),
-    "sampling": ("model", {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "seed": 1}),
-    "sampling, tree": ("model", {"temperature": 0.8, "seed": 1, "tree": "specvlm"}),
-}
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """Iterations on CUDA tensors without values: where a device stops, or two devices meet, it fails.
 
-    python tests/fake_cuda.py GUARD WAYS TARGET DRAFT [TARGET DRAFT ...]
+    python tests/support/fake_cuda.py GUARD WAYS TARGET DRAFT [TARGET DRAFT ...]
 
 Fake tensors have shapes, dtypes and devices; an operation that depends on values raises. `GUARD` is
 a library that makes torch builds without CUDA accept the device ("" for builds with it), WAYS are
-names of `WAYS` with commas between them or "all", TARGET and DRAFT folders with a config.json.
+names of `WAYS` with + between them or "all", TARGET and DRAFT folders with a config.json.
 Every way runs two iterations for batches of 1 and 2: the first makes what is made once, the second
 is under scrutiny.
 """
@@ -18,8 +18,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from ways import WAYS
 
-from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, Decoder, DynamicTree
+from lvspec import AcceptancePolicy, DecodeConfig, Decoder
 from lvspec.engine import Engine
 from lvspec.sequence import Request, Sequence
 from lvspec.stats import DecodeStats
@@ -27,21 +28,6 @@ from lvspec.stopping import Stopping
 from lvspec.trees import NAMED_TREES, StaticTree
 
 CUDA = torch.device("cuda")
-WAYS = {
-    "autoregression": (None, {}),
-    "chain": ("model", {}),
-    "part of the video": ("model", {"draft_keep": 0.5}),
-    "static tree": ("model", {"tree": "specvlm"}),
-    "dynamic tree": ("model", {"tree": DynamicTree(3, 3)}),
-    "anchor tree": ("model", {"tree": AnchorTree(2, 3)}),
-    "adaptive": ("model", {"adaptive": True, "cost_ratio": 0.1}),
-    "anchor stop": ("model", {"stop_at_unsure_anchors": 0.7}),
-    "n-grams for the draft": ("model", {"draft_ngram": 2, "draft_passes": 3}),
-    "self": ("self", {}),
-    "n-grams": ("ngram", {}),
-    "sampling": ("model", {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "seed": 1}),
-    "sampling, tree": ("model", {"temperature": 0.8, "seed": 1, "tree": "specvlm"}),
-}
 
 
 class OneDevice(TorchDispatchMode):
@@ -96,7 +82,7 @@ def main(names, *folders):
     with FakeTensorMode(), torch.inference_mode():
         for target, draft in zip(folders[::2], folders[1::2], strict=True):
             target, draft = build(target), build(draft)
-            for way in WAYS if names == "all" else names.split(","):
+            for way in WAYS if names == "all" else names.split("+"):
                 for batch_size in (1, 2):
                     torch.tensor = set_up_tensor
                     engine = started(target, draft, way, batch_size)
