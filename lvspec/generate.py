@@ -77,7 +77,7 @@ def generate(
             that look at earlier tokens get prompt, output and the drafted tokens before the row, of
             one sequence at a time, without padding. The draft knows nothing of them.
         stopping_criteria: HF's stopping criteria, asked after every token of every sequence by
-            itself, before the token is streamed.
+            itself, before the token is streamed. They get its ids on the CPU.
         stop_strings: A sequence ends with the token that completes one of these, as in HF; the
             string remains in the output.
 

@@ -18,8 +18,9 @@ class Stopping:
     """HF's stopping criteria and stop strings, asked after every token of a sequence by itself.
 
     Args:
-        criteria: HF's. They get prompt and output, int64 `[1, n]`, and None for the scores, as from
-            HF unless scores are returned.
+        criteria: HF's. They get prompt and output, int64 `[1, n]`, on the CPU wherever the models
+            are, for the device must not wait for them; and None for the scores, as from HF unless
+            scores are returned.
         strings: The output ends with the token that completes one of them, special tokens being
             text too.
         tokenizer: Decodes the output for `strings`.
