@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair, quantize
+from lvspec.byte_linear import ByteLinear
 from lvspec.draft.factory import make_drafter
 from lvspec.head import draft_head
-from lvspec.int8_linear import Int8Linear
 from lvspec.models import Model, stored_bytes
 
 STRICT = AcceptancePolicy.strict()
@@ -105,8 +105,8 @@ def test_int8_products_in_bfloat16(torchao, rows, with_bias):
     bias = layer.bias.double() if with_bias else 0
     exact = x.double() @ (layer.weight.qdata.double() * layer.weight.scale.double()).T + bias
     theirs = (layer(x) - exact).abs().max()
-    Int8Linear.take_over(layer)
-    assert type(layer) is Int8Linear
+    ByteLinear.take_over(layer)
+    assert type(layer) is ByteLinear
     ours = layer(x)
     assert ours.shape == (1, rows, 96) and ours.dtype == torch.bfloat16
     assert (ours - exact).abs().max() <= 2 * max(theirs, torch.tensor(0.008) * exact.abs().max())
@@ -117,7 +117,7 @@ def test_int8_products_are_torchs_where_they_are_fast(torchao, draft):
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         model = quantize(copy.deepcopy(draft).to(dtype), "int8")
         kinds[dtype] = {type(layer) for layer in (*linears(model).values(), model.lm_head)}
-    assert kinds.pop(torch.bfloat16) == {Int8Linear}
+    assert kinds.pop(torch.bfloat16) == {ByteLinear}
     assert set().union(*kinds.values()) == {torch.nn.Linear}
     converted = quantize(copy.deepcopy(draft).to(torch.bfloat16), "fp8").lm_head
     assert type(converted) is torch.nn.Linear
