@@ -74,9 +74,9 @@ _PARTS = 4
 """Parts of K, each of which a warp multiplies."""
 
 _LAUNCH = {
-    # num_stages by rows of a tile. A stage is 512 bytes of each weight row, twice as many of each row
-    # of x; all but one are on their way. One program of 16 weight rows fetches 24 KiB of weights
-    # ahead on sm90: about what keeps a multiprocessor's share of the bandwidth busy.
+    # num_stages by rows of a tile. A stage is 512 bytes of a weight row and 1024 of a row of x; all
+    # but one are on their way. A program of 16 weight rows fetches 24 KiB of weights ahead on sm90:
+    # about what keeps a multiprocessor's share of the bandwidth busy.
     "sm80": {8: 4, 16: 4, 32: 3},
     "sm90": {8: 4, 16: 4, 32: 4},
     "sm100": {8: 5, 16: 4, 32: 4},

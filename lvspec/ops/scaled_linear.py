@@ -1,5 +1,5 @@
-"""Schema and shape function of `scaled_linear`: `lvspec.byte_linear` calls it with tensors of which it
-knows shapes and dtypes, so it has no checked function in `lvspec.ops`."""
+"""Schema and shape function of `scaled_linear`. `lvspec.byte_linear` calls it with tensors of which
+it knows shapes and dtypes, so it has no checked function in `lvspec.ops`."""
 
 from __future__ import annotations
 
