@@ -38,8 +38,8 @@ def same(x, y):
     """Bit by bit where the kernel computes; the specification's sums are BLAS's."""
     if ops.active_backend("cpu") == "triton":
         return torch.equal(x, y)
-    eps = 4 * torch.finfo(x.dtype).eps
-    return torch.allclose(x, y, rtol=eps, atol=eps * y.abs().max().item())
+    error = (x.double() - y.double()).abs().sum()
+    return bool(error <= 16 * torch.finfo(x.dtype).eps * y.double().abs().sum())
 
 
 @every_stored
