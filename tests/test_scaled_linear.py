@@ -106,6 +106,23 @@ def test_what_is_not_finite_stays(dtype):
     assert (got[1].abs() == 40).all()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@every_stored
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_device(dtype, stored):
+    """And there a row has the same bits in tiles of every size."""
+    if stored != torch.int8 and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no float8 on this chip")
+    for outputs, size in ((37, 700), (2048, 2048), (4864, 896), (896, 4864)):
+        weight, scale = (x.cuda() for x in weights_of(outputs, size, stored))
+        x = torch.randn(100, size, device="cuda").to(dtype)
+        bias = torch.randn(outputs, device="cuda").to(dtype)
+        whole = check(x, weight, scale, bias)
+        for rows in (1, 8, 13, 16, 17, 64):
+            assert torch.equal(scaled_linear(x[:rows], weight, scale, bias), whole[:rows])
+
+
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_the_operator_is_registered_as_torch_expects(with_bias):
     weight, scale = weights_of(6, 16, torch.int8)
