@@ -95,7 +95,7 @@ for part in "${parts[@]}"; do
                     LVSPEC_TEST_DEVICE=cuda PYTHONPATH=bench "$PYTHON" -P -m pytest -q \
                     -p default_device "${parallel[@]}" --maxfail=30 --tb=short \
                     tests/test_{verify_attention,logit_stats,accept,accept_sampled}.py \
-                    tests/test_{commit_kv,visual_importance,expand_tree}.py
+                    tests/test_{commit_kv,visual_importance,expand_tree,scaled_linear}.py
             fi
             step correctness "$(limit 90)" "$PYTHON" bench/correctness.py --device "$DEVICE" \
                 --json "$(json correctness)"
