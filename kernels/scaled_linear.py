@@ -54,8 +54,8 @@ def scaled_linear_kernel(
         weights = tl.load(from_weight + column, mask=is_weight, other=0.0)
         places = from_x + column.to(tl.int64) * x_stride_column
         values = tl.load(places, mask=is_column & is_row[None, :, None], other=0.0)
-        if IS_FLOAT8:  # first to float16, for which every chip with float8 has an instruction
-            weights = weights.to(tl.float16)
+        if IS_FLOAT8:  # by way of types for which every chip with float8 has fast instructions
+            weights = weights.to(tl.float16).to(tl.float32)
         if DOT_IN_FLOAT32:
             values = values.to(tl.float32)
         weights, values = weights.to(values.dtype), tl.permute(values, (0, 2, 1))
