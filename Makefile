@@ -31,7 +31,7 @@ test: lint
 # Run once for everyone who computes: the Triton kernels in Triton's interpreter, the reference, and
 # the C++ for other processors than this one. Each is chosen when lvspec is imported.
 OPERATION_TESTS = $(addprefix tests/test_,$(addsuffix .py,verify_attention logit_stats accept \
-	accept_sampled commit_kv visual_importance expand_tree commit model_parts))
+	accept_sampled commit_kv visual_importance expand_tree commit model_parts scaled_linear))
 
 lint: $(VENV)/.for-tests
 	$(BIN)/ruff check .

@@ -213,10 +213,39 @@ def _model_part_calls() -> list[Call]:
     return calls
 
 
+def _linear(rows: int, outputs: int, size: int, x: torch.dtype, stored: torch.dtype) -> Call:
+    def make(device_class: str) -> Made:
+        is_fp8 = stored == torch.float8_e4m3fn
+        capability = 89 if is_fp8 and device_class == "sm80" else CAPABILITY[device_class]
+        weight, scale = _empty(outputs, size, dtype=stored), _empty(outputs)
+        bias = _empty(outputs, dtype=x)
+        return (_empty(1, rows, size, dtype=x), weight, scale, bias), capability
+
+    names = [str(dtype).removeprefix("torch.") for dtype in (x, stored)]
+    label = f"{names[0]} {names[1]} N={outputs} K={size} M={rows} few-rows"
+    return "scaled_linear", label, make
+
+
+def _linear_calls() -> list[Call]:
+    """Layers and heads of drafts of 3B and 0.5B, with the rows of chains and of trees."""
+    calls: list[Call] = []
+    sizes = [(2048, 2048), (11008, 2048), (2048, 11008), (151936, 2048)]
+    sizes += [(896, 896), (4864, 896)]
+    for stored in (torch.int8, torch.float8_e4m3fn):
+        calls += [_linear(1, *size, torch.bfloat16, stored) for size in sizes]
+        for rows in (16, 64):
+            calls += [_linear(rows, *size, torch.bfloat16, stored) for size in sizes[:2]]
+        for rows in (1, 64):
+            calls.append(_linear(rows, *sizes[1], torch.float16, stored))
+        calls.append(_linear(1, *sizes[1], torch.float32, stored))
+    return calls
+
+
 CALLS: list[Call] = [
     *_attention_calls(),
     *_acceptance_calls(),
     *_cache_calls(),
     *_model_part_calls(),
+    *_linear_calls(),
     *_loop_calls(),
 ]

@@ -17,13 +17,15 @@ from cases import (
     SampledInputs,
     VerifyInputs,
 )
-from peers import eager_attention, eager_importance, eager_logits, torch_statistics
+from linear_cases import LinearInputs
+from peers import eager_attention, eager_importance, eager_logits, expanded_linear, torch_statistics
 from torch import Tensor
 
 from lvspec import ops, reference
 from lvspec.policy import AcceptancePolicy
 
 MAX_ROWS = 96
+MAX_OUTPUTS = 4096
 
 
 class Wrong(AssertionError):
@@ -142,6 +144,19 @@ def expand_width(inputs: ExpandInputs) -> tuple[int, int]:
     nodes, vocabulary = inputs.logits.shape[1:]
     top_k = min(EXPAND_WIDTH, vocabulary)
     return min(EXPAND_WIDTH, nodes * top_k), top_k
+
+
+def check_scaled_linear(inputs: LinearInputs, got: Tensor) -> None:
+    """Up to MAX_OUTPUTS weight rows from everywhere."""
+    outputs = inputs.weight.shape[0]
+    count = min(MAX_OUTPUTS, outputs)
+    chosen = torch.linspace(0, outputs - 1, count, device=got.device).round().long()
+    # Rows of float8 cannot be selected everywhere, bytes can.
+    weight = inputs.weight.view(torch.int8)[chosen].view(inputs.weight.dtype)
+    scale = inputs.scale[chosen]
+    exact = reference.scaled_linear(inputs.x.double(), weight, scale.double())
+    theirs = expanded_linear(inputs.x, weight, scale)
+    _check_floats("result", got[..., chosen], theirs, exact)
 
 
 def _check_equal(name: str, ours: Tensor, theirs: Tensor) -> None:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import timing
 from cases import Case, DoesNotFit, cases
+from linear_cases import LinearCase, linear_cases
 from peers import Peer, Unavailable
 
 from lvspec import ops
@@ -47,7 +48,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         config = metafunc.config
         on_cuda = _device(config).type == "cuda"
         which = ("full" if config.getoption("--full") else "usual") if on_cuda else "small"
-        metafunc.parametrize("case", cases(operation, which), ids=str)
+        is_linear = operation == "scaled_linear"
+        chosen = linear_cases(which) if is_linear else cases(operation, which)
+        metafunc.parametrize("case", chosen, ids=str)
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
@@ -86,7 +89,7 @@ def _inference():
 def inputs_of(device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
     """`inputs_of(make, case)` is what `make(case, device, dtype)` returns, if that fits."""
 
-    def make_inputs(make: Callable[..., Any], case: Case) -> Any:
+    def make_inputs(make: Callable[..., Any], case: Case | LinearCase) -> Any:
         try:
             return make(case, device, dtype)
         except (DoesNotFit, torch.OutOfMemoryError) as error:
@@ -104,7 +107,7 @@ def report(benchmark, request: pytest.FixtureRequest, device: torch.device, dtyp
     """
 
     def measure(
-        case: Case,
+        case: Case | LinearCase,
         call: Callable[[], Any],
         num_bytes: int,
         peers: Mapping[str, Peer],
@@ -145,7 +148,9 @@ def report(benchmark, request: pytest.FixtureRequest, device: torch.device, dtyp
     return measure
 
 
-def _measured(peer: Peer, case: Case, arguments: tuple, device: torch.device) -> dict[str, Any]:
+def _measured(
+    peer: Peer, case: Case | LinearCase, arguments: tuple, device: torch.device
+) -> dict[str, Any]:
     try:
         call = peer(case, *arguments)
         try:

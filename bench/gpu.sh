@@ -95,7 +95,8 @@ for part in "${parts[@]}"; do
                     LVSPEC_TEST_DEVICE=cuda PYTHONPATH=bench "$PYTHON" -P -m pytest -q \
                     -p default_device "${parallel[@]}" --maxfail=30 --tb=short \
                     tests/test_{verify_attention,logit_stats,accept,accept_sampled}.py \
-                    tests/test_{commit_kv,visual_importance,expand_tree,commit,model_parts}.py
+                    tests/test_{commit_kv,visual_importance,expand_tree,commit}.py \
+                    tests/test_{model_parts,scaled_linear}.py
             fi
             step correctness "$(limit 90)" "$PYTHON" bench/correctness.py --device "$DEVICE" \
                 --json "$(json correctness)"

@@ -29,6 +29,7 @@ from cases import (
     kv_lengths,
     parents_of,
 )
+from linear_cases import LinearCase, LinearInputs
 from torch import Tensor
 
 from lvspec import tree
@@ -311,6 +312,33 @@ def torch_expand(case: Case, inputs: ExpandInputs) -> Call:
     return call
 
 
+def expanded(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weights that quantised ones stand for."""
+    return (weight.to(torch.float32) * scale[:, None]).to(dtype)
+
+
+def expanded_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """A product with expanded weights."""
+    return F.linear(x, expanded(weight, scale, x.dtype))
+
+
+def plain_linear(case: LinearCase, inputs: LinearInputs) -> Call:
+    """The layer before it was quantised, with weights in the dtype of x."""
+    weight = expanded(inputs.weight, inputs.scale, inputs.x.dtype)
+    return lambda: F.linear(inputs.x, weight)
+
+
+def torchao_linear(case: LinearCase, inputs: LinearInputs) -> Call:
+    """torchao's own product, not compiled."""
+    torchao = _module("torchao.quantization")
+    configs = {"int8": torchao.Int8WeightOnlyConfig, "fp8": torchao.Float8WeightOnlyConfig}
+    layer = torch.nn.Linear(case.size, case.outputs, bias=False, device="meta")
+    weight = expanded(inputs.weight, inputs.scale, inputs.x.dtype)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    torchao.quantize_(layer, configs[case.weights](set_inductor_config=False))
+    return lambda: layer(inputs.x)
+
+
 ATTENTION: dict[str, Peer] = {
     "eager, weights": eager,
     "sdpa": sdpa,
@@ -325,3 +353,4 @@ SAMPLED: dict[str, Peer] = {"torch": torch_sampled}
 COMMIT: dict[str, Peer] = {"index_copy": index_copy}
 IMPORTANCE: dict[str, Peer] = {"eager, weights": weights_importance}
 EXPAND: dict[str, Peer] = {"torch": torch_expand}
+LINEAR: dict[str, Peer] = {"not quantised": plain_linear, "torchao": torchao_linear}

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lvspec.int8_linear import Int8Linear
+from lvspec.byte_linear import ByteLinear
 
 _SUBSETS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], DraftHead]] = WeakKeyDictionary()
 
@@ -88,7 +88,7 @@ def draft_head(head: nn.Module, size: int, ids: tuple[int, ...] | None) -> Draft
 
 def _weight(head: nn.Module) -> Tensor:
     """Weights `[V, hidden]`; quantised ones as they are used."""
-    is_plain = type(head) in (nn.Linear, Int8Linear) and not (
+    is_plain = type(head) in (nn.Linear, ByteLinear) and not (
         head._forward_hooks or head._forward_pre_hooks
     )
     is_quantised = is_plain and hasattr(head.weight, "__tensor_flatten__")  # several tensors

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lvspec.int8_linear import Int8Linear
+from lvspec.byte_linear import ByteLinear
 from lvspec.models import Model
 
 Weights = Literal["int8", "int4", "fp8"]
@@ -29,8 +29,9 @@ def quantize(model: PreTrainedModel, weights: Weights) -> PreTrainedModel:
     to another device. On a CPU a quantised model decodes by HF's Python, since its passes are not
     recorded (`lvspec.capture`).
 
-    Fewer bytes are less time only where a kernel reads them as they are: int8 for bfloat16 models
-    on a CPU (`lvspec.int8_linear`), int4 on CUDA. Elsewhere torchao expands the weights for every
+    Fewer bytes are less time only where a kernel reads them as they are (`lvspec.byte_linear`): on
+    CUDA int8, fp8 from compute capability 8.9 on, and int4; on a CPU int8 for bfloat16 models.
+    Elsewhere, and for more rows than a draft step has, torchao expands the weights for every
     product, unless torch.compile takes both together: that saves memory and costs time.
 
     Args:
@@ -65,8 +66,7 @@ def quantize(model: PreTrainedModel, weights: Weights) -> PreTrainedModel:
     quantize_, config = _torchao(weights)
     for layer in layers.values():
         quantize_(layer, config)
-        if weights == "int8":
-            Int8Linear.take_over(layer)
+        ByteLinear.take_over(layer)
     return model
 
 

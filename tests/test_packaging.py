@@ -22,10 +22,11 @@ ROOMS = ("lvspec", "kernels", "csrc", "bench", "tests")
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
     {"policy", "config", "cost", "tree", "trees", "stats", "reports", "video", "preprocess"}
-    | {"environment", "vocabulary", "int8_linear"},
+    | {"environment", "vocabulary"},
     {"reference"},
     {"ops"},
-    {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"},
+    {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
+    | {"byte_linear"},
     {"processing", "loading", "quantization"},
     {"processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph"},

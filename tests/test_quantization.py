@@ -4,6 +4,8 @@ Most of it needs torchao, an optional requirement.
 """
 
 import copy
+import os
+import subprocess
 import sys
 from types import ModuleType
 
@@ -11,9 +13,11 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair, quantize
+from lvspec.byte_linear import ByteLinear
 from lvspec.draft.factory import make_drafter
+from lvspec.fused import recognise
+from lvspec.fused.triton import TritonOperations
 from lvspec.head import draft_head
-from lvspec.int8_linear import Int8Linear
 from lvspec.models import Model, stored_bytes
 
 STRICT = AcceptancePolicy.strict()
@@ -95,32 +99,90 @@ def test_narrow_models(torchao, draft, make_prompt, dtype):
     assert found.tokens.shape == (1, 30) and found.stats.tau > 3
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("rows", [1, 2, 16, 17])
-def test_int8_products_in_bfloat16(torchao, rows, with_bias):
-    """By torch's kernel or by torchao, what the int8 weights say."""
-    layer = torch.nn.Linear(128, 96, bias=with_bias, dtype=torch.bfloat16)
-    torchao.quantize_(layer, torchao.Int8WeightOnlyConfig(set_inductor_config=False))
-    x = torch.randn(1, rows, 128, dtype=torch.bfloat16)
-    bias = layer.bias.double() if with_bias else 0
-    exact = x.double() @ (layer.weight.qdata.double() * layer.weight.scale.double()).T + bias
-    theirs = (layer(x) - exact).abs().max()
-    Int8Linear.take_over(layer)
-    assert type(layer) is Int8Linear
-    ours = layer(x)
-    assert ours.shape == (1, rows, 96) and ours.dtype == torch.bfloat16
-    assert (ours - exact).abs().max() <= 2 * max(theirs, torch.tensor(0.008) * exact.abs().max())
+@pytest.mark.parametrize("weights", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_read_the_bytes(torchao, draft, monkeypatch, dtype, weights):
+    """What torchao makes is what kernels expect: of every layer on a GPU, of some on a CPU."""
+
+    def kinds():
+        model = quantize(copy.deepcopy(draft).to(dtype), weights)
+        return {type(layer) for layer in (*linears(model).values(), model.lm_head)}
+
+    with monkeypatch.context() as patches:
+        patches.setattr("lvspec.byte_linear.active_backend", lambda device_type: "cpp")
+        is_fast = (dtype, weights) == (torch.bfloat16, "int8")
+        assert kinds() == {ByteLinear if is_fast else torch.nn.Linear}
+        patches.setattr("lvspec.byte_linear.active_backend", lambda device_type: "triton")
+        assert kinds() == {ByteLinear}
+        ours = quantize(draft.to(dtype), weights).lm_head
+        theirs = copy.deepcopy(ours)
+        theirs.__class__ = torch.nn.Linear
+        x = torch.randn(1, 3, 256, dtype=dtype)
+        rtol = 4 * torch.finfo(dtype).eps
+        size = theirs(x).abs().max().item()
+        torch.testing.assert_close(ours(x), theirs(x), rtol=rtol, atol=8 * rtol * size)
 
 
-def test_int8_products_are_torchs_where_they_are_fast(torchao, draft):
-    kinds = {}
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        model = quantize(copy.deepcopy(draft).to(dtype), "int8")
-        kinds[dtype] = {type(layer) for layer in (*linears(model).values(), model.lm_head)}
-    assert kinds.pop(torch.bfloat16) == {Int8Linear}
-    assert set().union(*kinds.values()) == {torch.nn.Linear}
-    converted = quantize(copy.deepcopy(draft).to(torch.bfloat16), "fp8").lm_head
-    assert type(converted) is torch.nn.Linear
+@pytest.mark.parametrize("weights", KINDS)
+def test_quantised_layers_are_fused(torchao, draft, weights):
+    """On a GPU, the same parts of a model have an operation of their own."""
+
+    def parts(model):
+        found = recognise(Model(model, "draft").text.modules(), TritonOperations("cpu"))
+        return sorted(type(module).__name__ for module, _ in found)
+
+    before = parts(draft)
+    assert before.count("Qwen2MLP") == before.count("Qwen2_5_VLAttention") == 2
+    assert parts(quantize(draft, weights)) == before
+
+
+INTERPRETED = """
+import sys
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair
+
+class Seen(TorchDispatchMode):
+    names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+torch.set_num_threads(1)
+target, draft, prompt, weights, out = sys.argv[1:]
+pair = load_pair(target, draft, draft_weights=weights)
+config = DecodeConfig(gamma=2, max_new_tokens=5, eos_ids=())
+with Seen():
+    found = generate(
+        pair.target, pair.draft, torch.load(prompt), policy=AcceptancePolicy.strict(), config=config
+    )
+torch.save([found.tokens, sorted(Seen.names)], out)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", KINDS)
+def test_on_the_kernels(
+    torchao, random_pair_folders, random_pair, make_prompt, hf_greedy, tmp_path, weights
+):
+    """The whole loop with a quantised draft in Triton's interpreter."""
+    script, prompt, out = (tmp_path / name for name in ("script.py", "prompt.pt", "out.pt"))
+    script.write_text(INTERPRETED)
+    given = make_prompt(2, ("video", 2, 4, 4), 2)
+    torch.save(given, prompt)
+    command = [sys.executable, script, *random_pair_folders, prompt, weights, out]
+    done = subprocess.run(
+        [*map(str, command)],
+        env={**os.environ, "LVSPEC_BACKEND": "triton", "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    tokens, names = torch.load(out)
+    assert tokens[0].tolist() == hf_greedy(random_pair[0], given, 5)
+    assert {"scaled_linear", "silu_multiply", "rotate_and_write"} <= set(names)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

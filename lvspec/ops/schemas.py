@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lvspec import reference
-from lvspec.ops import append, model_parts, triton_backend
+from lvspec.ops import append, model_parts, scaled_linear, triton_backend
 from lvspec.ops.backends import REQUESTED
 from lvspec.policy import Rule
 from lvspec.reference.accept import accept_by_rule
@@ -294,6 +294,7 @@ def _register() -> None:
         torch.library.register_fake(f"lvspec::{name}", fake, lib=library)
     append.register(library)
     model_parts.register(library)
+    scaled_linear.register(library)
     if REQUESTED in (None, "triton"):
         triton_backend.register(library, "CUDA")
     if REQUESTED == "triton":

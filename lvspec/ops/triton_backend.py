@@ -28,6 +28,7 @@ OPERATIONS = (
     "silu_multiply",
     "rotary_angles",
     "rotate_and_write",
+    "scaled_linear",
 )
 """Every operation; the launcher of `name` is `lvspec.kernels.<name>.<name>`."""
 

@@ -17,6 +17,7 @@ from lvspec.reference.model_parts import (
     rotate_and_write,
     silu_multiply,
 )
+from lvspec.reference.scaled_linear import scaled_linear
 from lvspec.reference.split_plan import SplitPlan, piece_length, plan_splits
 from lvspec.reference.verify_attention import VerifyAttention, verify_attention
 from lvspec.reference.visual_importance import visual_importance
@@ -38,6 +39,7 @@ __all__ = [
     "rms_norm",
     "rotary_angles",
     "rotate_and_write",
+    "scaled_linear",
     "silu_multiply",
     "verify_attention",
     "visual_importance",

@@ -1,0 +1,75 @@
+"""Products of a few rows with weights of a byte each, without expanding them first."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lvspec.ops import active_backend, float_dtypes
+
+MAX_ROWS = {"int8pack": 16, "scaled_linear": 128}
+"""Rows up to which a kernel is called. torch's was seen to be faster than expanding the weights up
+to that many; by the bytes that each moves, so should be lvspec's (no GPU was there to measure)."""
+
+_Kernel = Literal["int8pack", "scaled_linear"]
+
+
+class ByteLinear(nn.Linear):
+    """A linear layer whose weights torchao holds as int8 or float8_e4m3fn.
+
+    torchao expands such weights for every product unless a compiler takes them together: more work
+    than with plain weights, where a draft step has one row. These kernels do not expand them:
+    lvspec's own in Triton, and torch's for int8 and bfloat16 on a CPU.
+    """
+
+    @classmethod
+    def take_over(cls, layer: nn.Linear) -> None:
+        """Make this class of a layer that torchao has quantised, where there is such a kernel."""
+        weight = layer.weight
+        is_known = (
+            type(layer) is nn.Linear
+            and all(hasattr(weight, name) for name in ("qdata", "scale", "act_quant_kwargs"))
+            and weight.qdata.shape == weight.shape
+            and weight.qdata.is_contiguous()
+            and weight.scale.numel() == weight.shape[0]
+            and weight.act_quant_kwargs is None
+            and getattr(weight, "act_pre_scale", None) is None
+        )
+        if is_known and _kernel(weight, weight.dtype) is not None:
+            layer.__class__ = cls
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight
+        # Where a model was moved or converted since, torchao knows what to do.
+        kernel = _kernel(weight, input.dtype) if input.device == weight.qdata.device else None
+        if kernel is None or input.numel() > MAX_ROWS[kernel] * input.shape[-1]:
+            return super().forward(input)
+        scale = weight.scale.reshape(-1)
+        if kernel == "scaled_linear":
+            return torch.ops.lvspec.scaled_linear(input, weight.qdata, scale, self.bias)
+        rows = input.reshape(-1, input.shape[-1])
+        product = torch.ops.aten._weight_int8pack_mm(rows, weight.qdata, scale.to(input.dtype))
+        if self.bias is not None:
+            product = product + self.bias
+        return product.view(*input.shape[:-1], -1)
+
+
+def _kernel(weight: Any, dtype: torch.dtype) -> _Kernel | None:
+    """What multiplies rows of a dtype with quantised weights of torchao's, where they are."""
+    stored, device = weight.qdata.dtype, weight.qdata.device
+    if active_backend(device.type) == "triton":
+        is_taken = stored == torch.int8 or (
+            stored == torch.float8_e4m3fn and _converts_from_float8(device)
+        )
+        return "scaled_linear" if is_taken and dtype in float_dtypes(device.type) else None
+    is_packed = device.type == "cpu" and stored == torch.int8 and dtype == torch.bfloat16
+    return "int8pack" if is_packed else None
+
+
+@functools.cache
+def _converts_from_float8(device: torch.device) -> bool:
+    """Whether Triton has the conversion there; its interpreter has."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
