@@ -23,6 +23,7 @@ WARM_UP = 2
 """Iterations that are run from Python before one is captured: what is compiled, loaded or allocated
 when it is first used is there then. They count like any other."""
 
+_WARMING_UP = "eager: warming up"
 _LOGGER = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -58,6 +59,7 @@ class CudaCapturer:
         return graph.replay, result
 
     def memory(self) -> int:
+        torch.cuda.empty_cache()  # as before a capture: what is kept for later does not count
         return torch.cuda.memory_reserved(self._device)
 
 
@@ -80,11 +82,10 @@ class GraphedLoop(Generic[Result]):
 
     def __init__(self, capturer: Capturer | None, reason: str = "") -> None:
         self._capturer = capturer
-        self._reason = reason
         self._key: Hashable = None
         self._runs = 0
         self._captured: dict[Hashable, _Captured[Result]] = {}
-        self.description = f"eager: {reason}" if reason else "eager: warming up"
+        self.description = f"eager: {reason}" if reason else _WARMING_UP
 
     def is_due(self, addresses: Hashable, kind: Hashable) -> bool:
         """Whether an iteration is to be captured now. Called before each one.
@@ -100,7 +101,10 @@ class GraphedLoop(Generic[Result]):
         if (addresses, kind) != self._key:
             self._key, self._runs = (addresses, kind), 0
         self._runs += 1
-        return self._runs > WARM_UP and kind not in self._captured
+        if kind in self._captured:
+            return False
+        self.description = _WARMING_UP
+        return self._runs > WARM_UP
 
     def capture(self, run: Callable[[], Result]) -> None:
         """Capture an iteration, of the kind that `is_due` was told. If that cannot be, warn."""

@@ -371,3 +371,5 @@ def test_warm_up_is_done_by_iterations_that_count(decoder, prompts):
     made = decoder(batch_size=1, tape=tape)
     found = made.generate(prompts[0])
     assert tape.replays == found.stats.num_iterations - WARM_UP
+    short = decoder(batch_size=1, tape=TapeCapturer(), max_new_tokens=2)
+    assert short.generate(prompts[0]).stats.loop == "eager: warming up"
