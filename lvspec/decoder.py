@@ -65,6 +65,7 @@ class Decoder:
 
     Raises:
         TypeError, ValueError: As `generate`.
+        RuntimeError: A call begins while results of another are still to come.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Decoder:
             batch_size=batch_size,
         )
         self._numbers = numbers()
+        self._is_busy = False
         self.engine = self._new_engine()
 
     def _new_engine(self) -> Engine:
@@ -178,6 +180,11 @@ class Decoder:
         self, requests: Iterator[Request | Exception], *, ordered: bool, return_exceptions: bool
     ) -> Iterator[Generation | Exception]:
         """Results of all requests."""
+        if self._is_busy:
+            raise RuntimeError(
+                "Decoder: expected one call at a time, got one while another goes on"
+            )
+        self._is_busy = True
         waiting: dict[int, Generation | Exception] = {}
         following = 0
         try:
@@ -192,6 +199,7 @@ class Decoder:
                     yield result
         finally:
             self.engine.abandon()
+            self._is_busy = False
 
     def _completed(
         self,

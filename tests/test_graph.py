@@ -309,6 +309,16 @@ def test_an_interruption_leaves_the_decoder_whole(decoder, prompts, monkeypatch)
     assert _facts(made.generate(prompts)) == _facts(decoder(batch_size=2).generate(prompts))
 
 
+def test_one_call_at_a_time(decoder, prompts):
+    made = decoder(batch_size=2)
+    results = made.generate_many(prompts)
+    next(results)
+    with pytest.raises(RuntimeError, match="Decoder: expected one call at a time"):
+        made.generate(prompts[0])
+    assert len(list(results)) == len(prompts) - 1
+    made.generate(prompts[0])
+
+
 def test_results_that_nobody_takes_are_given_up(decoder, prompts):
     made = decoder(batch_size=2)
     results = made.generate_many(prompts, ordered=False)
