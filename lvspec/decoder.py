@@ -134,6 +134,7 @@ class Decoder:
             self.request(*each, index=index)
             for index, each in enumerate(zip(prompts, draft_prompts, streamers, strict=True))
         ]
+        self._check_free()
         self.engine.reserve(max(request.prompt.shape[1] for request in requests))
         generations = list(self.run(iter(requests), ordered=True, return_exceptions=False))
         return generations if is_batch else generations[0]
@@ -175,15 +176,16 @@ class Decoder:
             draft_inputs = None
         return Request(found, draft_inputs, index, number, self.tokenizer, streamer)
 
+    def _check_free(self) -> None:
+        if self._is_busy:
+            raise RuntimeError("Decoder: expected one call at a time, got another in between")
+
     @torch.inference_mode()
     def run(
         self, requests: Iterator[Request | Exception], *, ordered: bool, return_exceptions: bool
     ) -> Iterator[Generation | Exception]:
         """Results of all requests."""
-        if self._is_busy:
-            raise RuntimeError(
-                "Decoder: expected one call at a time, got one while another goes on"
-            )
+        self._check_free()
         self._is_busy = True
         waiting: dict[int, Generation | Exception] = {}
         following = 0
