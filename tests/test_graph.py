@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ways import WAYS
 
 from lvspec import AcceptancePolicy, DecodeConfig, Decoder
-from lvspec.graph import WARM_UP, GraphedLoop, make_loop
+from lvspec.graph import WARM_UP, GraphedLoop, _obstacle, make_loop
 from lvspec.models import Model
 
 # What makes a GPU wait for a value cannot be captured.
@@ -349,31 +349,37 @@ def test_late_failures_are_those_of_the_right_sequence(decoder, prompts, random_
     assert second.generation.tokens.tolist()[0] == expected[1].tokens[0, :4].tolist()
 
 
-def test_why_there_is_no_graph(random_pair):
-    """Reasons that are known before anything is captured."""
-    target = Model(random_pair[0], "target")
-    assert make_loop([target], capture=True, obstacle=None).description == (
-        "eager: not on a CUDA device"
-    )
-    target.hf = random_pair[0]
-    description = {}
-    for name, change in {
-        "hooks": lambda made: made.text.register_forward_hook(lambda *args: None),
-        "static": lambda made: setattr(made, "is_static", False),
-    }.items():
-        model = Model(copy.deepcopy(random_pair[0]), "target")
-        change(model)
-        description[name] = _reasons_on_cuda([model])
-    assert description == {
-        "hooks": "modules of the target have hooks, which a graph leaves out",
-        "static": "the target chooses in Python what to compute",
-    }
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda made: None, None),
+        (
+            lambda made: made.text.layers[0].register_forward_hook(lambda *args: None),
+            "modules of the target have hooks, which a graph leaves out",
+        ),
+        (
+            lambda made: setattr(made, "is_static", False),
+            "the target chooses in Python what to compute",
+        ),
+        (
+            lambda made: made.hf.lm_head.to("meta"),
+            "the weights of the target are on several devices",
+        ),
+    ],
+    ids=["nothing", "hooks", "experts", "devices"],
+)
+def test_why_there_is_no_graph(random_pair, change, reason):
+    """What is known before anything is captured."""
+    model = Model(copy.deepcopy(random_pair[0]), "target")
+    change(model)
+    assert _obstacle(model) == reason
 
 
-def _reasons_on_cuda(models):
-    from lvspec.graph import _obstacle
-
-    return _obstacle(*models)
+def test_no_graph_without_a_device(random_pair):
+    model = Model(random_pair[0], "target")
+    loop = make_loop([model], capture=True, obstacle=None)
+    assert loop.description == "eager: not on a CUDA device"
+    assert not any(loop.is_due(0, 0) for _ in range(WARM_UP + 2))
 
 
 def test_warm_up_is_done_by_iterations_that_count(decoder, prompts):
