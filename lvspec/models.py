@@ -24,8 +24,9 @@ from lvspec.config import Fuse
 from lvspec.families import check_family
 from lvspec.fused import FusedParts
 from lvspec.head import DraftHead
+from lvspec.hf_names import CACHE, CACHE_NAMES
 
-MADE_HERE = ("position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
+MADE_HERE = ("position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
 
 _DYNAMIC_ROPE = ("dynamic", "longrope")
@@ -185,7 +186,7 @@ class Model:
             output = self.hf(
                 **{name: value for name, value in inputs.items() if name not in not_passed},
                 position_ids=_as_hf_takes_them(positions),
-                past_key_values=cache.prefill_view(sequence),
+                **{CACHE: cache.prefill_view(sequence)},
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -270,9 +271,9 @@ def text_pass(
         input_ids=tokens,
         position_ids=_as_hf_takes_them(positions),
         attention_mask=_no_mask(tokens.device),
-        past_key_values=cache,
         use_cache=True,
         lvspec_step=step,
+        **{CACHE: cache},
     ).last_hidden_state
 
 

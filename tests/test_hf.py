@@ -265,7 +265,7 @@ def test_what_would_be_dropped_or_cannot_be_done(pair, inputs, arguments, messag
 def test_prompts_that_cannot_be_taken(pair, prompts):
     text = prompts["text"]
     two = {name: torch.cat([value, value]) for name, value in text.items()}
-    with pytest.raises(ValueError, match=r"^input_ids: expected one prompt .* got \(2, 9\)"):
+    with pytest.raises(ValueError, match=r"^input_ids: expected one prompt, .* got \(2, 9\)"):
         _inside(pair, two, draft=False)
     padded = {**text, "attention_mask": text["attention_mask"].clone()}
     padded["attention_mask"][0, :2] = 0

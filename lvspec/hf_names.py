@@ -1,0 +1,26 @@
+"""What transformers calls things: the one place that knows where its versions differ."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+from transformers import Cache, GenerationMixin
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""What a forward calls the cache that it is given: since 5.24, and before."""
+
+CACHE: str = next(
+    name
+    for name in CACHE_NAMES
+    if name in signature(GenerationMixin.prepare_inputs_for_generation).parameters
+)
+"""The one of them that the installed version has, in arguments of forwards and of `generate`."""
+
+
+def caches_in(prepared: dict[str, Any]) -> dict[str, Cache]:
+    """Of what `generate` has prepared, the caches, by whatever name.
+
+    A later version may have another one: a cache that goes on to the forward beside ours wins.
+    """
+    return {name: value for name, value in prepared.items() if isinstance(value, Cache)}
