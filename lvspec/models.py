@@ -170,6 +170,13 @@ class Model:
         """Whether passes over this cache are recorded and replayed."""
         return self.recorder is not None and is_recordable(cache.k.device, cache.workspace)
 
+    def parts(self, cache: SlotCache) -> dict[str, int]:
+        """How many parts of the text model something stands in for in passes over this cache.
+
+        By kind; 0 where nothing of that kind was recognised, and HF's own code computes it.
+        """
+        return self._parts.count(is_recorded=self.records(cache))
+
     def prefill(self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int) -> Tensor:
         """HF's own forward over the prompt of one sequence, into its slot of the cache.
 
