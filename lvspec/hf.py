@@ -29,6 +29,7 @@ from lvspec.hf_names import caches_in
 from lvspec.inputs import check_inputs
 from lvspec.policy import AcceptancePolicy
 from lvspec.sequence import Request
+from lvspec.streams import ends_streamers
 
 _INSTEAD = {
     "assistant_model": "draft_model=... and draft_inputs=...",
@@ -46,6 +47,7 @@ _RETURNED_ONLY_BY_HF = (
 _OF_THE_LOOP = ("attention_mask", "use_cache", "logits_to_keep")
 
 
+@ends_streamers("lvspec_streamer")
 def custom_generate(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -144,7 +146,7 @@ def _check_not_dropped() -> None:
 
     Nothing of it arrives here in any other way, so the caller's frame is asked for it.
     """
-    frame = sys._getframe(2)
+    frame = sys._getframe(3)  # behind `custom_generate` and its decorator
     if frame.f_code is not inspect.unwrap(GenerationMixin.generate).__code__:
         return
     for name, instead in _INSTEAD.items():

@@ -99,7 +99,11 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.device
+        """Where it computes; weights that accelerate has put elsewhere are on "meta" meanwhile."""
+        hook = getattr(self.text.get_input_embeddings(), "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        is_away = self.hf.device.type == "meta" and device is not None
+        return torch.device(device) if is_away else self.hf.device
 
     @property
     def vocab_size(self) -> int:
@@ -118,7 +122,8 @@ class Model:
         for config in (generation_config, self.hf.config.get_text_config()):
             found = getattr(config, "eos_token_id", None)
             if found is not None:
-                return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+                ids = found if isinstance(found, (list, tuple)) else (found,)
+                return tuple(id_ for id_ in ids if id_ >= 0)  # -1 is a way to say none
         return ()
 
     @property

@@ -30,7 +30,7 @@ LEVELS = [
     {"processing", "loading", "quantization"},
     {"processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph"},
-    {"trace", "sequence", "iteration"},
+    {"trace", "sequence", "iteration", "streams"},
     {"engine"},
     {"decoder"},
     {"generate", "hf"},
