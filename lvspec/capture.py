@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lvspec.config import Fuse
 from lvspec.fused import FusedParts, Patch, fused
+from lvspec.hf_names import looked_at_quietly
 
 Pass = Callable[..., tuple[Tensor, ...]]
 _Key = tuple[Hashable, ...]
@@ -101,7 +102,7 @@ def _record(
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constants: shapes are the key, values are not
-            with fused(patches):
+            with fused(patches), looked_at_quietly():
                 return torch.jit.trace(module, example(), check_trace=False)
     except Exception as error:
         warnings.warn(
