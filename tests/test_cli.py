@@ -566,6 +566,7 @@ def test_info(capsys):
     page = capsys.readouterr().out
     for word in ("versions", "backends", "computes", "devices", "reference", "cpp", "triton"):
         assert word in page
+    assert "embedded target" in page
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert set(facts["backends"]) == {"reference", "cpp", "triton"}
@@ -573,6 +574,12 @@ def test_info(capsys):
         assert text[:3] in ("yes", "no ") and len(text) > 6
     assert facts["computes"]["cpu"].split()[0] == ops.active_backend("cpu")
     assert facts["versions"]["torch"] == torch.__version__
+    parts = facts["stands in for parts"]
+    if ops.active_backend("cpu") == "cpp":
+        expected = {"layer": 0, "attention": 12, "mlp": 12, "norm": 25, "rotary": 1, "linear": 85}
+        assert parts["embedded target"] == expected
+        assert "0 layer, 12 attention, 12 mlp" in page
+        assert parts["embedded draft"]["attention"] == 2
 
 
 def test_progress_of_the_library_is_said(lvspec, capsys):
