@@ -9,7 +9,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from lvspec import ops, reference, tree
-from lvspec.ops import schemas
+from lvspec.ops import registry
 from lvspec.policy import AcceptancePolicy
 
 B, HQ, HKV, S, N, D, V, L, K = 3, 6, 2, 5, 19, 7, 11, 2, 5
@@ -76,7 +76,7 @@ def arguments(name, dtype=torch.float32):
     }
 
 
-NAMES = sorted(schemas.SCHEMAS)
+NAMES = sorted(registry.SCHEMAS)
 PER_SLOT = ("logits", "tokens", "uniforms")
 
 
