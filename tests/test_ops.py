@@ -76,7 +76,7 @@ def arguments(name, dtype=torch.float32):
     }
 
 
-NAMES = sorted(registry.SCHEMAS)
+NAMES = sorted(set(registry.OPERATIONS) & set(ops.__all__))
 PER_SLOT = ("logits", "tokens", "uniforms")
 
 

@@ -1,4 +1,54 @@
-"""The operations of lvspec, checked and dispatched to a backend."""
+"""The operations of lvspec, checked and dispatched to a backend.
 
-from lvspec.ops.verify_attention import *  # noqa: F403
-from lvspec.ops.verify_attention import __all__ as __all__
+Each function checks what it is given (attributes only: nothing is read from a device), calls
+`torch.ops.lvspec.<its name>` and returns a NamedTuple. Meaning, shapes and types are those of the
+function of the same name in `lvspec.reference`, whose documentation is not repeated here. All raise
+ValueError that names the argument, what was expected and what came, and none needs a gradient.
+
+LVSPEC_BACKEND in the environment, read when this module is imported, forces a backend; see
+`backends`.
+"""
+
+from lvspec.ops import append, model_parts, scaled_linear  # noqa: F401 (importing defines them)
+from lvspec.ops.accept import accept
+from lvspec.ops.accept_sampled import accept_sampled
+from lvspec.ops.backends import Backend, active_backend, backends, float_dtypes, requested_backend
+from lvspec.ops.commit_kv import commit_kv
+from lvspec.ops.expand_tree import expand_tree
+from lvspec.ops.logit_stats import logit_stats
+from lvspec.ops.verify_attention import MAX_HEAD_DIM, verify_attention
+from lvspec.ops.visual_importance import visual_importance
+from lvspec.ops.workspace import workspace_size
+from lvspec.reference import (
+    Acceptance,
+    LogitStats,
+    SplitPlan,
+    TreeLevel,
+    VerifyAttention,
+    piece_length,
+    plan_splits,
+)
+
+__all__ = [
+    "Acceptance",
+    "Backend",
+    "LogitStats",
+    "MAX_HEAD_DIM",
+    "SplitPlan",
+    "TreeLevel",
+    "VerifyAttention",
+    "accept",
+    "accept_sampled",
+    "active_backend",
+    "backends",
+    "commit_kv",
+    "expand_tree",
+    "float_dtypes",
+    "logit_stats",
+    "piece_length",
+    "plan_splits",
+    "requested_backend",
+    "verify_attention",
+    "visual_importance",
+    "workspace_size",
+]
