@@ -1,0 +1,3 @@
+"""The operation `accept`."""
+
+from lvspec.kernels.accept.walk import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""The operation `accept_sampled`."""
+
+from lvspec.kernels.accept_sampled.rows import *  # noqa: F403
