@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 # In place of -inf for a maximum of nothing: differences stay finite, and exp2 of them is 0 or 1.
-_LOWEST = tl.constexpr(-3.0e38)
+LOWEST = tl.constexpr(-3.0e38)
 
 
 @triton.jit
@@ -238,7 +238,7 @@ def attend_kernel(
     pages = block_table + sequence * stride_table_sequence
     visual_row = visual + sequence * stride_visual_sequence
 
-    running_max = tl.full([BLOCK_M], _LOWEST, tl.float32)
+    running_max = tl.full([BLOCK_M], LOWEST, tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     video_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     video_sum = tl.zeros([BLOCK_M], tl.float32)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# In place of -inf for a maximum of nothing: differences stay finite, and exp2 of them is 0 or 1.
-_LOWEST = tl.constexpr(-3.0e38)
+from lvspec.kernels.verify_attention.attend import LOWEST
 
 
 @triton.jit(do_not_specialize=["rows_per_sequence", "num_pieces", "capacity"])
@@ -41,14 +40,14 @@ def merge_kernel(
     first_entry = row * (num_pieces + 1)
     dim = tl.arange(0, BLOCK_D)
 
-    highest = tl.full([], _LOWEST, tl.float32)
+    highest = tl.full([], LOWEST, tl.float32)
     for first in tl.range(0, num_pieces + 1, BLOCK_P):
         piece = first + tl.arange(0, BLOCK_P)
         used, _ = _pieces(
             piece, sequence, length, num_pieces, capacity, plan_start, plan_end, plan_kind,
             stride_plan_sequence, PIECE, False,
         )  # fmt: skip
-        maximum = tl.load(partial_max + first_entry + piece, mask=used, other=_LOWEST)
+        maximum = tl.load(partial_max + first_entry + piece, mask=used, other=LOWEST)
         highest = tl.maximum(highest, tl.max(maximum, 0))
 
     total = tl.zeros([], tl.float32)
@@ -62,7 +61,7 @@ def merge_kernel(
             stride_plan_sequence, PIECE, SCORES,
         )  # fmt: skip
         entry = first_entry + piece
-        maximum = tl.load(partial_max + entry, mask=used, other=_LOWEST)
+        maximum = tl.load(partial_max + entry, mask=used, other=LOWEST)
         share = tl.math.exp2(maximum - highest)
         weight = share * tl.load(partial_sum + entry, mask=used, other=0.0)
         total += tl.sum(weight, 0)
