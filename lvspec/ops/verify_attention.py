@@ -213,7 +213,9 @@ def _check_head_dim(head_dim: int, device: torch.device) -> None:
 def _specification(**arguments: Any) -> tuple[Tensor, ...]:
     """An operation returns tensors: empty ones where there are no scores."""
     out, lse, mass, peak = reference.verify_attention(**arguments)
-    return (out, lse, mass, peak) if arguments["scores"] else (out, lse, *lse.new_empty(2, 0))
+    if not arguments["scores"]:
+        mass, peak = lse.new_empty(0), lse.new_empty(0)
+    return out, lse, mass, peak
 
 
 def _shapes(q: Tensor, scores: bool) -> tuple[Tensor, ...]:
