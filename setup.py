@@ -117,7 +117,11 @@ setup(
     python_requires=">=3.10",
     # kernels/ is a room of its own in the tree and lvspec.kernels once imported: a top-level module
     # named `kernels` would shadow the HuggingFace package that transformers looks for.
-    packages=[*find_packages(include=["lvspec", "lvspec.*"]), "lvspec.kernels"],
+    packages=[
+        *find_packages(include=["lvspec", "lvspec.*"]),
+        "lvspec.kernels",
+        *(f"lvspec.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir={"lvspec.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildOperations, "bdist_wheel": AbiWheel},

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from clock import Budget, release
-from row import Row, Unavailable, Wrong
+from reasons import Unavailable, Wrong
+from row import Row
 
 METHODS: dict[str, Callable[[Row], dict[str, Any]]] = {
     "lvspec": Row.lvspec,

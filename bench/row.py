@@ -16,6 +16,7 @@ from clock import figures, peak_gb, timed
 from limits import Gpu, Setting, limit
 from pairs import Pair, Size
 from random_models import RandomPromptModel, random_prompt
+from reasons import Unavailable, Wrong
 from replay import AcceptanceTrace, ReplayEngine, begin
 from specvlm_step import SpecVLMStep
 from torch import Tensor
@@ -30,14 +31,6 @@ WARM_UP = 6
 """Iterations that are not timed: two by HF's Python, a capture, and some replays."""
 COMPILES = 12
 """Tokens of HF's static cache within which it has compiled what it will."""
-
-
-class Wrong(AssertionError):
-    """A result is not what it should be; it is not timed."""
-
-
-class Unavailable(RuntimeError):
-    """This peer cannot do this here."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 // The C++ operations as implementations of torch.ops.lvspec.* on the CPU, through torch's stable ABI.
 //
-// Schemas are defined in Python (lvspec/ops/schemas.py), arguments are checked there too.
+// Schemas are defined in Python (lvspec/ops/registry.py), arguments are checked there too.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
