@@ -373,6 +373,31 @@ def test_a_method_that_fails_says_why(bench, row, monkeypatch):
     assert all(m == {"not_measured": "out of time"} for m in found["methods"].values())
 
 
+def interrupted(made):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_loses_one_method(bench, row, monkeypatch):
+    """What was measured before it was saved; the rest is measured by the next call, alone."""
+    measure, known, saved = bench("measure"), {}, []
+    monkeypatch.setitem(measure.METHODS, "lvspec eager", interrupted)
+    save = lambda: saved.append(json.loads(json.dumps(known)))
+    with pytest.raises(KeyboardInterrupt):
+        measure.measure_row(row(), measure.Budget(100), measure.OURS, known, save)
+    first = saved[-1]["methods"]
+    assert "wall_ms" in first["lvspec"] and "wall_ms" in first["autoregression"]
+    assert saved[-1]["speedup"] > 0 and "hf generate" not in first
+    assert first["lvspec eager"] == first["lvspec, specvlm tree"] == {"not_measured": "not reached"}
+
+    monkeypatch.setitem(measure.METHODS, "lvspec eager", measure.Row.lvspec_eager)
+    names = ("lvspec", "lvspec eager", "specvlm step")
+    found = measure.measure_row(row(), measure.Budget(100), names, saved[-1])
+    assert found["methods"]["lvspec"] == first["lvspec"]
+    for name in names:
+        assert "wall_ms" in found["methods"][name], found["methods"][name]
+    assert found["checks"]["captured"].startswith("the eager loop's tokens")
+
+
 def test_what_does_not_fit_is_left_out(bench):
     pairs = bench("pairs")
     pair, size = pairs.PAIRS["qwen-32b-7b"], pairs.Size(16384, 1)
@@ -481,6 +506,48 @@ def test_a_draft_of_fewer_bytes(bench, monkeypatch, tmp_path, capsys):
     assert row["label"].endswith(" (int8)") and row["not_measured"] == "weights: expected torchao"
 
 
+def test_the_script_goes_on_behind_an_interrupt(bench, monkeypatch, tmp_path, capsys):
+    """Peers come behind our methods of all rows; figures that are there stay as they are."""
+    path, measure, begun = tmp_path / "e2e.json", bench("measure"), []
+
+    def counted(name):
+        def method(row):
+            begun.append((name, row.size.context))
+            if len(begun) == stop:
+                raise KeyboardInterrupt
+            return {"wall_ms": float(len(begun))}
+
+        return method
+
+    for name in measure.METHODS:
+        monkeypatch.setitem(measure.METHODS, name, counted(name))
+    words = ["pairs", "--device", "cpu", "--pair", "tiny", "--batch", "1", "--json", str(path)]
+    words += ["--context", "40", "50"]
+
+    def call(*options):
+        begun.clear()
+        monkeypatch.setattr(sys, "argv", ["e2e.py", *words, *options])
+        bench("e2e").main()
+        return {row["context"]: row["methods"] for row in json.loads(path.read_text())["pairs"]}
+
+    stop = 7
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert begun == [(name, context) for context in (40, 50) for name in measure.OURS][:7]
+    stop = 0
+    found = call()
+    ours = [(name, 50) for name in measure.OURS[2:]]
+    assert begun == ours + [(name, size) for size in (40, 50) for name in measure.PEERS]
+    assert [found[40][name]["wall_ms"] for name in measure.OURS] == [1, 2, 3, 4]
+    assert [found[50][name]["wall_ms"] for name in measure.OURS] == [5, 6, 1, 2]
+    assert measure.COMPILED not in found[40]
+    call("--compile")
+    assert begun == [(measure.COMPILED, 40)]
+    call("--iterations", "4")  # another run: nothing stays
+    assert begun[0] == ("lvspec", 40) and len(begun) == 14
+    assert "going on with 2 rows" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -554,7 +621,7 @@ def test_a_row_on_a_gpu(tmp_path):
     """Captured, with the tokens of the eager loop and of HF; its replays have few gaps to see."""
     path, profile = tmp_path / "e2e.json", tmp_path / "profile.json"
     common = ("--device", "cuda", "--pair", "tiny", "--context", CONTEXT)
-    options = ("--batch", 1, 2, "--dtype", "float32", "--no-compile", "--iterations", 5)
+    options = ("--batch", 1, 2, "--dtype", "float32", "--iterations", 5)
     done = run("bench/e2e.py", "pairs", *common, *options, "--json", path)
     assert done.returncode == 0, done.stdout + done.stderr
     for row in json.loads(path.read_text())["pairs"]:
