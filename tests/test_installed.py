@@ -176,7 +176,7 @@ def venv(wheel, tmp_path_factory):
     root = tmp_path_factory.mktemp("venv")
     made = run(sys.executable, "-m", "venv", "--without-pip", root, cwd=root)
     assert made.returncode == 0, made.stderr
-    (packages,) = root.glob("lib*/python*/site-packages")
+    (packages,) = root.glob("lib/python*/site-packages")
     elsewhere = [path for path in sys.path if any(Path(path).glob("*.dist-info"))]
     (packages / "elsewhere.pth").write_text("\n".join(elsewhere) + "\n")
     pip = [sys.executable, "-m", "pip", "--python", root / "bin" / "python", "install"]
