@@ -125,7 +125,8 @@ setup(
     package_dir={"lvspec.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildOperations, "bdist_wheel": AbiWheel},
-    package_data={"lvspec.shapes": ["**/*.safetensors", "**/*.json", "**/*.md"]},
+    # Whole folders: a checkpoint is not complete without any one of its files.
+    package_data={"lvspec.shapes": ["*.md", "target/*", "draft/*"]},
     install_requires=[
         # 2.10 is the first torch whose CUDA build goes with triton 3.6.
         "torch>=2.10,<3",
@@ -140,7 +141,13 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3", "ruff>=0.9"],
+        "test": [
+            "pytest>=8",
+            "pytest-benchmark>=5",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+        ],
         "bench": ["matplotlib"],
         "flash-attn": ["flash-attn"],
         "quant": ["torchao>=0.18"],

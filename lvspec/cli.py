@@ -10,9 +10,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import NoReturn
 
+from lvspec import __version__
 from lvspec.commands import say, say_progress
 
 COMMANDS = {
@@ -63,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser, with the options of the chosen sub-command only: the others are not imported."""
     parser = _Parser(prog="lvspec", description="Loosely speculative decoding of Video-LLMs.")
-    version = f"lvspec {metadata.version('lvspec')}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=f"lvspec {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if not word.startswith("-")), None)
     for name, (module, summary) in COMMANDS.items():

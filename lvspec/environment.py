@@ -30,18 +30,26 @@ def environment(device: Any = "cpu") -> dict[str, Any]:
     device = torch.device(device)
     on_cuda = device.type == "cuda"
     return {
-        "lvspec": _version("lvspec"),
+        "lvspec": version("lvspec"),
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": _version("transformers"),
-        "triton": _version("triton"),
+        "transformers": version("transformers"),
+        "triton": version("triton"),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if on_cuda else _cpu_name(),
         "threads": torch.get_num_threads(),
     }
+
+
+def version(package: str) -> str | None:
+    """What is installed of a package, or None: of `lvspec` itself, in sources on a path alone."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def check_json_path(path: str | os.PathLike) -> None:
@@ -105,13 +113,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu_name() -> str:

@@ -154,6 +154,24 @@ def test_gpu_script_explains_itself(tmp_path):
     assert done.returncode == 2 and "got macro" in done.stderr
 
 
+def test_gpu_script_adds_to_the_path_and_begins_with_attention(tmp_path):
+    """A stand-in for Python says what it is given: packages that PYTHONPATH names stay in reach."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "PATH $PYTHONPATH WORDS $*"\n')
+    python.chmod(0o755)
+    variables = {"DEVICE": "cuda", "OUT": str(tmp_path / "out"), "PYTHON": str(python)}
+    command = ("bash", BENCH / "gpu.sh", "correctness", "micro")
+    done = run(*command, PYTHONPATH="packages:more", **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = (tmp_path / "out" / "cuda-gpu.log").read_text().splitlines()
+    (operations,) = [s for s in said if s.startswith("PATH") and "default_device" in s]
+    assert operations.startswith("PATH bench:packages:more WORDS")
+    (micro,) = [s for s in said if s.startswith("PATH") and "--benchmark-json" in s]
+    files = [word for word in micro.split() if word.startswith("bench/bench_")]
+    assert files[0] == "bench/bench_verify_attention.py"
+    assert sorted(files) == sorted(f"bench/{path.name}" for path in BENCH.glob("bench_*.py"))
+
+
 def test_gpu_script_without_a_gpu(tmp_path):
     variables = {"DEVICE": "cpu", "OUT": str(tmp_path), "PYTHON": sys.executable}
     done = run("bash", BENCH / "gpu.sh", "profile", **variables)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from lvspec import ops, terminal
 from lvspec.cli import COMMANDS, main
 from lvspec.commands.generate import POLICY_OPTIONS
+from lvspec.commands.info import computes_cuda
 from lvspec.config import DecodeConfig
 from lvspec.cost import best_gamma
 from lvspec.policy import AcceptancePolicy
@@ -572,7 +573,24 @@ def test_info(capsys):
     for text in facts["backends"].values():
         assert text[:3] in ("yes", "no ") and len(text) > 6
     assert facts["computes"]["cpu"].split()[0] == ops.active_backend("cpu")
+    if not torch.cuda.is_available():
+        assert facts["computes"]["cuda"] == "nothing: no CUDA device"
     assert facts["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("there_is_one", "problem", "computes"),
+    [
+        (False, "no CUDA device (TRITON_INTERPRET=1 ...)", "nothing: no CUDA device"),
+        (True, "triton is not installed", "nothing: triton is not installed"),
+        (True, "", "triton"),
+    ],
+)
+def test_info_says_who_computes_on_cuda(there_is_one, problem, computes, monkeypatch):
+    """What is not available computes nothing, whatever would be chosen if it were."""
+    monkeypatch.setattr(ops, "backends", lambda: {"triton": ops.Backend(not problem, problem)})
+    monkeypatch.setattr(ops, "active_backend", lambda kind: "triton")
+    assert computes_cuda(there_is_one) == computes
 
 
 def test_progress_of_the_library_is_said(lvspec, capsys):
