@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from lvspec.config import DecodeConfig
 from lvspec.draft import ModelDrafter
 from lvspec.engine import Engine
+from lvspec.hf_names import CACHE
 from lvspec.tree import chain_ancestors
 
 WARM_UP = 6
@@ -303,7 +304,7 @@ class Row:
             if self.target.family.position_rows > 1:
                 positions = positions.expand(self.target.family.position_rows, -1, -1)
             hidden = self.target.text(
-                input_ids=root, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=root, position_ids=positions, **{CACHE: cache}, use_cache=True
             ).last_hidden_state
             theirs = self.target.hf.lm_head(hidden)
         error = (ours.float() - theirs.float()).abs().max().item()

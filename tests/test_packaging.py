@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
     {"policy", "config", "cost", "tree", "trees", "stats", "reports", "video", "preprocess"}
-    | {"environment", "vocabulary"},
+    | {"environment", "vocabulary", "hf_names"},
     {"reference"},
     {"ops"},
     {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
@@ -27,7 +27,7 @@ LEVELS = [
     {"processing", "loading", "quantization"},
     {"processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph"},
-    {"trace", "sequence", "iteration"},
+    {"trace", "sequence", "iteration", "streams"},
     {"engine"},
     {"decoder"},
     {"generate", "hf"},
