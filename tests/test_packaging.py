@@ -22,7 +22,7 @@ ROOMS = ("lvspec", "kernels", "csrc", "bench", "tests")
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
     {"policy", "config", "cost", "tree", "trees", "stats", "reports", "video", "preprocess"}
-    | {"environment", "vocabulary"},
+    | {"environment", "vocabulary", "checkpoint"},
     {"reference"},
     {"ops"},
     {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
