@@ -147,7 +147,8 @@ def load_model(
 
     Raises:
         ImportError: `device_map` needs accelerate, which is not installed.
-        ValueError: Tensors are missing or have other shapes, by name.
+        ValueError: Tensors are missing or have other shapes, by name; or `device_map` offloads the
+            modules that the model begins with.
     """
     model, found = AutoModelForImageTextToText.from_pretrained(
         folder,
@@ -182,6 +183,10 @@ def load_model(
         )
     if device_map is None:
         model = model.to(default_device() if device is None else device)
+    elif model.device.type == "meta":  # where the caches and inputs go is where the model begins
+        raise ValueError(
+            f"device_map: expected the first modules of the {role} on a device, got them offloaded"
+        )
     return model.eval()
 
 
