@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import re
+from importlib import metadata
 
 import pytest
 
@@ -68,6 +69,12 @@ def test_where_nothing_is_near_nothing_is_guessed(said, words, command):
 def test_the_beginning_of_an_option_is_one(capsys):
     assert main(["info", "--js"]) == 0
     assert "versions" in json.loads(capsys.readouterr().out)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"lvspec {metadata.version('lvspec')}\n"
 
 
 def test_every_option_of_another_name():
