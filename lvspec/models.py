@@ -263,7 +263,7 @@ def run_pass(
     positions = cache.positions.gather(2, index.expand(rows, batch_size, num_slots))
     cache.begin_step(num_slots)
     step = AttentionStep(cache.kv_len, ancestors, cache.visual, scores, cache.plan, cache.workspace)
-    logits = head(text_pass(text, tokens, positions, cache, step))
+    logits = head(text_pass(text, tokens, positions, cache, step)).to(tokens.device)
     return (logits, torch.stack(step.masses), torch.stack(step.peaks)) if scores else (logits,)
 
 

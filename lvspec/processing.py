@@ -21,6 +21,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from lvspec.checkpoint import find_checkpoint, legacy_chat_template
 from lvspec.preprocess import VideoProcessor, load_video_processor
 from lvspec.video import Video, read_video
 
@@ -36,12 +37,14 @@ class Processor:
         video_processor: See `lvspec.preprocess`.
         video_token_id: The placeholder that one video token replaces.
         merge_size: Patches along the side of the square that becomes one video token.
+        device: Where tensors go unless a call says another; None: the CPU.
     """
 
     tokenizer: PreTrainedTokenizerBase
     video_processor: VideoProcessor
     video_token_id: int
     merge_size: int
+    device: torch.device | str | None = None
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike) -> Processor:
@@ -50,10 +53,14 @@ class Processor:
         Raises:
             OSError: There is no checkpoint.
         """
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        folder = find_checkpoint(path, "path")
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = legacy_chat_template(folder)
         return cls(
-            AutoTokenizer.from_pretrained(path, trust_remote_code=False),
-            load_video_processor(path),
+            tokenizer,
+            load_video_processor(folder),
             config.video_token_id,
             config.vision_config.spatial_merge_size,
         )
@@ -76,7 +83,7 @@ class Processor:
             num_frames: Frames to sample from a file, at least 2. Excludes `fps`; neither goes with
                 frames that were read before.
             fps: Frames per second to sample from a file; `DEFAULT_FPS` if neither is given.
-            device: Where the tensors go.
+            device: Where the tensors go; None is the processor's own.
 
         Returns:
             input_ids, attention_mask, mm_token_type_ids int64 `[1, T]`; pixel_values_videos,
@@ -98,7 +105,12 @@ class Processor:
             "mm_token_type_ids": 2 * (ids == self.video_token_id).long(),
             **features._asdict(),
         }
+        device = self.device if device is None else device
         return {name: value.to(device) for name, value in inputs.items()}
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.tokenizer.chat_template
 
 
 @dataclass(frozen=True)
@@ -107,9 +119,11 @@ class HFProcessor:
 
     Attributes:
         hf: With a video processor.
+        device: Where tensors go unless a call says another; None: the CPU.
     """
 
     hf: ProcessorMixin
+    device: torch.device | str | None = None
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike) -> HFProcessor:
@@ -120,7 +134,8 @@ class HFProcessor:
             OSError: There is no checkpoint.
         """
         try:
-            return cls(AutoProcessor.from_pretrained(path, trust_remote_code=False))
+            folder = find_checkpoint(path, "path")
+            return cls(AutoProcessor.from_pretrained(folder, trust_remote_code=False))
         except ImportError as error:
             reason = str(error).strip().partition("\n")[0]
             raise ImportError(
@@ -131,6 +146,10 @@ class HFProcessor:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.hf.tokenizer
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.hf.chat_template
 
     def __call__(
         self,
@@ -161,6 +180,7 @@ class HFProcessor:
             add_special_tokens=bos is None or not text.startswith(bos),
             return_tensors="pt",
         )
+        device = self.device if device is None else device
         return {
             name: value.to(device) for name, value in inputs.items() if isinstance(value, Tensor)
         }

@@ -57,6 +57,7 @@ class Double:
     def __init__(self, tokenizer, size=16):
         self.tokenizer, self.size = tokenizer, size
         self.apply_chat_template = tokenizer.apply_chat_template
+        self.chat_template = TEMPLATE
         self.given = None
 
     def __call__(self, **given):

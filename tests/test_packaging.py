@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
     {"policy", "config", "cost", "tree", "trees", "stats", "reports", "video", "preprocess"}
-    | {"environment", "vocabulary", "hf_names"},
+    | {"environment", "vocabulary", "hf_names", "checkpoint"},
     {"reference"},
     {"ops"},
     {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
