@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from lvspec.families import Family, check_family
-from lvspec.processing import HFProcessor, Processor
 from lvspec.quantization import Weights, quantize
+from lvspec.video.processor import HFProcessor, Processor
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from transformers import (
 from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.commands.checkpoints import _prepare_alike
 from lvspec.loading import Pair, load_processor
-from lvspec.processing import HFProcessor, Processor
 from lvspec.video import Video, read_video, write_video
+from lvspec.video.processor import HFProcessor, Processor
 
 WORDS = ["<pad>", "<s>", "</s>", "<image>", "<video>", "describe", "the", "video", "assistant"]
 TEMPLATE = (

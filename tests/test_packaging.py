@@ -21,13 +21,13 @@ ROOMS = ("lvspec", "kernels", "csrc", "bench", "tests")
 # Imports point one way: a module imports from its own level or from one that stands before it here.
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
-    {"policy", "config", "cost", "tree", "trees", "stats", "reports", "video", "preprocess"}
+    {"policy", "config", "cost", "tree", "trees", "stats", "reports", "video"}
     | {"environment", "vocabulary"},
     {"reference"},
     {"ops"},
     {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
     | {"byte_linear"},
-    {"processing", "loading", "quantization"},
+    {"loading", "quantization"},
     {"processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph"},
     {"trace", "sequence", "iteration"},

@@ -16,14 +16,13 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from lvspec import preprocess
-from lvspec.preprocess import (
+from lvspec.video import Video, patches, sample_indices
+from lvspec.video.patches import (
     VideoProcessorConfig,
     load_video_processor,
     preprocess_video,
     smart_resize,
 )
-from lvspec.video import Video, sample_indices
 
 HAS_TORCHVISION = find_spec("torchvision") is not None
 
@@ -66,7 +65,7 @@ STAND_IN = {
 HUGGINGFACE = """
     import sys, torch
     torch.set_num_threads(1)
-    from lvspec.preprocess import VideoProcessorConfig, load_video_processor
+    from lvspec.video.patches import VideoProcessorConfig, load_video_processor
     from transformers import Qwen2VLVideoProcessor
     from transformers.video_utils import VideoMetadata
     requests = torch.load(sys.argv[1])
@@ -428,7 +427,7 @@ def test_backend_is_a_choice():
 
 def test_without_torchvision(monkeypatch):
     obstacle = RuntimeError("operator torchvision::nms does not exist")
-    monkeypatch.setattr(preprocess, "_huggingface_obstacle", lambda: obstacle)
+    monkeypatch.setattr(patches, "_huggingface_obstacle", lambda: obstacle)
     assert load_video_processor(VideoProcessorConfig()).backend == "torch"
     with pytest.raises(ImportError, match="pip install pillow torchvision.*nms does not exist"):
         load_video_processor(VideoProcessorConfig(), "hf")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lvspec.processing import Processor
 from lvspec.video import read_video, write_video
+from lvspec.video.processor import Processor
 
 VIDEO, START, END, IM_START, IM_END = 6, 3, 4, 1, 2
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvspec import video as video_module
+from lvspec.video import files as video_module
 from lvspec.video import read_video, sample_indices, write_video
 
 SHADES = [16 * index + 8 for index in range(12)]

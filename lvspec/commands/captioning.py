@@ -25,10 +25,10 @@ from lvspec.decoder import Decoder, GenerationInterrupted
 from lvspec.engine import NonFiniteLogits
 from lvspec.environment import environment, write_json
 from lvspec.policy import AcceptancePolicy
-from lvspec.processing import DEFAULT_FPS
 from lvspec.terminal import PrintStreamer, caption_text, legend, results_table, statistics_line
 from lvspec.trace import Generation
 from lvspec.video import read_video
+from lvspec.video.processor import DEFAULT_FPS
 
 
 def caption_videos(

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from lvspec.commands.generate import DRAFT_WORDS
 from lvspec.draft import DraftChoice
 from lvspec.loading import Pair, load_model, load_pair, load_processor
-from lvspec.preprocess import VideoProcessorConfig
-from lvspec.processing import HFProcessor, Processor
 from lvspec.quantization import Weights
 from lvspec.shapes import pair as embedded
+from lvspec.video.patches import VideoProcessorConfig
+from lvspec.video.processor import HFProcessor, Processor
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lvspec.video import FALLBACK_FPS, Video, check_frames
+from lvspec.video.files import FALLBACK_FPS, Video, check_frames
 
 # Files that hold a video processor's configuration, in HuggingFace's order.
 NESTED_FILE = "processor_config.json"

@@ -21,8 +21,8 @@ from transformers import (
     ProcessorMixin,
 )
 
-from lvspec.preprocess import VideoProcessor, load_video_processor
-from lvspec.video import Video, read_video
+from lvspec.video.files import Video, read_video
+from lvspec.video.patches import VideoProcessor, load_video_processor
 
 DEFAULT_FPS = 2.0  # frames per second that Qwen2.5-VL samples unless told otherwise
 
@@ -33,7 +33,7 @@ class Processor:
 
     Attributes:
         tokenizer: With a chat template that knows video content.
-        video_processor: See `lvspec.preprocess`.
+        video_processor: See `lvspec.video.patches`.
         video_token_id: The placeholder that one video token replaces.
         merge_size: Patches along the side of the square that becomes one video token.
     """

@@ -2,7 +2,7 @@
 
 `read_video` decodes a file from its start, with all cores, and converts only the sampled frames to
 RGB. `sample_indices` is the sampling rule of HuggingFace's Qwen2-VL video processor. `write_video`
-makes small MP4 files whose colours survive. `lvspec.preprocess` turns frames into model inputs.
+makes small MP4 files whose colours survive. `lvspec.video.patches` turns frames into model inputs.
 """
 
 import math
