@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lvspec.video.files import FALLBACK_FPS, Video, check_frames
+from lvspec.video.files import Video
+from lvspec.video.frames import check_frames
+from lvspec.video.streams import FALLBACK_FPS
 
 # Files that hold a video processor's configuration, in HuggingFace's order.
 NESTED_FILE = "processor_config.json"
