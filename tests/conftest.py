@@ -19,7 +19,7 @@ from lvspec import tree
 from lvspec.draft import Draft, Drafter, DraftShape
 from lvspec.shapes.model_configs import draft_config, target_config
 from lvspec.shapes.tokenizer import build_tokenizer
-from lvspec.video.patches import VideoProcessorConfig
+from lvspec.video.config import VideoProcessorConfig
 
 POISON = 0x55  # large as an index, odd as a length, neither 0 nor -1
 

@@ -27,8 +27,6 @@ from lvspec.environment import environment, write_json
 from lvspec.policy import AcceptancePolicy
 from lvspec.terminal import PrintStreamer, caption_text, legend, results_table, statistics_line
 from lvspec.trace import Generation
-from lvspec.video import read_video
-from lvspec.video.processor import DEFAULT_FPS
 
 
 def caption_videos(
@@ -215,15 +213,18 @@ class _Captioner:
 
     def _inputs(self, path: str) -> tuple[dict, dict | None]:
         arguments, models = self.arguments, self.models
-        fps = arguments.fps
-        if fps is None and arguments.num_frames is None:
-            fps = DEFAULT_FPS
-        video = read_video(path, num_frames=arguments.num_frames, fps=fps)
-        device = models.target.device
-        inputs = models.processor(video, arguments.prompt, device=device)
+        given = {
+            "num_frames": arguments.num_frames,
+            "fps": arguments.fps,
+            "device": models.target.device,
+        }
+        inputs = models.processor(path, arguments.prompt, **given)
         if models.draft_processor is None:
             return inputs, None
-        return inputs, models.draft_processor(video, arguments.prompt, device=device)
+        # Read twice, because each keeps frames at its own size; what is wrong with them was said.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return inputs, models.draft_processor(path, arguments.prompt, **given)
 
     def _refuse(self, path: str, error: object) -> None:
         message = _about(path, error)

@@ -15,7 +15,7 @@ from lvspec.draft import DraftChoice
 from lvspec.loading import Pair, load_model, load_pair, load_processor
 from lvspec.quantization import Weights
 from lvspec.shapes import pair as embedded
-from lvspec.video.patches import VideoProcessorConfig
+from lvspec.video.config import VideoProcessorConfig
 from lvspec.video.processor import HFProcessor, Processor
 
 

@@ -36,7 +36,7 @@ from lvspec.shapes.data import (
 from lvspec.shapes.model_configs import draft_config, target_config
 from lvspec.shapes.scenes import BACKGROUNDS, COLORS, DIRECTIONS, FRAME_SIZE, KINDS, SIZES
 from lvspec.shapes.tokenizer import build_tokenizer
-from lvspec.video.patches import VideoProcessorConfig
+from lvspec.video.config import VideoProcessorConfig
 
 STAGES = ("vision", "caption")
 PATCH_CLASSES = (1 + len(COLORS), len(KINDS), len(SIZES), len(DIRECTIONS), len(BACKGROUNDS))
