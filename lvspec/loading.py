@@ -18,8 +18,8 @@ from transformers import (
 
 from lvspec.checkpoint import check_files, find_checkpoint, names_of
 from lvspec.families import Family, check_family
-from lvspec.processing import HFProcessor, Processor
 from lvspec.quantization import Weights, quantize
+from lvspec.video.processor import HFProcessor, Processor
 
 DeviceMap = str | dict[str, Any] | int | torch.device
 """As `from_pretrained` takes it: "auto", or a device for each module by name."""

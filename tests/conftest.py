@@ -18,9 +18,9 @@ import lvspec.decoder
 from lvspec import tree
 from lvspec.draft import Draft, Drafter, DraftShape
 from lvspec.hf_names import CACHE
-from lvspec.preprocess import VideoProcessorConfig
 from lvspec.shapes.model_configs import draft_config, target_config
 from lvspec.shapes.tokenizer import build_tokenizer
+from lvspec.video.config import VideoProcessorConfig
 
 POISON = 0x55  # large as an index, odd as a length, neither 0 nor -1
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from lvspec import loading
 from lvspec.checkpoint import find_checkpoint
 from lvspec.loading import load_pair
-from lvspec.processing import Processor
+from lvspec.video.processor import Processor
 
 SAVED = "model.layers.1.input_layernorm.weight"  # in the file, which HF names in the old way
 NORM = "model.language_model.layers.1.input_layernorm.weight"

@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # Imports point one way: a module imports from its own level or from one that stands before it here.
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
-    {"policy", "config", "cost", "tree", "trees", "stats", "reports", "video", "preprocess"}
-    | {"environment", "vocabulary", "hf_names", "checkpoint"},
+    {"policy", "config", "cost", "tree", "trees", "stats", "reports", "checkpoint"},
+    {"video", "environment", "vocabulary", "hf_names"},
     {"reference"},
     {"ops"},
     {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
     | {"byte_linear"},
-    {"processing", "loading", "quantization"},
+    {"loading", "quantization"},
     {"processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph"},
     {"trace", "sequence", "iteration", "streams"},

@@ -27,7 +27,6 @@ from lvspec.decoder import Decoder, GenerationInterrupted
 from lvspec.engine import NonFiniteLogits
 from lvspec.environment import NotWritten, environment, write_json
 from lvspec.policy import AcceptancePolicy
-from lvspec.processing import DEFAULT_FPS
 from lvspec.terminal import (
     PrintStreamer,
     caption_text,
@@ -37,7 +36,6 @@ from lvspec.terminal import (
     statistics_line,
 )
 from lvspec.trace import Generation
-from lvspec.video import read_video
 
 
 def caption_videos(
@@ -241,15 +239,18 @@ class _Captioner:
 
     def _inputs(self, path: str) -> tuple[dict, dict | None]:
         arguments, models = self.arguments, self.models
-        fps = arguments.fps
-        if fps is None and arguments.num_frames is None:
-            fps = DEFAULT_FPS
-        video = read_video(path, num_frames=arguments.num_frames, fps=fps)
-        device = models.target.device
-        inputs = models.processor(video, arguments.prompt, device=device)
+        given = {
+            "num_frames": arguments.num_frames,
+            "fps": arguments.fps,
+            "device": models.target.device,
+        }
+        inputs = models.processor(path, arguments.prompt, **given)
         if models.draft_processor is None:
             return inputs, None
-        return inputs, models.draft_processor(video, arguments.prompt, device=device)
+        # Read twice, because each keeps frames at its own size; what is wrong with them was said.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return inputs, models.draft_processor(path, arguments.prompt, **given)
 
     def _refuse(self, path: str, error: object) -> None:
         message = _about(path, by_option(error, CALL_OPTIONS))

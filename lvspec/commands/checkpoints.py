@@ -12,10 +12,10 @@ from lvspec.checkpoint import check_files, find_checkpoint
 from lvspec.commands.generate import DRAFT_WORDS
 from lvspec.draft import DraftChoice
 from lvspec.loading import Pair, default_device, load_model, load_pair, load_processor
-from lvspec.preprocess import VideoProcessorConfig
-from lvspec.processing import HFProcessor, Processor
 from lvspec.quantization import Weights
 from lvspec.shapes import pair as embedded
+from lvspec.video.config import VideoProcessorConfig
+from lvspec.video.processor import HFProcessor, Processor
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ other families, `HFProcessor` calls HF's own.
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -22,8 +25,11 @@ from transformers import (
 )
 
 from lvspec.checkpoint import find_checkpoint, legacy_chat_template
-from lvspec.preprocess import VideoProcessor, load_video_processor
-from lvspec.video import Video, read_video
+from lvspec.video.files import Resize, Video, read_video
+from lvspec.video.frames import as_frames
+from lvspec.video.hf_resizing import frame_resize
+from lvspec.video.patches import VideoProcessor, load_video_processor
+from lvspec.video.streams import FALLBACK_FPS
 
 DEFAULT_FPS = 2.0  # frames per second that Qwen2.5-VL samples unless told otherwise
 
@@ -34,7 +40,7 @@ class Processor:
 
     Attributes:
         tokenizer: With a chat template that knows video content.
-        video_processor: See `lvspec.preprocess`.
+        video_processor: See `lvspec.video.patches`.
         video_token_id: The placeholder that one video token replaces.
         merge_size: Patches along the side of the square that becomes one video token.
         device: Where tensors go unless a call says another; None: the CPU.
@@ -67,7 +73,7 @@ class Processor:
 
     def __call__(
         self,
-        video: str | os.PathLike | Video,
+        video: str | os.PathLike | Video | Tensor | np.ndarray | Sequence[Any],
         prompt: str,
         *,
         num_frames: int | None = None,
@@ -77,12 +83,15 @@ class Processor:
         """Inputs for `lvspec.generate` and for HF's `generate`.
 
         Args:
-            video: A file, or frames that were read before.
+            video: A file, whose frames are resized while it is decoded; a `Video` that was read
+                before; or its frames alone: uint8 `[T, H, W, 3]`, RGB, a tensor or an array, or a
+                list of T frames `[H, W, 3]` (tensors, arrays, PIL images).
             prompt: What the user says. If it has the video placeholder in it, it is taken as the
                 whole prompt, chat markup included; otherwise the chat template is put around it.
             num_frames: Frames to sample from a file, at least 2. Excludes `fps`; neither goes with
-                frames that were read before.
-            fps: Frames per second to sample from a file; `DEFAULT_FPS` if neither is given.
+                a `Video`.
+            fps: Frames per second to sample from a file; `DEFAULT_FPS` if neither is given. With
+                frames alone: how many of them are a second, 24 if not given, as for HF.
             device: Where the tensors go; None is the processor's own.
 
         Returns:
@@ -90,10 +99,13 @@ class Processor:
             video_grid_thw and second_per_grid_ts as `VideoProcessor.process` returns them.
 
         Raises:
-            FileNotFoundError, ValueError: From `read_video`; or frames that were read before are to
-                be sampled again; or the prompt has no placeholder for the video, or more than one.
+            FileNotFoundError, ImportError, ValueError: From `read_video`; or frames are to be
+                sampled that are of no file; or the prompt has no placeholder for the video, or more
+                than one.
+            TypeError: The frames are not uint8.
         """
-        features = self.video_processor.process(_sampled(video, num_frames, fps))
+        sampled, resized = _sampled(video, num_frames, fps, self.video_processor.resize)
+        features = self.video_processor.process(sampled, resized=resized)
         placeholder = self.tokenizer.convert_ids_to_tokens(self.video_token_id)
         text = _chat_prompt(self.tokenizer, prompt, placeholder)
         count = int(features.video_grid_thw.prod()) // self.merge_size**2
@@ -153,7 +165,7 @@ class HFProcessor:
 
     def __call__(
         self,
-        video: str | os.PathLike | Video,
+        video: str | os.PathLike | Video | Tensor | np.ndarray | Sequence[Any],
         prompt: str,
         *,
         num_frames: int | None = None,
@@ -166,16 +178,18 @@ class HFProcessor:
             The tensors that HF's processor returns.
 
         Raises:
-            FileNotFoundError, ValueError: As `Processor`.
+            FileNotFoundError, ImportError, TypeError, ValueError: As `Processor`.
         """
-        video = _sampled(video, num_frames, fps)
+        resize = frame_resize(self.hf.video_processor)
+        sampled, resized = _sampled(video, num_frames, fps, resize)
         text = _chat_prompt(self.hf, prompt, self.hf.video_token)
         bos = self.tokenizer.bos_token
         inputs = self.hf(
             text=[text],
-            videos=[[video.frames.permute(0, 3, 1, 2)]],
-            video_metadata=[[_metadata(video)]],
+            videos=[[sampled.frames.permute(0, 3, 1, 2)]],
+            video_metadata=[[_metadata(sampled)]],
             do_sample_frames=False,
+            **({"do_resize": False} if resized else {}),
             # As HF does where it applies a chat template: one that begins with it is complete.
             add_special_tokens=bos is None or not text.startswith(bos),
             return_tensors="pt",
@@ -186,17 +200,33 @@ class HFProcessor:
         }
 
 
-def _sampled(video: str | os.PathLike | Video, num_frames: int | None, fps: float | None) -> Video:
-    """The video, read if it is a file."""
+def _sampled(
+    video: str | os.PathLike | Video | Tensor | np.ndarray | Sequence[Any],
+    num_frames: int | None,
+    fps: float | None,
+    resize: Resize,
+) -> tuple[Video, bool]:
+    """The video, read if it is a file, and whether it went through `resize`."""
+    if isinstance(video, (str, bytes, os.PathLike)):
+        fps = DEFAULT_FPS if fps is None and num_frames is None else fps
+        return read_video(video, num_frames=num_frames, fps=fps, resize=resize), True
     if isinstance(video, Video):
         if num_frames is not None or fps is not None:
             raise ValueError(
                 "num_frames, fps: expected None for a video that was read before, got "
                 f"num_frames={num_frames}, fps={fps}"
             )
-        return video
-    fps = DEFAULT_FPS if fps is None and num_frames is None else fps
-    return read_video(video, num_frames=num_frames, fps=fps)
+        return video, False
+    frames = as_frames(video)
+    if num_frames is not None:
+        raise ValueError(
+            f"num_frames: expected None for frames that are of no file, got {num_frames}"
+        )
+    rate = FALLBACK_FPS if fps is None else fps
+    if not 0 < rate < math.inf:
+        raise ValueError(f"fps: expected a number > 0, got {fps}")
+    timestamps = torch.arange(len(frames), dtype=torch.float64) / rate
+    return Video(frames, timestamps, len(frames) / rate, rate, ""), False
 
 
 def _chat_prompt(
@@ -219,7 +249,7 @@ def _chat_prompt(
 
 def _metadata(video: Video) -> dict[str, Any]:
     """What HF's processors know of a video that they sampled themselves."""
-    _, height, width, _ = video.frames.shape
+    height, width = video.source_size or video.frames.shape[1:3]
     return {
         "total_num_frames": round(video.duration * video.fps),
         "fps": video.fps,
