@@ -132,7 +132,7 @@ class _Record:
             self.is_behind = False
         except NotWritten as error:  # the next attempt has everything in it again
             if not self.is_behind:
-                say(f"--json: {error}; captions are printed all the same", kind="error")
+                say(f"{error}; captions are printed all the same", kind="error")
             self.is_behind = True
 
     def interrupt(self) -> None:
