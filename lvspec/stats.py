@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,11 @@ class PhaseTimer:
     def add(self, name: str, start: float | torch.cuda.Event, end: float | torch.cuda.Event):
         """A span of the phase `name`, between two results of `now`."""
         self._spans[name].append((start, end))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain numbers: events of a device are of this process alone."""
+        spans = {name: [(0.0, seconds)] for name, seconds in self.seconds().items()}
+        return {"_device": torch.device("cpu"), "_on_cuda": False, "_spans": spans}
 
     def now(self) -> float | torch.cuda.Event:
         if not self._on_cuda:
@@ -70,6 +76,8 @@ class DecodeStats:
         num_drafted: Draft tokens that were verified, in all iterations.
         regret: Nats lost by all accepted mismatches together.
         loop: How the last iteration was run: "graph", or "eager" and why.
+        passes: How passes of "target" and "draft" were run besides: "recorded", or "eager" and why,
+            if anything stood in the way.
     """
 
     def __init__(self, device: torch.device, gamma: int, *, depth: int | None = None) -> None:
@@ -80,6 +88,7 @@ class DecodeStats:
         self.num_drafted = 0
         self.regret = 0.0
         self.loop = "eager"
+        self.passes: dict[str, str] = {}
         self._kinds: Tensor | None = None
 
     def record(self, num_accepted: int, num_slots: int, regret_used: float) -> None:
@@ -135,5 +144,6 @@ class DecodeStats:
             "counts": self.counts,
             "regret": self.regret,
             "loop": self.loop,
+            "passes": self.passes,
             "seconds": self.seconds,
         }
