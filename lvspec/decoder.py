@@ -20,7 +20,7 @@ from lvspec.config import DecodeConfig
 from lvspec.draft import DraftChoice, draft_model, make_drafter
 from lvspec.engine import Engine
 from lvspec.inputs import check_inputs
-from lvspec.models import Model, held
+from lvspec.models import Model
 from lvspec.policy import AcceptancePolicy
 from lvspec.processors import Processors, sampling_warpers
 from lvspec.sequence import Request
@@ -113,17 +113,16 @@ class Decoder:
         config = self._config
         self.target = Model(target, "target", capture=config.capture, fuse=config.fuse)
         self.draft = draft_model(draft, config)
-        self._state_of_models = self._look()
+        self._taken = self._facts()
         self.engine = self._new_engine()
 
-    def _look(self) -> list[tuple]:
-        """At the models: equal as long as what was made for them is right."""
+    def _facts(self) -> list[tuple]:
+        """What caches and heads were made for. (Whatever else changes is seen where it matters.)"""
         models = [model for model in (self.target, self.draft) if model is not None]
-        with held(models):
-            return [
-                (model.watch.revision, model.text, model.hf.lm_head, model.text.dtype, model.device)
-                for model in models
-            ]
+        return [
+            (model.family.text_model(model.hf), model.hf.lm_head, model.text.dtype, model.device)
+            for model in models
+        ]
 
     def _new_engine(self) -> Engine:
         draft = self._given[1] if self.draft is None else self.draft
@@ -221,7 +220,7 @@ class Decoder:
         waiting: dict[int, Generation | Exception] = {}
         following = 0
         try:
-            if self._look() != self._state_of_models:
+            if self._facts() != self._taken:
                 self._take_models()
             if longest is not None:
                 self.engine.reserve(longest)

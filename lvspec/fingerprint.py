@@ -49,9 +49,7 @@ class Fingerprint:
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self.unknown = _unknown(modules)
-        seen = [_see(module) for module in modules]
-        self._modules = [(kind, _frozen(plain), places) for kind, plain, places in seen]
-        self._ids = [id(module) for module in modules]
+        self._modules = [_Module(module) for module in modules]
         self._configs = [(config, _frozen(_fields(config))) for config in _configs(modules)]
         self._code = list(_code({type(module) for module in modules}))
         self._surroundings = _surroundings()
@@ -60,12 +58,11 @@ class Fingerprint:
         """Whether a pass of these modules is still the one that it was."""
         try:
             return (
-                self._ids == [id(module) for module in modules]
+                len(modules) == len(self._modules)
                 and self._surroundings == _surroundings()
-                and all(_see(module) == then for module, then in zip(modules, self._modules))
+                and all(then.holds(module) for then, module in zip(self._modules, modules))
                 and all(_fields(config) == then for config, then in self._configs)
                 and all(read(of) == then for read, of, then in self._code)
-                and not any(_is_hooked(module) for module in modules)
             )
         except (KeyError, AttributeError, TypeError, ValueError, RuntimeError):
             return False  # something is gone, or is another tensor in the place of a number
@@ -83,21 +80,37 @@ def modules_of(*roots: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
-def _see(module: nn.Module) -> tuple[type, dict[str, Any], list[tuple]]:
-    """Its class, its plain attributes, and where its tensors are."""
-    plain, live = {}, []
-    for name, value in vars(module).items():
-        if name not in _OF_MODULE:
-            if isinstance(value, _LIVE):
-                live.append(value)
-            else:
-                plain[name] = value
-    places = [_place(weight) for weight in module._parameters.values()]
-    # What is made of these is small enough to have become a constant somewhere.
-    places += [(*_place(x), _version(x)) for x in module._buffers.values()]
-    for x in live:
-        places.append((*_place(x), _version(x)) if isinstance(x, Tensor) else (id(x),))
-    return type(module), plain, places
+class _Module:
+    """One module: its class, its plain attributes, and where its tensors are."""
+
+    def __init__(self, module: nn.Module) -> None:
+        own = {name: value for name, value in vars(module).items() if name not in _OF_MODULE}
+        plain = [name for name, value in own.items() if not isinstance(value, _LIVE)]
+        self._id, self._kind, self._count = id(module), type(module), len(vars(module))
+        self._read = itemgetter(*plain)  # "training" at least
+        self._plain = _frozen(self._read(own))
+        self._live = [name for name in own if name not in plain]
+        self._places = self._find(module)
+
+    def holds(self, module: nn.Module) -> bool:
+        own = vars(module)
+        return (
+            self._id == id(module)
+            and self._kind is type(module)
+            and self._count == len(own)
+            and self._plain == self._read(own)
+            and self._places == self._find(module)
+            and not (module._forward_hooks or module._forward_pre_hooks)
+        )
+
+    def _find(self, module: nn.Module) -> list[tuple]:
+        places = [_place(weight) for weight in module._parameters.values()]
+        # What is made of these is small enough to have become a constant somewhere.
+        places += [(*_place(x), _version(x)) for x in module._buffers.values()]
+        for name in self._live:
+            x = vars(module)[name]
+            places.append((*_place(x), _version(x)) if isinstance(x, Tensor) else (id(x),))
+        return places
 
 
 def _place(x: Tensor | None) -> tuple:
@@ -136,9 +149,10 @@ def _frozen(value: Any) -> Any:
     """Equal to it as long as no container in it is changed."""
     if isinstance(value, dict):
         return {name: _frozen(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        parts = [_frozen(part) for part in value]
-        return parts if isinstance(value, list) else tuple(parts)
+    if isinstance(value, list):
+        return [_frozen(part) for part in value]
+    if isinstance(value, tuple):
+        return tuple(map(_frozen, value))
     return set(value) if isinstance(value, set) else value
 
 
