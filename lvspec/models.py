@@ -329,8 +329,8 @@ def held(models: Iterable[Model]) -> Iterator[None]:
             device_type = model.device.type
             if torch.is_autocast_enabled(device_type):
                 raise ValueError(
-                    f"torch.autocast: expected it to be off for {device_type} while lvspec decodes, "
-                    "got on; convert the models (model.to(torch.bfloat16)), or decode within "
+                    f"torch.autocast: expected it to be off for {device_type} while lvspec "
+                    "decodes, got on; convert the models (model.to(torch.bfloat16)), or decode within "
                     f'torch.autocast("{device_type}", enabled=False)'
                 )
             stack.enter_context(model.held())

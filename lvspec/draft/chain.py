@@ -59,9 +59,7 @@ class ModelDrafter(CachedDrafter):
     def active(self) -> Iterator[None]:
         with super().active():
             if self._draft_vocab is not None:  # copied rows are as those of the head are now
-                self.head = draft_head(
-                    self.model.hf.lm_head, self._shared_vocab, self._draft_vocab
-                )
+                self.head = draft_head(self.model.hf.lm_head, self._shared_vocab, self._draft_vocab)
             yield
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:

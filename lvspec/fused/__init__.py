@@ -48,7 +48,7 @@ class FusedParts:
         model: The HF model.
         text: Its text model; what was found lives as long as that does.
         fuse: See `DecodeConfig.fuse`.
-        watch: Of the text model. Nothing stands in for parts of a model that it has an obstacle for.
+        watch: Of the text model; while it has an obstacle, nothing stands in for parts.
     """
 
     def __init__(
