@@ -58,7 +58,8 @@ class Decoder:
     What one call needs beyond the models is made by the first call and used by all: keys and values
     of `batch_size` sequences, and on CUDA the graph of an iteration. Caches grow with the longest
     prompt, after which the graph is captured anew; `DecodeConfig(cache_capacity=...)` makes them
-    large enough from the beginning. One call at a time.
+    large enough from the beginning. The models may change between calls. One call at a time; of
+    several decoders that share a model, in several threads, one at a time uses it.
 
     Args:
         target, draft, policy, config, tokenizer: As for `generate`.

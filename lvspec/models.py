@@ -22,7 +22,7 @@ from lvspec.cache import SlotCache
 from lvspec.capture import PassRecorder, is_recordable
 from lvspec.config import Fuse
 from lvspec.families import check_family
-from lvspec.fused import FusedParts
+from lvspec.fused import FusedParts, is_patched
 from lvspec.head import DraftHead
 from lvspec.watch import watch_of
 
@@ -270,6 +270,13 @@ class Model:
         # What HF's own loop would go on with, be it from a call of the user's before this one.
         kept = {name: state[name] for name in _STATE_OF_PROMPTS if name in state}
         with self.held():
+            for module in (self.hf, self.hf.model):
+                if module._forward_hooks or module._forward_pre_hooks or is_patched(module):
+                    self.watch.say(
+                        f"{type(module).__name__} of the {self.role} has hooks or another forward "
+                        "than its class: they see prompts, but not the passes behind them, which "
+                        "are of the text model and the head"
+                    )
             try:
                 with self.recorder.fused() if self.records(cache) else self._parts.in_prompts():
                     yield
@@ -330,8 +337,8 @@ def held(models: Iterable[Model]) -> Iterator[None]:
             if torch.is_autocast_enabled(device_type):
                 raise ValueError(
                     f"torch.autocast: expected it to be off for {device_type} while lvspec "
-                    "decodes, got on; convert the models (model.to(torch.bfloat16)), or decode within "
-                    f'torch.autocast("{device_type}", enabled=False)'
+                    "decodes, got on; convert the models (model.to(torch.bfloat16)), or decode "
+                    f'within torch.autocast("{device_type}", enabled=False)'
                 )
             stack.enter_context(model.held())
         yield

@@ -58,8 +58,8 @@ class Watch:
             yield
             return
         with self._lock:
-            self._owner = threading.get_ident()
             try:
+                self._owner = threading.get_ident()
                 self._look(modules_of(text, head), role)
                 yield
             finally:
@@ -75,13 +75,14 @@ class Watch:
         self.obstacle = found.unknown
         # What is unknown may well refer to the model, which nothing here shall keep alive.
         self._fingerprint = found if self.obstacle is None else None
-        if self.obstacle is not None and self.obstacle not in self._said:
-            self._said.add(self.obstacle)
-            warnings.warn(
-                f"lvspec: passes of the {role} are HF's own, slower: {self.obstacle}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        if self.obstacle is not None:
+            self.say(f"passes of the {role} are HF's own, slower: {self.obstacle}")
+
+    def say(self, message: str) -> None:
+        """Warn of something about the model, once."""
+        if message not in self._said:
+            self._said.add(message)
+            warnings.warn(f"lvspec: {message}", RuntimeWarning, stacklevel=2)
 
 
 def _follows_length(module: nn.Module) -> bool:

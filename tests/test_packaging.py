@@ -25,7 +25,19 @@ LEVELS = [
     | {"environment", "vocabulary"},
     {"reference"},
     {"ops"},
-    {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
+    {
+        "fingerprint",
+        "watch",
+        "cache",
+        "capture",
+        "fused",
+        "attention",
+        "relevance",
+        "families",
+        "head",
+        "models",
+        "inputs",
+    }
     | {"byte_linear"},
     {"processing", "loading", "quantization"},
     {"processors", "sampling", "stopping", "state"},

@@ -353,6 +353,19 @@ def test_what_is_unknown_is_said_once(run, models):
         assert run().stats.to_dict()["passes"]["draft"] == "eager: Qwen2MLP has hooks"
 
 
+@pytest.mark.parametrize("part", [lambda hf: hf, lambda hf: hf.model])
+def test_hooks_around_the_text_model_are_said(run, models, part):
+    """They are called for the prompt alone, where HF's own loop calls them for every token."""
+    calls = []
+    part(models[0]).register_forward_hook(lambda *given: calls.append(0))
+    kind = type(part(models[0])).__name__
+    with said(f"{kind} of the target has hooks or another forward than its class"):
+        run()
+    with said():
+        run()
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize(
     "change",
     [

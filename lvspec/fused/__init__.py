@@ -20,14 +20,14 @@ from lvspec.config import Fuse
 from lvspec.fingerprint import modules_of
 from lvspec.fused.cpu import CpuOperations
 from lvspec.fused.operations import Operations
-from lvspec.fused.patches import Patch, fused
+from lvspec.fused.patches import Patch, fused, is_patched
 from lvspec.fused.recognise import recognise
 from lvspec.fused.regions import compiled, compiled_regions
 from lvspec.fused.triton import TritonOperations
 from lvspec.ops import active_backend
 from lvspec.watch import Watch
 
-__all__ = ["FusedParts", "Operations", "Patch", "fused", "recognise"]
+__all__ = ["FusedParts", "Operations", "Patch", "fused", "is_patched", "recognise"]
 
 
 class _Recognised:
