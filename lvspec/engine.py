@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,9 @@ from lvspec.cache import SlotCache
 from lvspec.commit import commit
 from lvspec.config import DecodeConfig
 from lvspec.draft import CachedDrafter, Draft, Drafter
-from lvspec.graph import GraphedLoop, make_loop
+from lvspec.graph import GraphedLoop, make_loop, models_obstacle
 from lvspec.iteration import Iteration, Launched
-from lvspec.models import Model
+from lvspec.models import Model, held
 from lvspec.ops import Acceptance, LogitStats
 from lvspec.policy import AcceptancePolicy
 from lvspec.processors import Processors
@@ -40,6 +41,9 @@ class NonFiniteLogits(RuntimeError):
     def __init__(self, message: str, generation: Generation) -> None:
         super().__init__(message)
         self.generation = generation
+
+    def __reduce__(self) -> tuple[type[NonFiniteLogits], tuple[str, Generation], dict[str, Any]]:
+        return type(self), (str(self), self.generation), vars(self)
 
 
 class Engine:
@@ -108,9 +112,12 @@ class Engine:
         lag = (1 if target.device.type == "cuda" else 0) if config.lag is None else config.lag
         # What processors look at must be known on the host.
         self._lag = 0 if obstacle else lag
-        models = [target, drafter.model] if isinstance(drafter, CachedDrafter) else [target]
+        self._models = [target]
+        if isinstance(drafter, CachedDrafter) and drafter.model is not target:
+            self._models.append(drafter.model)
+        self._revisions: tuple[int, ...] = ()
         self.loop: GraphedLoop[Iteration] = make_loop(
-            models, capture=config.capture, obstacle=obstacle
+            self._models, capture=config.capture, obstacle=obstacle
         )
         self._is_timed = True
         self._allocations = 0
@@ -144,10 +151,12 @@ class Engine:
         """Room in the caches for a prompt, what is generated and one draft behind it.
 
         Raises:
-            ValueError: `cache_capacity` is less than that.
+            ValueError: `cache_capacity` is less than that, or a model takes no sequence as long.
         """
         count = self.config.max_new_tokens
-        needed = prompt_length + count + self.num_slots
+        needed = prompt_length + self._following
+        for model in self._models:
+            model.check_length(needed)
         fixed = self.config.cache_capacity
         if fixed is not None and fixed < needed:
             raise ValueError(
@@ -188,10 +197,12 @@ class Engine:
         sequence = Sequence(request, place, stats, trace, self.stopping)
         self.places[place] = sequence
         try:
-            with self._on_device(), stats.timer.phase("prefill"):
+            with self._on_device(), held(self._models), stats.timer.phase("prefill"):
                 self.reserve(prompt.shape[1])
                 stats.parts = self._parts()
-                logits = self.target.prefill(request.inputs, self.cache, place)
+                logits = self.target.prefill(
+                    request.inputs, self.cache, place, following=self._following
+                )
                 if request.draft_inputs is not None:
                     # One length counts the rows of both caches.
                     length = request.draft_inputs["input_ids"].shape[1]
@@ -225,6 +236,11 @@ class Engine:
             found["draft"] = self.drafter.model.parts(self.drafter.cache)
         return found
 
+    @property
+    def _following(self) -> int:
+        """Positions behind a prompt: what is generated and one draft behind it."""
+        return self.config.max_new_tokens + self.num_slots
+
     def _first_token(self, sequence: Sequence, logits: Tensor) -> Tensor:
         """int64 `[1]`, by the last row of the prompt, `[1, V]`."""
         sampler = self.state.sampler
@@ -234,12 +250,33 @@ class Engine:
 
     @contextmanager
     def attention(self) -> Iterator[None]:
-        """`iterate` is called within this context, prompts are admitted outside."""
+        """`iterate` is called within this context, prompts are admitted outside.
+
+        The models are this thread's within it, and are found as they are when it is entered.
+        """
         with ExitStack() as stack:
             stack.enter_context(self._on_device())
+            stack.enter_context(held(self._models))
+            self._settle()
             stack.enter_context(self.target.active())
             stack.enter_context(self.drafter.active())
             yield
+
+    def _settle(self) -> None:
+        """Iterations are run in a way that is right for the models as they are now."""
+        revisions = tuple(model.watch.revision for model in self._models)
+        if revisions != self._revisions:
+            self._revisions = revisions
+            self.loop.obstacle = models_obstacle(self._models)
+        caches = [self.cache]
+        if isinstance(self.drafter, CachedDrafter):
+            caches.append(self.drafter.cache)
+        passes = {
+            model.role: model.passes(cache)
+            for model, cache in zip(self._models, caches, strict=False)
+        }
+        for sequence in self.active:
+            sequence.stats.passes = passes
 
     def _on_device(self) -> AbstractContextManager:
         """Events and graphs are of the current device: it is the target's."""
@@ -265,7 +302,7 @@ class Engine:
 
     def _launch(self) -> None:
         """One iteration, by a graph if there is one, and its report on the way to the host."""
-        if self.loop.is_due(self._allocations, self.cache.plan is None):
+        if self.loop.is_due((self._allocations, self._revisions), self.cache.plan is None):
             with self._phase("capture"):
                 self._is_timed = False
                 self.loop.capture(self.run_phases)

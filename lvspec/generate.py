@@ -89,7 +89,9 @@ def generate(
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it, what was expected and
-            what came. That includes logits processors that keep state from token to token.
+            what came. That includes logits processors that keep state from token to token,
+            torch.autocast, and sequences longer than what a dynamic rotary embedding has one set of
+            frequencies for.
         NonFiniteLogits: The target's logits were NaN; carries what was generated.
         GenerationInterrupted: Ctrl-C; carries what was generated.
     """

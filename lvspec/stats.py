@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,11 @@ class PhaseTimer:
     def add(self, name: str, start: float | torch.cuda.Event, end: float | torch.cuda.Event):
         """A span of the phase `name`, between two results of `now`."""
         self._spans[name].append((start, end))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain numbers: events of a device are of this process alone."""
+        spans = {name: [(0.0, seconds)] for name, seconds in self.seconds().items()}
+        return {"_device": torch.device("cpu"), "_on_cuda": False, "_spans": spans}
 
     def now(self) -> float | torch.cuda.Event:
         if not self._on_cuda:
@@ -72,6 +78,8 @@ class DecodeStats:
         loop: How the last iteration was run: "graph", or "eager" and why.
         parts: Of "target" and "draft", how many parts of every kind something stands in for in
             passes. Those of kinds with 0, or of a model with none, are HF's own code.
+        passes: How passes of "target" and "draft" were run besides: "recorded", or "eager" and why,
+            if anything stood in the way.
     """
 
     def __init__(self, device: torch.device, gamma: int, *, depth: int | None = None) -> None:
@@ -83,6 +91,7 @@ class DecodeStats:
         self.regret = 0.0
         self.loop = "eager"
         self.parts: dict[str, dict[str, int]] = {}
+        self.passes: dict[str, str] = {}
         self._kinds: Tensor | None = None
 
     def record(self, num_accepted: int, num_slots: int, regret_used: float) -> None:
@@ -139,5 +148,6 @@ class DecodeStats:
             "regret": self.regret,
             "loop": self.loop,
             "parts": self.parts,
+            "passes": self.passes,
             "seconds": self.seconds,
         }

@@ -22,7 +22,19 @@ LEVELS = [
     {"video", "environment", "vocabulary", "hf_names"},
     {"reference"},
     {"ops"},
-    {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
+    {
+        "fingerprint",
+        "watch",
+        "cache",
+        "capture",
+        "fused",
+        "attention",
+        "relevance",
+        "families",
+        "head",
+        "models",
+        "inputs",
+    }
     | {"byte_linear"},
     {"loading", "quantization"},
     {"processors", "sampling", "stopping", "state"},
