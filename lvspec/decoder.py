@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -16,12 +17,13 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
+from lvspec.defaults import GenerationDefaults
 from lvspec.draft import DraftChoice, draft_model, make_drafter
-from lvspec.engine import Engine
+from lvspec.engine import Engine, eos_ids_of
 from lvspec.inputs import check_inputs
 from lvspec.models import Model
 from lvspec.policy import AcceptancePolicy
-from lvspec.processors import Processors, sampling_warpers
+from lvspec.processors import Processors, check_list, sampling_warpers
 from lvspec.sequence import Request
 from lvspec.stopping import Stopping
 from lvspec.trace import Generation
@@ -60,8 +62,9 @@ class Decoder:
         target, draft, policy, config, tokenizer: As for `generate`.
         logits_processor, stopping_criteria, stop_strings: As for `generate`.
         batch_size: Sequences that are decoded together, >= 1.
-        warps: Whether temperature, top-k and top-p of `config` are applied to the target's rows;
-            False if `logits_processor` has them already.
+        warps: Whether temperature, top-k and top-p of `config` and the target's generation config
+            (as it is now) are applied to the target's rows; False if `logits_processor` has them
+            already.
 
     Raises:
         TypeError, ValueError: As `generate`.
@@ -96,14 +99,24 @@ class Decoder:
         self._draft = draft if self.draft is None else self.draft
         self._policy, self._config, self._batch_size = policy, config, batch_size
         self._stopping = stopping
+        given = check_list(logits_processor)
         self._processors = Processors(
-            () if logits_processor is None else logits_processor,
+            given,
             sampling_warpers(config) if warps else (),
             batch_size=batch_size,
+            defaults=self._defaults(given) if warps and config.generation_config else None,
         )
         self._numbers = numbers()
         self._is_busy = False
         self.engine = self._new_engine()
+
+    def _defaults(self, given: tuple[LogitsProcessor, ...]) -> GenerationDefaults | None:
+        """What the target's generation config does to logits; None if that is nothing."""
+        if self.target.hf.generation_config is None:
+            return None
+        eos_ids = eos_ids_of(self.target, self._policy, self._config)
+        found = GenerationDefaults(self.target.hf, self._config, eos_ids=eos_ids, given=given)
+        return found if found.applied else None
 
     def _new_engine(self) -> Engine:
         return Engine(

@@ -42,6 +42,11 @@ class NonFiniteLogits(RuntimeError):
         self.generation = generation
 
 
+def eos_ids_of(target: Model, policy: AcceptancePolicy, config: DecodeConfig) -> tuple[int, ...]:
+    """End-of-sequence ids of a run."""
+    return (policy.eos_ids or target.eos_ids) if config.eos_ids is None else config.eos_ids
+
+
 class Engine:
     """Decodes up to `batch_size` sequences at a time.
 
@@ -84,9 +89,7 @@ class Engine:
         self.places: list[Sequence | None] = [None] * batch_size
         self.ended: deque[Sequence] = deque()
         self.num_slots = drafter.gamma + 1
-        eos_ids = config.eos_ids
-        if eos_ids is None:
-            eos_ids = policy.eos_ids or target.eos_ids
+        eos_ids = eos_ids_of(target, policy, config)
         if drafter.gamma == 0:
             policy = AcceptancePolicy.strict()  # nothing to be loose about
         self.policy = replace(policy, eos_ids=eos_ids)
@@ -183,7 +186,12 @@ class Engine:
         """
         place = self.free_place
         prompt = request.prompt
-        stats = DecodeStats(self.target.device, self.drafter.gamma, depth=self.drafter.depth)
+        stats = DecodeStats(
+            self.target.device,
+            self.drafter.gamma,
+            depth=self.drafter.depth,
+            generation_config=self.processors.applied,
+        )
         trace = Trace(place) if self.config.trace else None
         sequence = Sequence(request, place, stats, trace, self.stopping)
         self.places[place] = sequence
@@ -203,7 +211,8 @@ class Engine:
                     request.draft_inputs, place, prompt=prompt, target_cache=self.cache
                 )
                 if self.processors:
-                    logits = self.processors.rows(logits, [prompt[0]])
+                    self.processors.begin(place, prompt)
+                    logits = self.processors.rows(logits, [prompt[0]], [place])
                 first = self._first_token(sequence, logits)
                 self.state.begin(place, prompt[0, -1:], first)
                 flags = torch.stack([logits.isnan().any(), self.state.finished[place]])

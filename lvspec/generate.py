@@ -50,9 +50,11 @@ def generate(
     rounding alone, less than 1e-4 in float32, the other token may be taken. In bfloat16 and float16
     this happens more often.) A looser policy measures on the rows as they are sampled from.
 
-    The target's generation config is not looked at, but for its end-of-sequence ids: what it
-    says of sampling, penalties or lengths is given here, or by HF's own `generate` with
-    `custom_generate=lvspec.custom_generate`.
+    What the target's generation config does to logits (a repetition penalty, bans, forced tokens,
+    ...) is applied as HF's `generate` applies it, see `DecodeConfig.generation_config`. Whether to
+    sample, how many tokens, and what stops besides an end of sequence are said here alone; HF's own
+    `generate` with `custom_generate=lvspec.custom_generate` follows the generation config in these
+    too.
 
     Args:
         target: HF model of a supported family (`lvspec.families.FAMILIES`), unchanged.
@@ -73,7 +75,9 @@ def generate(
         streamer: An HF streamer: gets the prompt, then tokens as they are committed. None is ever
             taken back. For several prompts a list of them.
         logits_processor: HF's logits processors, or functions of (input_ids, scores): applied to
-            every row of the target, in order, before `config`'s temperature, top-k and top-p. Those
+            every row of the target, in order, behind what the generation config says and before
+            `config`'s temperature, top-k and top-p. One that the generation config asks for too
+            takes its place. Those
             that look at earlier tokens get prompt, output and the drafted tokens before the row, of
             one sequence at a time, without padding. The draft knows nothing of them.
         stopping_criteria: HF's stopping criteria, asked after every token of every sequence by

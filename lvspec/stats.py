@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,16 +65,26 @@ class DecodeStats:
         device: Where the run takes place.
         gamma: Draft tokens per iteration at most, 0 for autoregression.
         depth: Draft tokens that one iteration can accept at most; None: `gamma`, as of a chain.
+        generation_config: What of the target's generation config is applied to its logits.
 
     Attributes:
         num_accepted: Accepted draft tokens of every iteration.
         num_drafted: Draft tokens that were verified, in all iterations.
         regret: Nats lost by all accepted mismatches together.
+        generation_config: As given: settings by name, empty where nothing of it is applied.
         loop: How the last iteration was run: "graph", or "eager" and why.
     """
 
-    def __init__(self, device: torch.device, gamma: int, *, depth: int | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        gamma: int,
+        *,
+        depth: int | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.gamma = gamma
+        self.generation_config = dict(generation_config or {})
         self.depth = gamma if depth is None else depth
         self.timer = PhaseTimer(device)
         self.num_accepted: list[int] = []
@@ -135,5 +146,12 @@ class DecodeStats:
             "counts": self.counts,
             "regret": self.regret,
             "loop": self.loop,
+            "generation_config": {k: _plain(v) for k, v in self.generation_config.items()},
             "seconds": self.seconds,
         }
+
+
+def _plain(value: Any) -> Any:
+    """For JSON; a setting that is an object of HF's is shown as it prints."""
+    is_plain = isinstance(value, (bool, int, float, str, list, tuple))
+    return value if is_plain else str(value)

@@ -28,7 +28,7 @@ LEVELS = [
     {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
     | {"byte_linear"},
     {"processing", "loading", "quantization"},
-    {"processors", "sampling", "stopping", "state"},
+    {"defaults", "processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph"},
     {"trace", "sequence", "iteration"},
     {"engine"},
