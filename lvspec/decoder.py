@@ -17,10 +17,11 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
-from lvspec.defaults import GenerationDefaults
+from lvspec.defaults import GenerationDefaults, eos_ids_of
 from lvspec.draft import DraftChoice, draft_model, make_drafter
-from lvspec.engine import Engine, eos_ids_of
+from lvspec.engine import Engine
 from lvspec.inputs import check_inputs
+from lvspec.keywords import refuse_keywords
 from lvspec.models import Model
 from lvspec.policy import AcceptancePolicy
 from lvspec.processors import Processors, check_list, sampling_warpers
@@ -84,7 +85,9 @@ class Decoder:
         stop_strings: str | Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         warps: bool = True,
+        **unknown: Any,
     ) -> None:
+        refuse_keywords(Decoder.__init__, unknown)
         check_count("batch_size", batch_size)
         config = DecodeConfig() if config is None else config
         if policy is None:

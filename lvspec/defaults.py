@@ -12,9 +12,16 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessor
 
 from lvspec.config import DecodeConfig
+from lvspec.models import Model
+from lvspec.policy import AcceptancePolicy
 
 # Sampling is DecodeConfig's to say; what it has no name for is not applied.
 _NOT_APPLIED = ("top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+def eos_ids_of(target: Model, policy: AcceptancePolicy, config: DecodeConfig) -> tuple[int, ...]:
+    """End-of-sequence ids of a run."""
+    return (policy.eos_ids or target.eos_ids) if config.eos_ids is None else config.eos_ids
 
 
 class GenerationDefaults:

@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from lvspec.config import DecodeConfig
 from lvspec.decoder import Decoder, Inputs
 from lvspec.draft import DraftChoice
+from lvspec.keywords import refuse_keywords
 from lvspec.policy import AcceptancePolicy
 from lvspec.trace import Generation
 
@@ -41,6 +42,7 @@ def generate(
     logits_processor: LogitsProcessorList | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
     stop_strings: str | Sequence[str] | None = None,
+    **unknown: Any,
 ) -> Generation | list[Generation]:
     """Generate with the target, sooner.
 
@@ -84,6 +86,8 @@ def generate(
             itself, before the token is streamed. They get its ids on the CPU.
         stop_strings: A sequence ends with the token that completes one of these, as in HF; the
             string remains in the output.
+        **unknown: None: a keyword that belongs to `config`, to `policy` or to HF's `generate` is
+            refused with a word on where it goes.
 
     Returns:
         The tokens, what kind each is, and statistics; a list where `inputs` is one.
@@ -94,6 +98,7 @@ def generate(
         NonFiniteLogits: The target's logits were NaN; carries what was generated.
         GenerationInterrupted: Ctrl-C; carries what was generated.
     """
+    refuse_keywords(generate, unknown)
     decoder = Decoder(
         target,
         draft,
@@ -122,6 +127,7 @@ def generate_many(
     stop_strings: str | Sequence[str] | None = None,
     ordered: bool = True,
     return_exceptions: bool = False,
+    **unknown: Any,
 ) -> Iterator[Generation | Exception]:
     """Generate for any number of prompts, `batch_size` at a time.
 
@@ -146,6 +152,7 @@ def generate_many(
     Raises:
         TypeError, ValueError, NonFiniteLogits, GenerationInterrupted: As `generate`.
     """
+    refuse_keywords(generate_many, unknown)
     decoder = Decoder(
         target,
         draft,

@@ -22,14 +22,14 @@ ROOMS = ("lvspec", "kernels", "csrc", "bench", "tests")
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
     {"policy", "config", "cost", "tree", "trees", "stats", "reports", "video", "preprocess"}
-    | {"environment", "vocabulary"},
+    | {"environment", "vocabulary", "warmup"},
     {"reference"},
     {"ops"},
     {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
     | {"byte_linear"},
     {"processing", "loading", "quantization"},
-    {"defaults", "processors", "sampling", "stopping", "state"},
-    {"draft", "verify", "accept", "commit", "graph"},
+    {"defaults", "keywords", "processors", "sampling", "stopping", "state"},
+    {"draft", "verify", "accept", "commit", "graph", "gate"},
     {"trace", "sequence", "iteration"},
     {"engine"},
     {"decoder"},

@@ -23,6 +23,7 @@ from lvspec.fused.recognise import recognise
 from lvspec.fused.regions import compiled, compiled_regions
 from lvspec.fused.triton import TritonOperations
 from lvspec.ops import active_backend
+from lvspec.warmup import warming_up
 
 __all__ = ["FusedParts", "Operations", "Patch", "fused", "recognise"]
 
@@ -96,6 +97,7 @@ class FusedParts:
                 found[maker] = self._found(maker)
         return found[maker]
 
+    @warming_up()
     def _found(self, maker: str) -> list[Patch]:
         if maker == "compile":
             return compiled_regions(self._modules)
