@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
     {"policy", "config", "cost", "tree", "trees", "stats", "reports", "checkpoint"},
-    {"video", "environment", "vocabulary", "hf_names"},
+    {"video", "environment", "vocabulary", "hf_names", "warmup"},
     {"reference"},
     {"ops"},
     {
@@ -37,8 +37,8 @@ LEVELS = [
     }
     | {"byte_linear"},
     {"loading", "quantization"},
-    {"processors", "sampling", "stopping", "state"},
-    {"draft", "verify", "accept", "commit", "graph"},
+    {"defaults", "keywords", "processors", "sampling", "stopping", "state"},
+    {"draft", "verify", "accept", "commit", "graph", "gate"},
     {"trace", "sequence", "iteration", "streams"},
     {"engine"},
     {"decoder"},

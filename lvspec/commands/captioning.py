@@ -206,7 +206,10 @@ class _Captioner:
         streamer = PrintStreamer(tokenizer) if arguments.stream else None
         generation, failure, facts = None, None, {}
         try:
-            generation = self.decoder.generate(inputs, draft_inputs=draft_inputs, streamer=streamer)
+            with _plain_warnings():
+                generation = self.decoder.generate(
+                    inputs, draft_inputs=draft_inputs, streamer=streamer
+                )
         except (ValueError, torch.OutOfMemoryError) as error:
             self._refuse(path, error)
             return

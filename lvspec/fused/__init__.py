@@ -25,6 +25,7 @@ from lvspec.fused.recognise import Patches, recognise
 from lvspec.fused.regions import compiled, compiled_regions
 from lvspec.fused.triton import TritonOperations
 from lvspec.ops import active_backend
+from lvspec.warmup import warming_up
 from lvspec.watch import Watch
 
 __all__ = ["FusedParts", "Operations", "Patch", "fused", "is_patched", "recognise"]
@@ -113,6 +114,7 @@ class FusedParts:
                 found[maker] = self._found(maker)
         return found[maker]
 
+    @warming_up()
     def _found(self, maker: str) -> Patches:
         if maker == "compile":
             return compiled_regions(self.modules)
