@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lvspec.config import Fuse
 from lvspec.fused import FusedParts, Patch, fused
+from lvspec.hf_names import looked_at_quietly
 from lvspec.warmup import warming_up
 from lvspec.watch import Watch
 
@@ -106,7 +107,7 @@ def _record(
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constants: shapes are the key, values are not
-            with fused(patches):
+            with fused(patches), looked_at_quietly():
                 traced = torch.jit.trace(module, example(), check_trace=False)
                 for _ in range(_FIRST_CALLS):
                     traced(*example())
