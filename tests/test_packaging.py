@@ -25,20 +25,8 @@ LEVELS = [
     | {"environment", "vocabulary"},
     {"reference"},
     {"ops"},
-    {
-        "fingerprint",
-        "watch",
-        "cache",
-        "capture",
-        "fused",
-        "attention",
-        "relevance",
-        "families",
-        "head",
-        "models",
-        "inputs",
-    }
-    | {"byte_linear"},
+    {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
+    | {"byte_linear", "fingerprint", "watch"},
     {"processing", "loading", "quantization"},
     {"processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph"},
