@@ -21,7 +21,11 @@ from torch import Tensor, nn
 
 from lvspec.config import Fuse
 from lvspec.fused import FusedParts, Patch, fused
+from lvspec.warmup import warming_up
 from lvspec.watch import Watch
+
+_FIRST_CALLS = 2
+"""Calls in which torch optimises what was recorded; they are made when it is recorded."""
 
 Pass = Callable[..., tuple[Tensor, ...]]
 _Key = tuple[Hashable, ...]
@@ -94,6 +98,7 @@ class PassRecorder:
         return passes[key]
 
 
+@warming_up()
 def _record(
     module: nn.Module, example: Callable[[], tuple[Tensor, ...]], patches: list[Patch]
 ) -> Pass | None:
@@ -102,7 +107,10 @@ def _record(
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constants: shapes are the key, values are not
             with fused(patches):
-                return torch.jit.trace(module, example(), check_trace=False)
+                traced = torch.jit.trace(module, example(), check_trace=False)
+                for _ in range(_FIRST_CALLS):
+                    traced(*example())
+                return traced
     except Exception as error:
         warnings.warn(
             f"lvspec: passes are run by HF's Python instead of recorded, slower: {error}",

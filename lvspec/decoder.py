@@ -17,14 +17,17 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
+from lvspec.defaults import GenerationDefaults, eos_ids_of
 from lvspec.draft import DraftChoice, draft_model, make_drafter
 from lvspec.engine import Engine
 from lvspec.inputs import check_inputs
+from lvspec.keywords import refuse_keywords
 from lvspec.models import Model
 from lvspec.policy import AcceptancePolicy
-from lvspec.processors import Processors, sampling_warpers
+from lvspec.processors import Processors, check_list, sampling_warpers
 from lvspec.sequence import Request
 from lvspec.stopping import Stopping
+from lvspec.streams import ends_streamers
 from lvspec.trace import Generation
 from lvspec.trees import check_count
 
@@ -65,8 +68,9 @@ class Decoder:
         target, draft, policy, config, tokenizer: As for `generate`.
         logits_processor, stopping_criteria, stop_strings: As for `generate`.
         batch_size: Sequences that are decoded together, >= 1.
-        warps: Whether temperature, top-k and top-p of `config` are applied to the target's rows;
-            False if `logits_processor` has them already.
+        warps: Whether temperature, top-k and top-p of `config` and the target's generation config
+            (as it is now) are applied to the target's rows; False if `logits_processor` has them
+            already.
 
     Raises:
         TypeError, ValueError: As `generate`.
@@ -86,7 +90,9 @@ class Decoder:
         stop_strings: str | Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         warps: bool = True,
+        **unknown: Any,
     ) -> None:
+        refuse_keywords(Decoder.__init__, unknown)
         check_count("batch_size", batch_size)
         config = DecodeConfig() if config is None else config
         if policy is None:
@@ -99,11 +105,7 @@ class Decoder:
         self._given = target, draft
         self._policy, self._config, self._batch_size = policy, config, batch_size
         self._stopping = stopping
-        self._processors = Processors(
-            () if logits_processor is None else logits_processor,
-            sampling_warpers(config) if warps else (),
-            batch_size=batch_size,
-        )
+        self._processors_given, self._warps = check_list(logits_processor), warps
         self._numbers = numbers()
         self._busy = Lock()
         self._take_models()
@@ -115,6 +117,12 @@ class Decoder:
         self.target = Model(target, "target", capture=config.capture, fuse=config.fuse)
         self.draft = draft_model(draft, config)
         self._taken = self._facts()
+        self._processors = Processors(
+            self._processors_given,
+            sampling_warpers(config) if self._warps else (),
+            batch_size=self._batch_size,
+            defaults=self._defaults() if self._warps and config.generation_config else None,
+        )
         self.engine = self._new_engine()
 
     def _facts(self) -> list[tuple]:
@@ -124,6 +132,16 @@ class Decoder:
             (model.family.text_model(model.hf), model.hf.lm_head, model.text.dtype, model.device)
             for model in models
         ]
+
+    def _defaults(self) -> GenerationDefaults | None:
+        """What the target's generation config does to logits; None if that is nothing."""
+        if self.target.hf.generation_config is None:
+            return None
+        eos_ids = eos_ids_of(self.target, self._policy, self._config)
+        found = GenerationDefaults(
+            self.target.hf, self._config, eos_ids=eos_ids, given=self._processors_given
+        )
+        return found if found.applied else None
 
     def _new_engine(self) -> Engine:
         draft = self._given[1] if self.draft is None else self.draft
@@ -138,6 +156,7 @@ class Decoder:
                 stopping=self._stopping,
             )
 
+    @ends_streamers("streamer")
     def generate(
         self,
         inputs: Inputs | Sequence[Inputs],

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec.accept import accept
+from lvspec.accept import accept, regrets
 from lvspec.cache import SlotCache
 from lvspec.commit import commit
 from lvspec.config import DecodeConfig
+from lvspec.defaults import eos_ids_of
 from lvspec.draft import CachedDrafter, Draft, Drafter
+from lvspec.gate import warn_of_gate
 from lvspec.graph import GraphedLoop, make_loop, models_obstacle
 from lvspec.iteration import Iteration, Launched
 from lvspec.models import Model, held
@@ -88,12 +90,13 @@ class Engine:
         self.places: list[Sequence | None] = [None] * batch_size
         self.ended: deque[Sequence] = deque()
         self.num_slots = drafter.gamma + 1
-        eos_ids = config.eos_ids
-        if eos_ids is None:
-            eos_ids = policy.eos_ids or target.eos_ids
+        eos_ids = eos_ids_of(target, policy, config)
         if drafter.gamma == 0:
             policy = AcceptancePolicy.strict()  # nothing to be loose about
         self.policy = replace(policy, eos_ids=eos_ids)
+        # Relevance from which on a row is an anchor; None: it decides nothing.
+        gated = self.policy.needs_relevance
+        self._threshold = self.policy.rule.anchor_threshold if gated else None
         scorer = get_scorer(config.scorer)
         wants_scores = drafter.gamma > 0 and (policy.needs_relevance or config.trace)
         self.scorer = scorer if wants_scores else None
@@ -125,6 +128,7 @@ class Engine:
         self._mailbox = Mailbox(
             batch_size=batch_size,
             num_slots=self.num_slots,
+            parts=1 if self.policy.is_exact else 2 + gated,
             device=target.device,
             size=self._lag + 1,
         )
@@ -192,13 +196,19 @@ class Engine:
         """
         place = self.free_place
         prompt = request.prompt
-        stats = DecodeStats(self.target.device, self.drafter.gamma, depth=self.drafter.depth)
+        stats = DecodeStats(
+            self.target.device,
+            self.drafter.gamma,
+            depth=self.drafter.depth,
+            generation_config=self.processors.applied,
+        )
         trace = Trace(place) if self.config.trace else None
         sequence = Sequence(request, place, stats, trace, self.stopping)
         self.places[place] = sequence
         try:
             with self._on_device(), held(self._models), stats.timer.phase("prefill"):
                 self.reserve(prompt.shape[1])
+                stats.parts = self._parts()
                 logits = self.target.prefill(
                     request.inputs, self.cache, place, following=self._following
                 )
@@ -214,11 +224,19 @@ class Engine:
                     request.draft_inputs, place, prompt=prompt, target_cache=self.cache
                 )
                 if self.processors:
-                    logits = self.processors.rows(logits, [prompt[0]])
+                    self.processors.begin(place, prompt)
+                    logits = self.processors.rows(logits, [prompt[0]], [place])
                 first = self._first_token(sequence, logits)
                 self.state.begin(place, prompt[0, -1:], first)
-                flags = torch.stack([logits.isnan().any(), self.state.finished[place]])
-                is_nan, is_finished, token = torch.cat([flags.long(), first]).tolist()
+                self.state.is_text[place] = (self.cache.visual[place] == 0).all()
+                found = (
+                    logits.isnan().any(),
+                    self.state.finished[place],
+                    self.state.is_text[place],
+                )
+                flags = torch.cat([torch.stack(found).long(), first])
+                is_nan, is_finished, is_text, token = flags.tolist()
+                stats.is_gated, stats.is_text = self.policy.needs_relevance, bool(is_text)
         except Exception:
             self.places[place] = None
             raise
@@ -228,6 +246,12 @@ class Engine:
         is_stopped = sequence.advance([token])
         if is_finished or is_stopped:
             self._release(sequence)
+
+    def _parts(self) -> dict[str, dict[str, int]]:
+        found = {"target": self.target.parts(self.cache)}
+        if isinstance(self.drafter, CachedDrafter):
+            found["draft"] = self.drafter.model.parts(self.drafter.cache)
+        return found
 
     @property
     def _following(self) -> int:
@@ -306,7 +330,7 @@ class Engine:
         else:
             done = self.run_phases()
         trace = done.trace_tensors() if self.config.trace else None
-        self._launched.append(Launched(tuple(self.places), trace))
+        self._launched.append(Launched(tuple(self.places), self.loop.is_warming_up, trace))
         self._mailbox.send(done.report)
 
     def _look(self) -> None:
@@ -321,11 +345,10 @@ class Engine:
         if report.nan_row != NO_NAN:
             self._fail(sequence, f"iteration {stats.num_iterations}, row {report.nan_row}")
             return
-        stats.record(report.num_accepted, report.num_slots, report.regret_used)
         stats.loop = self.loop.description
         if sequence.trace is not None:
             sequence.trace.record(*launched.trace)
-        is_stopped = sequence.advance(report.tokens[: report.num_out - sequence.count])
+        is_stopped = sequence.take(report, is_warm_up=launched.is_warm_up)
         if report.finished or is_stopped:
             self._release(sequence)
 
@@ -342,18 +365,29 @@ class Engine:
         with self._phase("verify"):
             verification = verify(self.target, cache, draft, self.scorer)
         with self._phase("accept"):
-            acceptance, logit_stats = self._accept(self._processed(verification, draft), draft)
+            processed = self._processed(verification, draft)
+            acceptance, logit_stats = self._accept(processed, draft)
+            costs = None
+            if not self.policy.is_exact:
+                costs = regrets(processed.logits, draft, logit_stats, acceptance)
         with self._phase("commit"):
             relevance = verification.relevance
             self.drafter.commit(draft, acceptance, cache.kv_len)
-            report = commit(state, cache, draft, acceptance, relevance, logit_stats.lse)
+            report = commit(
+                *(state, cache, draft, acceptance, relevance, logit_stats.lse),
+                regrets=costs,
+                anchor_threshold=self._threshold,
+            )
         return Iteration(draft, acceptance, logit_stats.top_ids[..., 0], relevance, report)
 
     def _accept(self, verification: Verification, draft: Draft) -> tuple[Acceptance, LogitStats]:
         """Phase 3, on the device."""
         regret_used, sampler = self.state.regret_used, self.state.sampler
-        workspace = self.cache.workspace
-        return accept(verification, draft, self.policy, regret_used, workspace, sampler)
+        is_strict = None if self._threshold is None else self.state.is_text
+        return accept(
+            *(verification, draft, self.policy, regret_used, self.cache.workspace),
+            *(sampler, is_strict),
+        )
 
     def _processed(self, verification: Verification, draft: Draft) -> Verification:
         """With the rows as the logits processors leave them."""
@@ -376,6 +410,8 @@ class Engine:
         if not self._is_timed:  # events of a graph tell no time
             yield
             return
+        if self.loop.is_warming_up and name != "capture":
+            name = "warm-up"
         timers = [sequence.stats.timer for sequence in self.active]
         start = timers[0].now()
         yield
@@ -400,6 +436,8 @@ class Engine:
 
     def _release(self, sequence: Sequence) -> None:
         sequence.finish(self.state)
+        if self._threshold is not None:
+            warn_of_gate(self.target.hf, self._threshold, sequence.stats)
         self._vacate(sequence)
         self.ended.append(sequence)
 

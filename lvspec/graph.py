@@ -139,6 +139,11 @@ class GraphedLoop(Generic[Result]):
         )
 
     @property
+    def is_warming_up(self) -> bool:
+        """Whether the iteration that `is_due` was asked about is run to be captured later."""
+        return self._capturer is not None and not self.is_captured
+
+    @property
     def is_captured(self) -> bool:
         """Whether there is a graph of the kind that `is_due` was told."""
         is_there = bool(self._captured) and self._key[1] in self._captured

@@ -1,12 +1,15 @@
 """Wrong arguments: the message names the argument, what was expected and what came."""
 
 import copy
+from dataclasses import fields
 
 import pytest
 import torch
+from transformers import DynamicCache, GenerationConfig
 
-from lvspec import AcceptancePolicy, DecodeConfig, generate
+from lvspec import AcceptancePolicy, DecodeConfig, Decoder, generate, generate_many
 from lvspec.families import FAMILIES, check_family
+from lvspec.hf_names import CACHE_NAMES
 from lvspec.relevance import attention_peak, get_scorer
 
 SHORT = {"gamma": 3, "max_new_tokens": 5, "eos_ids": ()}
@@ -144,11 +147,11 @@ def test_inputs_that_are_no_mapping(refused, inputs):
         ([[8, 9]], "list"),
         (torch.tensor([8, 9]), r"\(2,\)"),
         (torch.tensor([[8, 9]] * 2), r"\(2, 2\)"),
-        (torch.tensor([[8]]), r"\(1, 1\)"),
+        (torch.zeros(1, 0, dtype=torch.int64), r"\(1, 0\)"),
     ],
 )
 def test_input_ids(refused, ids, got):
-    message = rf"^target inputs: expected input_ids of shape \(1, T\) with T >= 2, got {got}$"
+    message = rf"^target inputs: expected input_ids of shape \(1, T\) with T >= 1, got {got}$"
     refused(ValueError, message, draft=None, inputs={"input_ids": ids})
 
 
@@ -167,9 +170,9 @@ def test_attention_mask(refused):
         )
     refused(
         ValueError,
-        "^target inputs: expected an attention_mask that keeps at least 2 tokens, got one of 1",
+        "^target inputs: expected an attention_mask that keeps at least one token, got one of 0",
         draft=None,
-        inputs={"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 1]])},
+        inputs={"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 0]])},
     )
 
 
@@ -180,6 +183,14 @@ def test_inputs_that_lvspec_makes_itself(refused, inputs):
         "^target inputs: expected no position_ids, which lvspec makes itself, got one$",
         inputs={**inputs, "position_ids": positions},
     )
+
+
+@pytest.mark.parametrize("name", [*CACHE_NAMES, "cache_params", "past_key_value", "mems", "state"])
+def test_caches_by_every_name(refused, inputs, name):
+    """Of any version: one that went on to the forward would be read instead of ours."""
+    given = {**inputs, name: DynamicCache()}
+    refused(ValueError, f"^target inputs: expected .*\\b{name}\\b", inputs=given)
+    refused(ValueError, f"^draft inputs: expected .*\\b{name}\\b", draft_inputs=given)
 
 
 def test_placeholders_and_pixels(refused, inputs, make_prompt):
@@ -225,3 +236,41 @@ def test_what_a_scorer_returns(refused):
     ):
         config = DecodeConfig(**SHORT, scorer=lambda output, returned=returned: returned)
         refused(ValueError, message, config=config)
+
+
+PLACES = {
+    "max_new_tokens": (5, r"config=lvspec.DecodeConfig\(max_new_tokens=5\)"),
+    "gamma": ("auto", r"config=lvspec.DecodeConfig\(gamma='auto'\)"),
+    "max_regret": (0.5, r"policy=lvspec.AcceptancePolicy.lvspec\(max_regret=0.5\)"),
+    "top_k": (3, r"config=lvspec.DecodeConfig\(top_k=3\) .* policy=.*\(top_k=3\)"),
+    "generation_config": (None, r"config=lvspec.DecodeConfig\(generation_config=...\)"),
+    "do_sample": (True, r"config=lvspec.DecodeConfig\(temperature=...\)"),
+    "eos_token_id": (7, r"config=lvspec.DecodeConfig\(eos_ids="),
+    "assistant_model": (None, "the draft as second argument"),
+    "repetition_penalty": (1.1, "it in target.generation_config, or as one of logits_processor"),
+    "max_new_token": (5, r"config=lvspec.DecodeConfig\(max_new_tokens=5\)"),
+    "polcy": (None, "policy"),
+    "nonsense": (None, "one of .*policy, config"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_keywords_that_belong_elsewhere(random_pair, make_prompt, name):
+    """Every name of DecodeConfig, a policy or HF is answered by the place where it goes."""
+    value, place = PLACES[name]
+    calls = {
+        "generate": lambda: generate(*random_pair, make_prompt(4), **{name: value}),
+        "generate_many": lambda: generate_many(*random_pair, [make_prompt(4)], **{name: value}),
+        "Decoder": lambda: Decoder(*random_pair, **{name: value}),
+    }
+    for function, call in calls.items():
+        with pytest.raises(TypeError, match=f"^{name}: expected {place}.*keyword of {function}$"):
+            call()
+
+
+def test_no_name_is_left_to_python(random_pair, make_prompt):
+    names = {field.name for kind in (DecodeConfig, AcceptancePolicy) for field in fields(kind)}
+    names |= set(vars(GenerationConfig())) - {"stop_strings"}  # which is an argument here too
+    for name in names:
+        with pytest.raises(TypeError, match=f"^{name}: expected "):
+            generate(*random_pair, make_prompt(4), **{name: None})

@@ -164,6 +164,19 @@ def test_a_replayed_iteration_does_what_python_does(decoder, prompts, way):
     assert expected[0].stats.loop == "eager: not on a CUDA device"
 
 
+def test_iterations_before_a_capture_are_warm_up(decoder, prompts):
+    """Their time and their tokens stand apart; a second call has none of them."""
+    made = decoder(batch_size=1, tape=TapeCapturer(), eos_ids=())
+    first, second = (made.generate(prompts[0]).stats for _ in range(2))
+    assert first.num_warm_up_tokens == WARM_UP + sum(first.num_accepted[:WARM_UP])
+    assert second.num_warm_up_tokens == 0 < first.num_warm_up_tokens
+    took, later = first.seconds, second.seconds
+    assert min(took["warm-up"], took["capture"], took["iteration"], later["iteration"]) > 0
+    for phase in ("draft", "verify", "accept", "commit"):
+        assert took[phase] == later[phase] == 0
+    assert later["warm-up"] == later["capture"] == 0
+
+
 @pytest.mark.parametrize("lag", [0, 1, 3])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_lag_changes_nothing(decoder, prompts, lag, batch_size):

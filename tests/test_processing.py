@@ -1,11 +1,15 @@
 """Processor: a video and a prompt become the inputs that HF's processor would return."""
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lvspec.processing import Processor
 from lvspec.video import read_video, write_video
+from lvspec.video.processor import Processor
 
 VIDEO, START, END, IM_START, IM_END = 6, 3, 4, 1, 2
 
@@ -61,6 +65,83 @@ def test_sampling(processor, clip, sampling, frames):
     inputs = processor(clip, "describe the video", **sampling)
     assert inputs["video_grid_thw"].tolist() == [[frames // 2, 6, 6]]
     assert inputs["second_per_grid_ts"].tolist() == [pytest.approx(2 * 2 / frames)]
+
+
+def test_frames_of_no_file(processor, clip):
+    """A list, an array or a tensor; how many are a second is for `fps` to say."""
+    video = read_video(clip, num_frames=8)
+    wanted = processor(video, "describe the video")
+    frames = video.frames
+    for given in (frames, frames.numpy(), list(frames.numpy()), tuple(frames)):
+        inputs = processor(given, "describe the video", fps=4.0)
+        assert list(inputs) == list(wanted)
+        for name, value in wanted.items():
+            assert inputs[name].equal(value), name
+    assert processor(frames, "describe")["second_per_grid_ts"].tolist() == [pytest.approx(2 / 24)]
+    with pytest.raises(ValueError, match="^num_frames: expected None for frames .* no file, got 4"):
+        processor(frames, "describe", num_frames=4)
+    with pytest.raises(ValueError, match="^fps: expected a number > 0, got 0"):
+        processor(frames, "describe", fps=0)
+    with pytest.raises(TypeError, match="uint8 tensor, got torch.float32"):
+        processor(frames.float(), "describe")
+
+
+def test_a_picture_is_no_video(processor, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (84, 84)).save(tmp_path / "one.jpg")
+    with pytest.raises(ValueError, match=r"^expected a video, got a picture \(mjpeg\).*one\.jpg"):
+        processor(tmp_path / "one.jpg", "describe")
+
+
+@pytest.mark.parametrize("size", [(1080, 1920), (500, 300)])
+def test_no_more_than_a_frame_is_kept_at_full_size(processor, tmp_path, monkeypatch, size):
+    """The same pixels as from all frames at once, bit for bit."""
+    frames = torch.randint(0, 256, (6, *size, 3), dtype=torch.uint8)
+    write_video(tmp_path / "clip.mp4", frames, fps=8)
+    wanted = processor(read_video(tmp_path / "clip.mp4"), "describe")
+    kept = []
+    new_empty = torch.Tensor.new_empty
+
+    def watched(tensor, *shape, **options):
+        kept.append(shape)
+        return new_empty(tensor, *shape, **options)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", watched)
+    inputs = processor(tmp_path / "clip.mp4", "describe", fps=8.0)
+    _, rows, columns = inputs["video_grid_thw"][0].tolist()
+    assert kept == [(6, 14 * rows, 14 * columns, 3)]
+    for name, value in wanted.items():
+        assert inputs[name].equal(value), name
+
+
+PEAK = r"""
+    import re, sys
+    from lvspec.video import read_video
+    from lvspec.video.config import VideoProcessorConfig
+    from lvspec.video.patches import load_video_processor
+    config = VideoProcessorConfig(min_pixels=784, max_pixels=84 * 84)
+    processor = load_video_processor(config, "torch")
+    for path in sys.argv[1:]:
+        video = read_video(path, resize=processor.resize)
+        processor.process(video, resized=True)
+        status = open("/proc/self/status").read()
+        print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_does_not_grow_with_frames_of_full_size(tmp_path):
+    """64 frames of 1080p are 380 MB, and 190 MB as the decoder has them; resized: 1 MB."""
+    frame = torch.full((1, 1080, 1920, 3), 90, dtype=torch.uint8)
+    paths = [tmp_path / name for name in ("short.mp4", "long.mp4")]
+    for path, num_frames in zip(paths, (4, 64)):
+        write_video(path, frame.expand(num_frames, -1, -1, -1), pixel_format="yuv420p")
+    (tmp_path / "peak.py").write_text(textwrap.dedent(PEAK))
+    command = [sys.executable, "-P", tmp_path / "peak.py", *paths]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    few, many = map(int, done.stdout.split())
+    assert many - few < 60
 
 
 def test_sampling_twice(processor, clip):

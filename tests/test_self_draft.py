@@ -55,7 +55,7 @@ def test_with_the_whole_video_all_is_accepted(target, prompts, greedy, capture):
     found = generate(target, "self", prompts, policy=STRICT, config=_config(capture=capture))
     for generation, wanted in zip(found, greedy, strict=True):
         assert generation.tokens[0].tolist() == wanted
-        assert set(generation.stats.num_accepted) == {5}
+        assert set(generation.stats.num_accepted[:-1]) == {5}, "the last is cut"
 
 
 @pytest.mark.parametrize("by", ["attention", "uniform"])
@@ -89,8 +89,8 @@ def test_what_is_left_out_is_missed(target, prompts):
         generate(target, "self", prompt, policy=STRICT, config=config).stats.num_accepted
         for prompt in prompts[:2]
     )
-    assert min(video) < 5, "the video was left out"
-    assert set(text) == {5}, "there was none"
+    assert min(video[:-1]) < 5, "the video was left out"
+    assert set(text[:-1]) == {5}, "there was none"
 
 
 def test_a_loose_policy_in_a_batch(target, prompts):

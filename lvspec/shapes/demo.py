@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from lvspec.shapes.evaluation import (
 )
 from lvspec.shapes.pair import load_embedded_pair
 from lvspec.terminal import caption_text, legend
+from lvspec.tree import MAX_SLOTS
 
 REFERENCE = "autoregression"
 
@@ -36,11 +38,24 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "demo", help="caption held-out clips with the embedded pair, by every method in one run"
     )
-    parser.add_argument("--clips", type=int, default=24, help="held-out clips (default 24)")
-    parser.add_argument("--gamma", type=int, default=12, help="draft tokens per pass (default 12)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
-    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the MP4s")
-    parser.add_argument("--json", type=Path, help="write rows and environment to this file")
+    add = parser.add_argument
+    add("--clips", type=int, default=24, metavar="N", help="held-out clips (default 24)")
+    add(
+        "--gamma",
+        type=int,
+        default=12,
+        metavar="N",
+        help=f"draft tokens per pass, 1 to {MAX_SLOTS - 1} (default 12)",
+    )
+    add("--threads", type=int, default=1, metavar="N", help="torch threads (default 1)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("demo-out"),
+        metavar="FOLDER",
+        help="where the MP4s go (default demo-out)",
+    )
+    add("--json", type=Path, metavar="FILE", help="write rows and environment to this file")
     parser.set_defaults(func=run)
 
 
@@ -48,18 +63,22 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the demo.
 
     Raises:
+        OSError: `--out` or `--json` cannot be written; the latter is found out before, if it can.
         ValueError: `--clips` or `--threads` is below 1, or gamma out of range.
     """
     for name in ("clips", "threads"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
     if arguments.json:
         check_json_path(arguments.json)
+    _make_folder(arguments.out)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
-    config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
     console = Console()
     pair = load_embedded_pair()
     clips = make_clips(pair, "evaluation", arguments.clips, arguments.out)
@@ -82,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 130
     rows = [result.summary(clips, results[REFERENCE]) for result in results.values()]
     console.print(_table(rows, len(clips), config.gamma))
+    console.print(_warm_up(rows))
     equal = _equal_captions(results["strict"], results["hf generate"])
     console.print(f"strict says what hf generate says on {equal} of {len(clips)} clips")
     _show_one(console, clips, results)
@@ -90,6 +110,17 @@ def run(arguments: argparse.Namespace) -> int:
         write_json(arguments.json, {"rows": rows, **facts, "environment": environment()})
         console.print(f"rows written to {arguments.json}")
     return 130 if interrupted else 0
+
+
+def _make_folder(path: Path) -> None:
+    """The folder of `--out`, made if need be, and one that can be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = "a file" if path.is_file() else error.strerror
+        raise OSError(f"--out: expected a folder, got {path}: {got}") from error
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"--out: expected a folder that can be written, got {path}")
 
 
 def _table(rows: list[dict], clips: int, gamma: int) -> Table:
@@ -121,6 +152,11 @@ def _table(rows: list[dict], clips: int, gamma: int) -> Table:
         "the target's own; regret: nats per caption"
     )
     return table
+
+
+def _warm_up(rows: list[dict]) -> str:
+    seconds = ", ".join(f"{row['method']} {row['warm_up_s']:.1f} s" for row in rows)
+    return f"warm-up, a caption beforehand that does not count: {seconds}"
 
 
 def _equal_captions(first: MethodResult, second: MethodResult) -> int:
