@@ -33,7 +33,7 @@ _Key = tuple[Hashable, ...]
 
 
 class _Recordings:
-    """The passes of one model, as long as it stays as it is."""
+    """The passes of one model in the states that it may come back to."""
 
     def __init__(self) -> None:
         self.revision = 0
@@ -63,8 +63,9 @@ class PassRecorder:
         """Why passes of the model as it was last looked at are not recorded."""
         recordings = self._recordings
         if recordings.revision != self._watch.revision:
-            recordings.revision = self._watch.revision
-            recordings.passes.clear()
+            recordings.revision, kept = self._watch.revision, self._watch.kept
+            for key in [key for key in recordings.passes if key[0] not in kept]:
+                del recordings.passes[key]
             recordings.obstacle = self._watch.obstacle
             if recordings.obstacle is None and not _has_plain_tensors(self._parts.modules):
                 recordings.obstacle = "quantised weights"
@@ -92,7 +93,7 @@ class PassRecorder:
         """
         if self.obstacle is not None:
             return None
-        passes = self._recordings.passes
+        passes, key = self._recordings.passes, (self._watch.revision, *key)
         if key not in passes:
             made = make_pass()
             passes[key] = _record(made, example, [*self._patches(), *self._parts.beside(made)])

@@ -54,6 +54,11 @@ class Fingerprint:
         self._code = list(_code({type(module) for module in modules}))
         self._surroundings = _surroundings()
 
+    def has_places_of(self, other: Fingerprint) -> bool:
+        """Whether the tensors of the other are the same ones."""
+        mine, theirs = ([module.places for module in each._modules] for each in (self, other))
+        return mine == theirs
+
     def holds(self, modules: list[nn.Module]) -> bool:
         """Whether a pass of these modules is still the one that it was."""
         try:
@@ -81,7 +86,7 @@ def modules_of(*roots: nn.Module) -> list[nn.Module]:
 
 
 class _Module:
-    """One module: its class, its plain attributes, and where its tensors are."""
+    """One module: its class, its plain attributes, and where its tensors are (`places`)."""
 
     def __init__(self, module: nn.Module) -> None:
         own = {name: value for name, value in vars(module).items() if name not in _OF_MODULE}
@@ -90,7 +95,7 @@ class _Module:
         self._read = itemgetter(*plain)  # "training" at least
         self._plain = _frozen(self._read(own))
         self._live = [name for name in own if name not in plain]
-        self._places = self._find(module)
+        self.places = self._find(module)
 
     def holds(self, module: nn.Module) -> bool:
         own = vars(module)
@@ -99,7 +104,7 @@ class _Module:
             and self._kind is type(module)
             and self._count == len(own)
             and self._plain == self._read(own)
-            and self._places == self._find(module)
+            and self.places == self._find(module)
             and not (module._forward_hooks or module._forward_pre_hooks)
         )
 

@@ -18,14 +18,18 @@ from torch import nn
 
 from lvspec.fingerprint import Fingerprint, modules_of
 
+_MOST_STATES = 4
+"""Of one model that are kept: adapters are turned off and on, one and another are chosen."""
+
 
 class Watch:
     """Of one text model with whatever head it is used with.
 
     Attributes:
         number: In the order of making; who takes several watches takes them in this order.
-        revision: Another number whenever the model was found changed; 0: never looked at. With an
-            obstacle, when that is another.
+        revision: The number of the state in which the model was found; 0: never looked at. A state
+            that it comes back to, as when an adapter is turned off and on, has its number still.
+        kept: Numbers of states that it may come back to; what was made for others is of no use.
         obstacle: Why nothing may stand in for a pass of it, in words; None: something may.
     """
 
@@ -37,13 +41,18 @@ class Watch:
         self.obstacle: str | None = None
         self._lock = threading.RLock()
         self._owner: int | None = None
-        self._fingerprint: Fingerprint | None = None
+        self._states: list[tuple[int, Fingerprint]] = []
+        self._last = 0
         self._said: set[str] = set()
 
     @property
     def is_held(self) -> bool:
         """Whether this thread has the model for itself."""
         return self._owner == threading.get_ident()
+
+    @property
+    def kept(self) -> set[int]:
+        return {revision for revision, _ in self._states}
 
     @contextmanager
     def held(self, text: nn.Module, head: nn.Module, role: str) -> Iterator[None]:
@@ -67,15 +76,22 @@ class Watch:
 
     def _look(self, modules: list[nn.Module], role: str) -> None:
         modules = [module for module in modules if not _follows_length(module)]
-        if self._fingerprint is not None and self._fingerprint.holds(modules):
-            return
+        for state in self._states:
+            if state[1].holds(modules):
+                self._states.remove(state)
+                self._states.insert(0, state)  # the likeliest next time
+                self.revision, self.obstacle = state[0], None
+                return
         found = Fingerprint(modules)
         if found.unknown is None or found.unknown != self.obstacle:
-            self.revision += 1
+            self._last += 1
+            self.revision = self._last
         self.obstacle = found.unknown
-        # What is unknown may well refer to the model, which nothing here shall keep alive.
-        self._fingerprint = found if self.obstacle is None else None
-        if self.obstacle is not None:
+        # What was made for other weights would keep those alive.
+        self._states = [state for state in self._states if state[1].has_places_of(found)]
+        if found.unknown is None:
+            self._states = [(self.revision, found), *self._states[: _MOST_STATES - 1]]
+        else:  # it may well refer to the model, which nothing here shall keep alive
             self.say(f"passes of the {role} are HF's own, slower: {self.obstacle}")
 
     def say(self, message: str) -> None:

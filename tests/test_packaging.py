@@ -22,20 +22,8 @@ LEVELS = [
     {"video", "environment", "vocabulary", "hf_names", "warmup"},
     {"reference"},
     {"ops"},
-    {
-        "fingerprint",
-        "watch",
-        "cache",
-        "capture",
-        "fused",
-        "attention",
-        "relevance",
-        "families",
-        "head",
-        "models",
-        "inputs",
-    }
-    | {"byte_linear"},
+    {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
+    | {"byte_linear", "fingerprint", "watch"},
     {"loading", "quantization"},
     {"defaults", "keywords", "processors", "sampling", "stopping", "state"},
     {"draft", "verify", "accept", "commit", "graph", "gate"},

@@ -47,7 +47,7 @@ def test_up_to_the_limit(target, pair, make_prompt, hf_greedy):
 def test_past_the_limit(target, pair, make_prompt, hf_greedy):
     """As target and as draft; the limit is one: HF's tokens are others from there on."""
     prompt = make_prompt(LIMIT - 5 - 12 + 1)
-    for models in ((target, None), (target, "self"), (pair[0], target)):
+    for models in ((target, "self"), (target, pair[1]), (pair[0], target)):
         with pytest.raises(
             ValueError, match=f"expected at most {LIMIT} positions .* got {LIMIT + 1}"
         ):

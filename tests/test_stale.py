@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from lvspec import AcceptancePolicy, DecodeConfig, Decoder, generate
+from lvspec.capture import _RECORDINGS
 from lvspec.fingerprint import Fingerprint, modules_of
 from lvspec.watch import watch_of
 
@@ -388,6 +389,30 @@ def test_anything_is_seen(models, change):
     assert known.unknown is None and known.holds(modules_of(text))
     change(text)
     assert not known.holds(modules_of(text))
+
+
+def test_a_state_that_comes_back_is_known(run, models, monkeypatch):
+    """An adapter that is turned off and on again is not recorded each time; few states are kept."""
+    text = text_of(models[0])
+    attention = text.layers[0].self_attn
+    plain, made = torch.jit.trace, []
+    monkeypatch.setattr(torch.jit, "trace", lambda *a, **k: made.append(0) or plain(*a, **k))
+    scalings = [attention.scaling * factor for factor in (1, 9)]
+    found, counts = [], []
+    for scaling in scalings * 2:
+        attention.scaling = scaling
+        found.append(run().tokens.tolist())
+        counts.append(len(made))
+    assert found[:2] == found[2:] and found[0] != found[1]
+    assert 0 < counts[0] < counts[1] == counts[2] == counts[3]
+    for factor in range(2, 8):
+        attention.scaling = scalings[0] * factor
+        run()
+    passes = _RECORDINGS[text]["kernels"].passes
+    assert len({key[0] for key in passes}) == len(watch_of(text).kept) == 4
+    replace_weights(models[0])
+    run()
+    assert len({key[0] for key in passes}) == 1, "others keep the weights of before alive"
 
 
 def test_what_does_not_matter_changes_nothing(models, run):

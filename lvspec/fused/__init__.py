@@ -32,11 +32,10 @@ __all__ = ["FusedParts", "Operations", "Patch", "fused", "is_patched", "recognis
 
 
 class _Recognised:
-    """The patches of one model by what makes them, as long as it stays as it is."""
+    """The patches of one model by its state and what makes them."""
 
     def __init__(self) -> None:
-        self.revision = 0
-        self.patches: dict[str, Patches] = {}
+        self.patches: dict[tuple[int, str], Patches] = {}
 
 
 _RECOGNISED: WeakKeyDictionary[nn.Module, _Recognised] = WeakKeyDictionary()
@@ -105,14 +104,13 @@ class FusedParts:
     def _patches(self, maker: str) -> Patches:
         if self._watch.obstacle is not None:
             return Patches()
-        found = self._recognised.patches
-        if self._recognised.revision != self._watch.revision:
-            self._recognised.revision = self._watch.revision
-            found.clear()
-        if maker not in found:
+        found, key = self._recognised.patches, (self._watch.revision, maker)
+        if key not in found:
+            for other in [other for other in found if other[0] not in self._watch.kept]:
+                del found[other]
             with torch.inference_mode(False), torch.no_grad():
-                found[maker] = self._found(maker)
-        return found[maker]
+                found[key] = self._found(maker)
+        return found[key]
 
     @warming_up()
     def _found(self, maker: str) -> Patches:
