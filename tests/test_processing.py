@@ -3,12 +3,17 @@
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+from lvspec.commands.captioning import _Captioner
 from lvspec.video import read_video, write_video
+from lvspec.video.config import VideoProcessorConfig
+from lvspec.video.patches import load_video_processor
 from lvspec.video.processor import Processor
 
 VIDEO, START, END, IM_START, IM_END = 6, 3, 4, 1, 2
@@ -142,6 +147,25 @@ def test_peak_memory_does_not_grow_with_frames_of_full_size(tmp_path):
     assert done.returncode == 0, done.stderr
     few, many = map(int, done.stdout.split())
     assert many - few < 60
+
+
+def test_a_draft_with_a_processor_of_its_own_reads_the_file_too(processor, clip, tmp_path):
+    """As the shell calls both: each has its own size of frames, and a damage is said once."""
+    whole = clip.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 3 // 4])
+    config = VideoProcessorConfig(min_pixels=784, max_pixels=28 * 28)
+    small = replace(processor, video_processor=load_video_processor(config, "torch"))
+    captioner = SimpleNamespace(
+        arguments=SimpleNamespace(num_frames=4, fps=None, prompt="describe"),
+        models=SimpleNamespace(
+            target=SimpleNamespace(device="cpu"), processor=processor, draft_processor=small
+        ),
+    )
+    with pytest.warns(UserWarning, match=r"frame\(s\) are lost") as caught:
+        inputs, draft_inputs = _Captioner._inputs(captioner, str(tmp_path / "cut.mp4"))
+    assert len(caught) == 1
+    assert inputs["video_grid_thw"].tolist() == [[2, 6, 6]]
+    assert draft_inputs["video_grid_thw"].tolist() == [[2, 2, 2]]
 
 
 def test_sampling_twice(processor, clip):
