@@ -20,6 +20,7 @@ from lvspec.config import DecodeConfig
 from lvspec.defaults import GenerationDefaults, eos_ids_of
 from lvspec.draft import DraftChoice, draft_model, make_drafter
 from lvspec.engine import Engine
+from lvspec.gate import warn_of_gate
 from lvspec.inputs import check_inputs
 from lvspec.keywords import refuse_keywords
 from lvspec.models import Model
@@ -287,6 +288,8 @@ class Decoder:
                 while engine.ended:
                     # Taken off only when it is handed on: nothing is lost in between.
                     sequence = engine.ended[0]
+                    threshold = engine.policy.rule.anchor_threshold
+                    warn_of_gate(self.target.hf, threshold, sequence.stats)
                     yield sequence.request.index, sequence.outcome
                     engine.ended.popleft()
         except GeneratorExit:

@@ -17,7 +17,6 @@ from lvspec.commit import commit
 from lvspec.config import DecodeConfig
 from lvspec.defaults import eos_ids_of
 from lvspec.draft import CachedDrafter, Draft, Drafter
-from lvspec.gate import warn_of_gate
 from lvspec.graph import GraphedLoop, make_loop, models_obstacle
 from lvspec.iteration import Iteration, Launched
 from lvspec.models import Model, held
@@ -228,14 +227,10 @@ class Engine:
                     logits = self.processors.rows(logits, [prompt[0]], [place])
                 first = self._first_token(sequence, logits)
                 self.state.begin(place, prompt[0, -1:], first)
-                self.state.is_text[place] = (self.cache.visual[place] == 0).all()
-                found = (
-                    logits.isnan().any(),
-                    self.state.finished[place],
-                    self.state.is_text[place],
-                )
-                flags = torch.cat([torch.stack(found).long(), first])
-                is_nan, is_finished, is_text, token = flags.tolist()
+                is_text = (self.cache.visual[place] == 0).all()
+                self.state.is_text[place] = is_text
+                flags = torch.stack([logits.isnan().any(), self.state.finished[place], is_text])
+                is_nan, is_finished, is_text, token = torch.cat([flags.long(), first]).tolist()
                 stats.is_gated, stats.is_text = self.policy.needs_relevance, bool(is_text)
         except Exception:
             self.places[place] = None
@@ -436,8 +431,6 @@ class Engine:
 
     def _release(self, sequence: Sequence) -> None:
         sequence.finish(self.state)
-        if self._threshold is not None:
-            warn_of_gate(self.target.hf, self._threshold, sequence.stats)
         self._vacate(sequence)
         self.ended.append(sequence)
 

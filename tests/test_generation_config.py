@@ -70,7 +70,7 @@ SETTINGS = {
     "bias": lambda words: {"sequence_bias": [[[words[3]], -9.0]]},
     "prompt's words": lambda words: {"encoder_repetition_penalty": 1.5},
     "decay": lambda words: {
-        "eos_token_id": [words[14]],
+        "eos_token_id": [250],  # hardly ever said
         "exponential_decay_length_penalty": (3, 1.6),
     },
     "several": lambda words: {
