@@ -19,12 +19,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import case_inputs
-import cases
-import checks
+from ops import case_inputs
+from ops import cases
+from ops import checks
 import torch
-from cases import Case
-from reasons import DoesNotFit, Wrong
+from ops.cases import Case
+from ops.reasons import DoesNotFit, Wrong
 from rich.console import Console
 from rich.table import Table
 

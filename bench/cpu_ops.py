@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import case_inputs
-import cases
-import checks
-import peers
-import timing
+from ops import case_inputs
+from ops import cases
+from ops import checks
+from ops import peers
+from measuring import timing
 import torch
-from cases import Case, Shape
+from ops.cases import Case, Shape
 
 from lvspec import ops, reference
 from lvspec.environment import environment, write_json

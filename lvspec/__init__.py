@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lvspec.config import DecodeConfig
-    from lvspec.decoder import Decoder, GenerationInterrupted
-    from lvspec.engine import NonFiniteLogits
-    from lvspec.generate import generate, generate_many
-    from lvspec.hf import custom_generate
-    from lvspec.loading import Pair, load_pair
+    from lvspec.engine.decoder import Decoder, GenerationInterrupted
+    from lvspec.engine.engine import NonFiniteLogits
+    from lvspec.engine.api import generate, generate_many
+    from lvspec.engine.hf import custom_generate
+    from lvspec.models.loading import Pair, load_pair
     from lvspec.policy import AcceptancePolicy
-    from lvspec.quantization import quantize
-    from lvspec.trace import Generation
-    from lvspec.trees import AnchorTree, DynamicTree
-    from lvspec.vocabulary import frequent_tokens
+    from lvspec.models.quantize import quantize
+    from lvspec.engine.result import Generation
+    from lvspec.tree_shapes import AnchorTree, DynamicTree
+    from lvspec.phases.draft.vocabulary import frequent_tokens
 
     __version__: str
 
