@@ -19,10 +19,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ops import case_inputs
-from ops import cases
-from ops import checks
 import torch
+from ops import case_inputs, cases, checks
 from ops.cases import Case
 from ops.reasons import DoesNotFit, Wrong
 from rich.console import Console

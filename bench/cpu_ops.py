@@ -15,12 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ops import case_inputs
-from ops import cases
-from ops import checks
-from ops import peers
-from measuring import timing
 import torch
+from measuring import timing
+from ops import case_inputs, cases, checks, peers
 from ops.cases import Case, Shape
 
 from lvspec import ops, reference

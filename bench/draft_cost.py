@@ -25,8 +25,8 @@ from rich.table import Table
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from lvspec import quantize
-from lvspec.models.attention import lvspec_attention_on
 from lvspec.environment import check_json_path, environment, write_json
+from lvspec.models.attention import lvspec_attention_on
 from lvspec.models.head import draft_head
 from lvspec.models.model import Model
 from lvspec.models.quantize import WEIGHTS

@@ -25,10 +25,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from measuring import timing
 import torch
-from ops.cases import Shape
+from measuring import timing
 from measuring.clock import Budget, release
+from ops.cases import Shape
 from pairs.e2e_report import Report, open_methods
 from pairs.measure import COMPILED, OURS, OUT_OF_TIME, PEERS, measure_row
 from pairs.pairs import (

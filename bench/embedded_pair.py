@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from lvspec.models.attention import lvspec_attention_on
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
+from lvspec.models.attention import lvspec_attention_on
 from lvspec.models.inputs import check_inputs
 from lvspec.models.loading import Pair
 from lvspec.models.model import Model

@@ -18,12 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import gaps
-from pairs import huggingface as hf
-from measuring import timing
 import torch
-from measuring.clock import synchronize
 from e2e import overrides
+from measuring import gaps, timing
+from measuring.clock import synchronize
+from pairs import huggingface as hf
 from pairs.pairs import PAIRS, Size
 from pairs.random_models import build
 from pairs.replay import AcceptanceTrace, begin

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import budget
-from ops import budget_calls
 import torch
+from ops import budget_calls
 
 from lvspec import ops, tree
 from lvspec.kernels import launch, verify_attention

@@ -16,8 +16,8 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 import lvspec.engine.decoder
 from lvspec import tree
-from lvspec.phases.draft import Draft, Drafter, DraftShape
 from lvspec.models.hf_names import CACHE
+from lvspec.phases.draft import Draft, Drafter, DraftShape
 from lvspec.shapes.model_configs import draft_config, target_config
 from lvspec.shapes.tokenizer import build_tokenizer
 from lvspec.video.config import VideoProcessorConfig

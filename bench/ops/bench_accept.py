@@ -1,8 +1,7 @@
 """accept under three policies; the statistics are given, as they are to its peers."""
 
-from ops import checks
-from ops import peers
 import pytest
+from ops import checks, peers
 from ops.case_inputs import POLICIES, accept_bytes, accept_inputs
 
 from lvspec import ops

@@ -1,7 +1,6 @@
 """accept_sampled, temperature 1, with the draft's distributions."""
 
-from ops import checks
-from ops import peers
+from ops import checks, peers
 from ops.case_inputs import sampled_bytes, sampled_inputs
 
 from lvspec import ops

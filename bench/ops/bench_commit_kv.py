@@ -1,7 +1,6 @@
 """commit_kv, all layers of K and V: the deepest path of a tree, or a chain, where nothing moves."""
 
-from ops import checks
-from ops import peers
+from ops import checks, peers
 from ops.case_inputs import commit_bytes, commit_inputs, committed_rows
 
 from lvspec import ops

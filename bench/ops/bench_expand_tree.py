@@ -1,7 +1,6 @@
 """expand_tree: the eight best children of one level; S of a case is the number of nodes."""
 
-from ops import checks
-from ops import peers
+from ops import checks, peers
 from ops.case_inputs import expand_bytes, expand_inputs
 
 from lvspec import ops

@@ -1,7 +1,6 @@
 """logit_stats, the eight best of every row."""
 
-from ops import checks
-from ops import peers
+from ops import checks, peers
 from ops.case_inputs import logits_bytes, logits_of
 
 from lvspec import ops

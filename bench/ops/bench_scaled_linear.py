@@ -1,8 +1,7 @@
 """scaled_linear: the layers of a quantised draft, a byte a weight."""
 
-from ops import checks
-from ops import peers
 import torch
+from ops import checks, peers
 from ops.linear_cases import linear_bytes, linear_inputs
 
 

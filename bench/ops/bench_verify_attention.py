@@ -2,8 +2,7 @@
 
 import functools
 
-from ops import checks
-from ops import peers
+from ops import checks, peers
 from ops.case_inputs import verify_bytes, verify_inputs
 
 from lvspec import ops

@@ -1,7 +1,6 @@
 """visual_importance of the rows behind the video; S of a case is the number of rows."""
 
-from ops import checks
-from ops import peers
+from ops import checks, peers
 from ops.case_inputs import importance_bytes, importance_inputs
 
 from lvspec import ops

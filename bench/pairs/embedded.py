@@ -16,8 +16,8 @@ import torch
 from rich.table import Table
 
 from lvspec.config import DecodeConfig
-from lvspec.environment import environment
 from lvspec.engine.api import generate
+from lvspec.environment import environment
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.evaluation import (
     MAX_NEW_TOKENS,

@@ -20,12 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvspec.config import DecodeConfig
-from lvspec.phases.draft import Draft, make_drafter
 from lvspec.engine.engine import Engine
-from lvspec.ops import Acceptance, LogitStats
-from lvspec.policy import AcceptancePolicy
 from lvspec.engine.sequence import Request
+from lvspec.ops import Acceptance, LogitStats
+from lvspec.phases.draft import Draft, make_drafter
 from lvspec.phases.verify import Verification
+from lvspec.policy import AcceptancePolicy
 
 TRACES = Path(__file__).parent / "traces"
 

@@ -10,23 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pairs import huggingface as hf
-from measuring import timing
 import torch
-from measuring.clock import figures, peak_gb, timed
 from limits import Gpu, Setting, limit
+from measuring import timing
+from measuring.clock import figures, peak_gb, timed
+from ops.reasons import Unavailable, Wrong
+from pairs import huggingface as hf
 from pairs.pairs import Pair, Size
 from pairs.random_models import RandomPromptModel, random_prompt
-from ops.reasons import Unavailable, Wrong
 from pairs.replay import AcceptanceTrace, ReplayEngine, begin
 from pairs.specvlm_step import SpecVLMStep
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvspec.config import DecodeConfig
-from lvspec.phases.draft import ModelDrafter
 from lvspec.engine.engine import Engine
 from lvspec.models.hf_names import CACHE
+from lvspec.phases.draft import ModelDrafter
 from lvspec.tree import chain_ancestors
 
 WARM_UP = 6

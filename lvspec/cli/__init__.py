@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lvspec import __version__
-from lvspec.cli.say import say, say_progress
 from lvspec.cli.options import did_you_mean, unknown_options
+from lvspec.cli.say import say, say_progress
 from lvspec.environment import NotWritten
 
 COMMANDS = {

@@ -18,15 +18,10 @@ from rich.text import Text
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from lvspec.cli.say import say
 from lvspec.cli.checkpoints import Models, find_device, load_models, token_ids_of
 from lvspec.cli.generate import CALL_OPTIONS
 from lvspec.cli.options import by_option
-from lvspec.config import DecodeConfig
-from lvspec.engine.decoder import Decoder, GenerationInterrupted
-from lvspec.engine.engine import NonFiniteLogits
-from lvspec.environment import NotWritten, environment, write_json
-from lvspec.policy import AcceptancePolicy
+from lvspec.cli.say import say
 from lvspec.cli.terminal import (
     PrintStreamer,
     caption_text,
@@ -35,7 +30,12 @@ from lvspec.cli.terminal import (
     results_table,
     statistics_line,
 )
+from lvspec.config import DecodeConfig
+from lvspec.engine.decoder import Decoder, GenerationInterrupted
+from lvspec.engine.engine import NonFiniteLogits
 from lvspec.engine.result import Generation
+from lvspec.environment import NotWritten, environment, write_json
+from lvspec.policy import AcceptancePolicy
 
 
 def caption_videos(

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from lvspec.checkpoint import check_files, find_checkpoint
 from lvspec.cli.generate import DRAFT_WORDS
-from lvspec.phases.draft import DraftChoice
 from lvspec.models.loading import Pair, default_device, load_model, load_pair, load_processor
 from lvspec.models.quantize import Weights
+from lvspec.phases.draft import DraftChoice
 from lvspec.shapes import pair as embedded
 from lvspec.video.config import VideoProcessorConfig
 from lvspec.video.processor import HFProcessor, Processor

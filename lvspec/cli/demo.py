@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from lvspec.cli.terminal import caption_text, legend
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
 from lvspec.policy import AcceptancePolicy
@@ -27,7 +28,6 @@ from lvspec.shapes.evaluation import (
     run_methods,
 )
 from lvspec.shapes.pair import load_embedded_pair
-from lvspec.cli.terminal import caption_text, legend
 from lvspec.tree import MAX_SLOTS
 
 REFERENCE = "autoregression"

@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from lvspec.cli.say import say
 from lvspec.cli.options import errors_by_option, options_of
+from lvspec.cli.say import say
 from lvspec.policy import MAX_MISMATCHES, MAX_TOP_K, PRESETS, AcceptancePolicy
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -15,11 +15,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
 from lvspec.engine.decoder import Decoder, Inputs
-from lvspec.phases.draft import DraftChoice
 from lvspec.engine.keywords import refuse_keywords
-from lvspec.policy import AcceptancePolicy
-from lvspec.engine.streams import ends_streamers
 from lvspec.engine.result import Generation
+from lvspec.engine.streams import ends_streamers
+from lvspec.phases.draft import DraftChoice
+from lvspec.policy import AcceptancePolicy
 
 
 @overload

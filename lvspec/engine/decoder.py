@@ -17,19 +17,19 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
-from lvspec.phases.defaults import GenerationDefaults, eos_ids_of
-from lvspec.phases.draft import DraftChoice, draft_model, make_drafter
 from lvspec.engine.engine import Engine
 from lvspec.engine.gate import warn_of_gate
-from lvspec.models.inputs import check_inputs
 from lvspec.engine.keywords import refuse_keywords
-from lvspec.models.model import Model
-from lvspec.policy import AcceptancePolicy
-from lvspec.phases.logits import Processors, check_list, sampling_warpers
+from lvspec.engine.result import Generation
 from lvspec.engine.sequence import Request
 from lvspec.engine.stopping import Stopping
 from lvspec.engine.streams import ends_streamers
-from lvspec.engine.result import Generation
+from lvspec.models.inputs import check_inputs
+from lvspec.models.model import Model
+from lvspec.phases.defaults import GenerationDefaults, eos_ids_of
+from lvspec.phases.draft import DraftChoice, draft_model, make_drafter
+from lvspec.phases.logits import Processors, check_list, sampling_warpers
+from lvspec.policy import AcceptancePolicy
 from lvspec.tree_shapes import check_count
 
 Inputs = Mapping[str, Any]

@@ -11,27 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec.phases.accept import accept, regrets
-from lvspec.models.cache import SlotCache
-from lvspec.phases.commit import commit
 from lvspec.config import DecodeConfig
-from lvspec.phases.defaults import eos_ids_of
-from lvspec.phases.draft import CachedDrafter, Draft, Drafter
 from lvspec.engine.graph import GraphedLoop, make_loop, models_obstacle
-from lvspec.phases.iteration import Iteration, Launched
-from lvspec.models.model import Model, held
-from lvspec.ops import Acceptance, LogitStats
-from lvspec.policy import AcceptancePolicy
-from lvspec.phases.logits import Processors
-from lvspec.phases.relevance import get_scorer
 from lvspec.engine.mailbox import NO_NAN, Mailbox, Report
-from lvspec.phases.sampling import Sampler, draw
+from lvspec.engine.result import Generation, Trace
 from lvspec.engine.sequence import Request, Sequence
-from lvspec.phases.state import DecodeState
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
-from lvspec.engine.result import Generation, Trace
+from lvspec.models.cache import SlotCache
+from lvspec.models.model import Model, held
+from lvspec.ops import Acceptance, LogitStats
+from lvspec.phases.accept import accept, regrets
+from lvspec.phases.commit import commit
+from lvspec.phases.defaults import eos_ids_of
+from lvspec.phases.draft import CachedDrafter, Draft, Drafter
+from lvspec.phases.iteration import Iteration, Launched
+from lvspec.phases.logits import Processors
+from lvspec.phases.relevance import get_scorer
+from lvspec.phases.sampling import Sampler, draw
+from lvspec.phases.state import DecodeState
 from lvspec.phases.verify import Verification, verify
+from lvspec.policy import AcceptancePolicy
 
 
 class NonFiniteLogits(RuntimeError):

@@ -24,12 +24,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
 from lvspec.engine.decoder import Decoder
-from lvspec.phases.draft import DraftChoice
-from lvspec.models.hf_names import caches_in
-from lvspec.models.inputs import check_inputs
-from lvspec.policy import AcceptancePolicy
 from lvspec.engine.sequence import Request
 from lvspec.engine.streams import ends_streamers
+from lvspec.models.hf_names import caches_in
+from lvspec.models.inputs import check_inputs
+from lvspec.phases.draft import DraftChoice
+from lvspec.policy import AcceptancePolicy
 
 _INSTEAD = {
     "assistant_model": "draft_model=... and draft_inputs=...",

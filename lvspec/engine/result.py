@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lvspec.phases.draft import Draft
-from lvspec.ops import Acceptance
 from lvspec.engine.stats import DecodeStats
+from lvspec.ops import Acceptance
+from lvspec.phases.draft import Draft
 
 KIND_NAMES = ("exact", "loose", "shift", "bonus")
 

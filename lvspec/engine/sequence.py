@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.engine.mailbox import Report
-from lvspec.phases.state import DecodeState
+from lvspec.engine.result import Generation, Trace
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
-from lvspec.engine.result import Generation, Trace
+from lvspec.phases.state import DecodeState
 
 
 @dataclass(frozen=True)

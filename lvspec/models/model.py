@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 
+from lvspec.config import Fuse
 from lvspec.models.attention import AttentionStep, lvspec_attention_on
 from lvspec.models.cache import SlotCache
-from lvspec.models.recorder import PassRecorder, is_recordable
-from lvspec.config import Fuse
 from lvspec.models.families import check_family
 from lvspec.models.fused import FusedParts, is_patched
 from lvspec.models.head import DraftHead
 from lvspec.models.hf_names import CACHE, CACHE_NAMES
+from lvspec.models.recorder import PassRecorder, is_recordable
 from lvspec.models.watch import watch_of
 
 MADE_HERE = ("position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from lvspec.config import Fuse
 from lvspec.models.fused import FusedParts, Patch, fused
 from lvspec.models.hf_names import looked_at_quietly
-from lvspec.warmup import warming_up
 from lvspec.models.watch import Watch
+from lvspec.warmup import warming_up
 
 _FIRST_CALLS = 2
 """Calls in which torch optimises what was recorded; they are made when it is recorded."""

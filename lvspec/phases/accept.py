@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lvspec import ops
 from lvspec.phases.draft import Draft
-from lvspec.policy import AcceptancePolicy
 from lvspec.phases.sampling import Sampler, draw, draw_coupled
 from lvspec.phases.verify import Verification
+from lvspec.policy import AcceptancePolicy
 
 LOOSE, SHIFT = 1, 2
 """Kinds of a mismatch on a path, as `ops.accept` has them."""

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lvspec import ops
+from lvspec.engine.mailbox import HEAD, NO_NAN
 from lvspec.models.cache import SlotCache
 from lvspec.phases.draft import Draft
-from lvspec.engine.mailbox import HEAD, NO_NAN
 from lvspec.phases.state import BONUS, DecodeState
 
 

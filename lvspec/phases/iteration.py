@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lvspec.phases.draft import Draft
-from lvspec.ops import Acceptance
 from lvspec.engine.sequence import Sequence
+from lvspec.ops import Acceptance
+from lvspec.phases.draft import Draft
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lvspec.models.cache import SlotCache
-from lvspec.phases.draft import Draft
 from lvspec.models.model import Model
+from lvspec.phases.draft import Draft
 from lvspec.phases.relevance import Scorer
 
 

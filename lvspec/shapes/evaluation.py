@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from lvspec.config import DecodeConfig
 from lvspec.engine.decoder import Decoder
+from lvspec.engine.result import Generation
 from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.captions import PROMPTS, anchor_words, join, judge
 from lvspec.shapes.clips import write_clip
 from lvspec.shapes.scenes import Scene, scenes
-from lvspec.engine.result import Generation
 
 MAX_NEW_TOKENS = 160  # the longest caption of the grammar has fewer
 

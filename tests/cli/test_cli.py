@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lvspec import ops
-from lvspec.cli import terminal
-from lvspec.cli import COMMANDS, main
+from lvspec.cli import COMMANDS, main, terminal
 from lvspec.cli.generate import POLICY_OPTIONS
 from lvspec.cli.info import computes_cuda
 from lvspec.config import DecodeConfig

@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 
-from lvspec.cli import main
-from lvspec.cli import captioning
+from lvspec.cli import captioning, main
 from lvspec.environment import NotWritten, write_json
 from lvspec.video import write_video
 

@@ -12,8 +12,6 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from lvspec import environment as facts
-from lvspec.shapes.tokenizer import build_tokenizer
-from lvspec.engine.stats import DecodeStats, Moment
 from lvspec.cli.terminal import (
     PrintStreamer,
     TokenText,
@@ -23,6 +21,8 @@ from lvspec.cli.terminal import (
     statistics_line,
 )
 from lvspec.engine.result import Generation
+from lvspec.engine.stats import DecodeStats, Moment
+from lvspec.shapes.tokenizer import build_tokenizer
 
 SENTENCE = " the clip shows two plain shapes on a blue background."
 KINDS = [3, 0, 1, 1, 2, 0, 0, 3, 0, 0, 0, 3]  # of eleven words and marks, and the end

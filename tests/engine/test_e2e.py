@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig
-from lvspec.models.cache import SlotCache
 from lvspec.engine.graph import WARM_UP, GraphedLoop
+from lvspec.models.cache import SlotCache
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = 80

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, Decoder, DynamicTree, generate
-from lvspec.engine import gate
 from lvspec.cli.terminal import statistics_line
+from lvspec.engine import gate
 
 GATED = 0.16  # of the random target a fifth of the rows have more
 LOOSE = AcceptancePolicy.lvspec(anchor_threshold=GATED, top_k=8, shift_window=3)

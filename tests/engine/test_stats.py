@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, warmup
 from lvspec.engine import stats
-from lvspec.phases.draft import Draft, DraftShape
-from lvspec.ops import Acceptance
-from lvspec.engine.stats import PHASES, DecodeStats, Moment, PhaseTimer
 from lvspec.engine.result import Trace
+from lvspec.engine.stats import PHASES, DecodeStats, Moment, PhaseTimer
+from lvspec.ops import Acceptance
+from lvspec.phases.draft import Draft, DraftShape
 
 CPU = torch.device("cpu")
 

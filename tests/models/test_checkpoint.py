@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from lvspec.models import loading
 from lvspec.checkpoint import find_checkpoint
+from lvspec.models import loading
 from lvspec.models.loading import load_pair
 from lvspec.video.processor import Processor
 

@@ -14,11 +14,11 @@ import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair, quantize
 from lvspec.models.byte_linear import ByteLinear
-from lvspec.phases.draft.factory import make_drafter
 from lvspec.models.fused import recognise
 from lvspec.models.fused.triton import TritonOperations
 from lvspec.models.head import draft_head
 from lvspec.models.model import Model, stored_bytes
+from lvspec.phases.draft.factory import make_drafter
 
 STRICT = AcceptancePolicy.strict()
 KINDS = ["int8", "fp8"]

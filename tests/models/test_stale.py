@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from lvspec import AcceptancePolicy, DecodeConfig, Decoder, generate
-from lvspec.models.recorder import _RECORDINGS
 from lvspec.models.fingerprint import Fingerprint, modules_of
+from lvspec.models.recorder import _RECORDINGS
 from lvspec.models.watch import watch_of
 
 COUNT, GAMMA = 6, 2

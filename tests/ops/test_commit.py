@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from lvspec import ops
+from lvspec.engine.mailbox import HEAD, NO_NAN, Report
 from lvspec.phases.accept import regrets
 from lvspec.phases.commit import commit
 from lvspec.phases.draft import Draft, DraftShape
-from lvspec.reference.append import append
-from lvspec.engine.mailbox import HEAD, NO_NAN, Report
 from lvspec.phases.state import BONUS, DecodeState
+from lvspec.reference.append import append
 
 
 def case(seed, dtype=torch.float32):

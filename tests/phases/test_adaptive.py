@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
-from lvspec.phases.draft.factory import make_drafter
-from lvspec.phases.draft.adaptive import StoppingDrafter
 from lvspec.engine.api import generate_many
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
+from lvspec.phases.draft.adaptive import StoppingDrafter
+from lvspec.phases.draft.factory import make_drafter
 
 THRESHOLD, CONFIDENCE = 0.05, 0.15
 OPTIONS = {

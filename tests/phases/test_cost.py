@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, DynamicTree, generate
+from lvspec.models.model import Model
 from lvspec.phases.draft.cost import best_gamma, chain_speedups, expected_tokens, speedup
 from lvspec.phases.draft.factory import make_drafter
-from lvspec.models.model import Model
 from lvspec.shapes.pair import load_embedded_pair
 
 STRICT = AcceptancePolicy.strict()

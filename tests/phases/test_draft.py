@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
-from lvspec.phases.draft import ModelDrafter
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
+from lvspec.phases.draft import ModelDrafter
 
 
 @pytest.fixture

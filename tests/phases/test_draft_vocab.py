@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, generate, ops
-from lvspec.models import recorder as capture
 from lvspec.engine.decoder import Decoder
-from lvspec.phases.draft import ModelDrafter
-from lvspec.phases.draft.factory import make_drafter
+from lvspec.models import recorder as capture
 from lvspec.models.head import draft_head
 from lvspec.models.model import Model
+from lvspec.phases.draft import ModelDrafter
+from lvspec.phases.draft.factory import make_drafter
 
 STRICT = AcceptancePolicy.strict()
 LOOSE = AcceptancePolicy.lvspec(anchor_threshold=0.12, regret_budget=3.0)

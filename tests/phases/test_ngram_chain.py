@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
-from lvspec.phases.draft import NGramChainDrafter
 from lvspec.models.model import Model
+from lvspec.phases.draft import NGramChainDrafter
 
 STRICT = AcceptancePolicy.strict()
 NO_GATE = AcceptancePolicy(anchor_threshold=float("inf"), top_k=3)

@@ -9,11 +9,11 @@ import torch
 from transformers import DynamicCache
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
-from lvspec.phases.draft import ModelDrafter, PromptReading
-from lvspec.phases.draft.pruning import QUERY_ROWS, VideoPruning, prompt_importance, rows_to_keep
 from lvspec.models.hf_names import CACHE
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
+from lvspec.phases.draft import ModelDrafter, PromptReading
+from lvspec.phases.draft.pruning import QUERY_ROWS, VideoPruning, prompt_importance, rows_to_keep
 
 STRICT = AcceptancePolicy.strict()
 KEEPS = [1.0, 0.5, 0.1, 0.0]

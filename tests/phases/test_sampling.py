@@ -20,8 +20,8 @@ from lvspec.phases import sampling
 from lvspec.phases.accept import accept
 from lvspec.phases.draft import Draft, DraftShape
 from lvspec.phases.sampling import Sampler, draw, draw_coupled
-from lvspec.shapes.model_configs import target_config
 from lvspec.phases.verify import Verification
+from lvspec.shapes.model_configs import target_config
 
 INTERPRETED = ops.active_backend("cpu") == "triton"
 STRICT = AcceptancePolicy.strict()

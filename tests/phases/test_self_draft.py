@@ -13,10 +13,10 @@ from lvspec import (
     generate,
     generate_many,
 )
-from lvspec.phases.draft import ModelDrafter, PromptReading
-from lvspec.phases.draft.pruning import VideoPruning, prompt_importance, rows_to_keep
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
+from lvspec.phases.draft import ModelDrafter, PromptReading
+from lvspec.phases.draft.pruning import VideoPruning, prompt_importance, rows_to_keep
 
 STRICT = AcceptancePolicy.strict()
 

@@ -24,9 +24,9 @@ from lvspec.models.fused.patches import Patch, fused, is_patched
 from lvspec.models.fused.recognise import Patches, recognise
 from lvspec.models.fused.regions import compiled, compiled_regions
 from lvspec.models.fused.triton import TritonOperations
+from lvspec.models.watch import Watch
 from lvspec.ops import active_backend
 from lvspec.warmup import warming_up
-from lvspec.models.watch import Watch
 
 __all__ = ["FusedParts", "Operations", "Patch", "fused", "is_patched", "recognise"]
 

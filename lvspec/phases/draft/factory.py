@@ -7,19 +7,19 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 
 from lvspec.config import DecodeConfig
-from lvspec.phases.draft.cost import best_gamma
+from lvspec.models.head import draft_head
+from lvspec.models.inputs import check_pair
+from lvspec.models.model import Model
+from lvspec.phases.draft.adaptive import StoppingDrafter
 from lvspec.phases.draft.anchor_tree import AnchorTreeDrafter
 from lvspec.phases.draft.base import Drafter, NoDrafter
 from lvspec.phases.draft.chain import ModelDrafter
+from lvspec.phases.draft.cost import best_gamma
 from lvspec.phases.draft.model_cache import PromptReading
 from lvspec.phases.draft.ngram import NGramDrafter
 from lvspec.phases.draft.ngram_chain import NGramChainDrafter
 from lvspec.phases.draft.pruning import VideoPruning
-from lvspec.phases.draft.adaptive import StoppingDrafter
 from lvspec.phases.draft.tree import DynamicTreeDrafter, StaticTreeDrafter
-from lvspec.models.head import draft_head
-from lvspec.models.inputs import check_pair
-from lvspec.models.model import Model
 from lvspec.tree_shapes import NAMED_TREES, AnchorTree, DynamicTree, StaticTree, Tree
 
 DraftChoice = PreTrainedModel | Literal["self", "ngram"] | None

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lvspec.models.cache import SlotCache
+from lvspec.models.model import Model
 from lvspec.phases.draft.base import Drafter
 from lvspec.phases.draft.pruning import VideoPruning
-from lvspec.models.model import Model
 
 
 @dataclass(frozen=True)
