@@ -25,11 +25,11 @@ from rich.table import Table
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from lvspec import quantize
-from lvspec.attention import lvspec_attention_on
 from lvspec.environment import check_json_path, environment, write_json
-from lvspec.head import draft_head
-from lvspec.models import Model
-from lvspec.quantization import WEIGHTS
+from lvspec.models.attention import lvspec_attention_on
+from lvspec.models.head import draft_head
+from lvspec.models.model import Model
+from lvspec.models.quantize import WEIGHTS
 from lvspec.tree import chain_ancestors
 
 VOCABULARY = 151936

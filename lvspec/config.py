@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lvspec.policy import token_ids
 from lvspec.tree import MAX_SLOTS
-from lvspec.trees import AnchorTree, Tree, check_count, check_slots, check_tree
+from lvspec.tree_shapes import AnchorTree, Tree, check_count, check_slots, check_tree
 
 DRAFT_ANCHOR_THRESHOLD = 0.065
 KEEP_BY = ("attention", "uniform")
@@ -26,11 +26,11 @@ class DecodeConfig:
 
     Args:
         gamma: Draft tokens of a chain per verify pass, 1 to 63. Not read where `tree` says how many
-            there are. "auto": what the cost model (`lvspec.cost`) finds best for `cost_ratio` and
+            there are. "auto": what the cost model (`lvspec.phases.draft.cost`) finds best for `cost_ratio` and
             `acceptance` when a run begins; for plain chains of a model.
         acceptance: Chance that a drafted token is accepted, in (0, 1), for `gamma="auto"` alone. A
             run's own is `1 - 1 / tau` for long chains, and more for short ones.
-        tree: None drafts a chain. A name in `lvspec.trees.NAMED_TREES` or a list of paths drafts a
+        tree: None drafts a chain. A name in `lvspec.tree_shapes.NAMED_TREES` or a list of paths drafts a
             static tree, in Medusa's naming: `(0, 2)` is the third choice behind the best first
             token. `DynamicTree` grows by probability, `AnchorTree` where the draft looks at the
             video.
@@ -69,13 +69,19 @@ class DecodeConfig:
         top_k: Sample from the `top_k` largest logits only, >= 1; None: from all.
         top_p: Sample from the fewest tokens that together have at least this probability, in
             (0, 1]; applied behind `top_k`, as HF does. None: from all.
+        generation_config: Whether what the target's generation config says of logits is applied as
+            HF's `generate` applies it: penalties, bans, forced tokens, least lengths, watermarks
+            (`DecodeStats.generation_config` says what that was). Sampling, `max_new_tokens` and
+            stop strings are said here and in `generate`, never by the generation config. A setting
+            that looks at earlier tokens, such as a repetition penalty, is worked out for every
+            drafted token by itself, and on CUDA iterations are then no graph.
         seed: Of the samples. A sequence's depend on it, on the index of the request and on nothing
             else. None: drawn from torch's global generator.
-        scorer: Visual relevance of a row: a name in `lvspec.relevance.SCORERS`, or a function of
+        scorer: Visual relevance of a row: a name in `lvspec.phases.relevance.SCORERS`, or a function of
             the target's `StepOutput` that returns float32 `[B, S]`.
         capture: Whether to replay what is the same in every iteration without HF's Python. On CUDA
-            a whole iteration is captured in a CUDA graph (see `lvspec.graph`), on a CPU the models'
-            passes are recorded (`lvspec.capture`). Modules with hooks are never captured.
+            a whole iteration is captured in a CUDA graph (see `lvspec.engine.graph`), on a CPU the models'
+            passes are recorded (`lvspec.models.recorder`). Modules with hooks are never captured.
         lag: How many iterations late the host looks at what was generated, from 0 to 8; the output
             does not depend on it. With 1 the device never waits for the host, and computes one
             iteration in vain when a sequence ends by an end of sequence or a stop; with 0 nothing
@@ -113,6 +119,7 @@ class DecodeConfig:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    generation_config: bool = True
     seed: int | None = None
     scorer: str | Callable[..., Tensor] = "attention_peak"
     capture: bool = True
@@ -131,6 +138,11 @@ class DecodeConfig:
         if self.draft_keep_by not in KEEP_BY:
             raise ValueError(
                 f"draft_keep_by: expected one of {', '.join(KEEP_BY)}, got {self.draft_keep_by!r}"
+            )
+        if not isinstance(self.generation_config, bool):
+            raise TypeError(
+                "generation_config: expected True or False (the target's own, target."
+                f"generation_config, is applied or not), got {self.generation_config!r}"
             )
         if self.fuse not in FUSE:
             raise ValueError(f"fuse: expected one of {', '.join(FUSE)}, got {self.fuse!r}")

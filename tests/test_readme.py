@@ -1,5 +1,6 @@
-"""What the README shows is run as it stands there, and what it prints is true."""
+"""What the READMEs show is run as it stands there, and what it prints is true."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,17 +11,45 @@ import pytest
 from lvspec.shapes.captions import judge
 from lvspec.shapes.scenes import scenes
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 END = "end of example"
 NUMBER = r"\d+\.\d\d"
 
+pytestmark = pytest.mark.timeout(1000)
+
+
+def readmes():
+    """Those of the tree, and not of what is installed or built in it."""
+    found = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "build")
+        found += [Path(folder, name) for name in files if name == "README.md"]
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in found}
+
+
+READMES = readmes()
+EXAMPLES = {
+    name: found
+    for name, text in READMES.items()
+    if (found := re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+}
+
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory):
-    """What each example prints, by what is in it; one after the other in one process, as each may
-    use what those before it made."""
-    examples = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    folder = tmp_path_factory.mktemp("readme")
+def outputs(tmp_path_factory):
+    """What the examples of a README print; one after the other in one process, as each may use what
+    those before it made."""
+    done = {}
+
+    def run(name):
+        if name not in done:
+            done[name] = outputs_of(EXAMPLES[name], tmp_path_factory.mktemp("readme"))
+        return done[name]
+
+    return run
+
+
+def outputs_of(examples, folder):
     script = folder / "examples.py"
     script.write_text("".join(f"{example}\nprint({END!r})\n" for example in examples))
     quiet = [f"-Werror::{kind}Warning" for kind in ("Future", "Deprecation")]
@@ -30,20 +59,45 @@ def printed(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     said = [line for line in re.split(r"[\r\n]", done.stderr) if "Loading weights" not in line]
     assert not "".join(said).strip(), "no warning and nothing else"
-    outputs = done.stdout.split(f"{END}\n")[:-1]
-    assert len(outputs) == len(examples)
+    found = done.stdout.split(f"{END}\n")[:-1]
+    assert len(found) == len(examples)
+    return found
+
+
+@pytest.fixture
+def printed(outputs):
+    """The lines that the example with these words in it prints, in whichever README it is."""
 
     def find(*words):
-        found = [
-            output.splitlines()
-            for example, output in zip(examples, outputs, strict=True)
+        places = [
+            (name, index)
+            for name, examples in EXAMPLES.items()
+            for index, example in enumerate(examples)
             if all(word in example for word in words)
         ]
-        assert len(found) == 1, f"{len(found)} examples have {words}"
-        return found[0]
+        assert len(places) == 1, f"{len(places)} examples have {words}"
+        ((name, index),) = places
+        return outputs(name)[index].splitlines()
 
-    find.all = outputs
     return find
+
+
+def test_the_examples_are_found():
+    assert sum(map(len, EXAMPLES.values())) >= 8 and "README.md" in EXAMPLES
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_shows_what_it_does(name, outputs):
+    for output in outputs(name):
+        assert output.strip()
+        assert "False" not in output and "nan" not in output
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_links_lead_somewhere(name):
+    for link in re.findall(r"\]\(([^)#]+)", READMES[name]):
+        if not re.match(r"\w+:", link):
+            assert (ROOT / name).parent.joinpath(link).exists(), link
 
 
 def taus(lines, pattern=""):
@@ -53,22 +107,12 @@ def taus(lines, pattern=""):
     return [float(match[1]) for match in found]
 
 
-@pytest.mark.timeout(1000)
-def test_every_example_shows_what_it_does(printed):
-    assert len(printed.all) >= 8
-    for output in printed.all:
-        assert output.strip()
-        assert "False" not in output and "nan" not in output
-
-
-@pytest.mark.timeout(1000)
 def test_a_caption(printed):
     caption, counts = printed("AcceptancePolicy.lvspec()", "print(result.text)")
     assert judge(caption, scenes("evaluation", 1)[0])[2], caption
     assert taus([counts])[0] > 8
 
 
-@pytest.mark.timeout(1000)
 def test_captions_of_several(printed):
     lines = printed("generate_many(\n", "result.index")
     assert min(taus(lines, r"\d ")) > 8
@@ -80,7 +124,6 @@ def test_captions_of_several(printed):
     assert all(re.fullmatch(rf"tau {NUMBER} (graph|eager: .+)", line) for line in lines)
 
 
-@pytest.mark.timeout(1000)
 def test_ways_to_draft(printed):
     """That each says the target's tokens is asserted in the examples."""
     lines = printed("ways = {")
@@ -90,19 +133,16 @@ def test_ways_to_draft(printed):
     assert len(lines) == 2 and min(taus(lines, r"\d+ tokens, gamma \d+: ")) > 2
 
 
-@pytest.mark.timeout(1000)
 def test_a_sample_that_stops(printed):
     caption, counts = printed("stop_strings=")
     assert taus([counts])[0] > 1
     assert " background" not in caption[: -len(" background")]
 
 
-@pytest.mark.timeout(1000)
 def test_inside_hf(printed):
     assert printed("custom_generate=") == ["HF's own tokens: True"]
 
 
-@pytest.mark.timeout(1000)
 def test_an_engine_of_ones_own(printed):
     """A paged cache gives what a contiguous one gives."""
     lines = printed("ops.verify_attention")
