@@ -91,7 +91,7 @@ def _parts() -> dict[str, Any]:
     """Of both models of the embedded pair, by kind; 0 where HF's own code computes it."""
     from transformers.utils import logging as transformers_logging
 
-    from lvspec.models import Model
+    from lvspec.models.model import Model
     from lvspec.shapes.pair import load_embedded_pair
 
     transformers_logging.disable_progress_bar()
