@@ -185,6 +185,7 @@ def main() -> int:
             "batch": size.batch_size,
             "gamma": config.gamma,
             "loop": loop,
+            "parts": engine.parts,
             "steps": steps,
             "gaps": found,
             "kernels": kernels[: arguments.rows],

@@ -103,6 +103,7 @@ class Row:
             **figures(wall, each),
             "tokens_per_iteration": tokens,
             "loop": engine.loop.description,
+            "parts": engine.parts,
             "draft_passes": engine.drafter.depth,
             "mean_context": length,
             **self.against_limit(moved, wall),

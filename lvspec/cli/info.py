@@ -25,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     for section, entries in facts.items():
         print(section)
         for name, value in entries.items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{count} {kind}" for kind, count in value.items())
             print(f"  {name:<20} {value}")
     return 0
 
@@ -68,6 +70,7 @@ def collect() -> dict[str, dict[str, Any]]:
         "versions": {**{name: versions[name] for name in names}, "executable": sys.executable},
         "backends": backends,
         "computes": used,
+        "stands in for parts": _parts(),
         "devices": devices,
         "optional packages": optional,
     }
@@ -82,3 +85,22 @@ def computes_cuda(there_is_one: bool) -> str:
     name = ops.active_backend("cuda")
     backend = ops.backends()[name]
     return name if backend else f"nothing: {backend.reason}"
+
+
+def _parts() -> dict[str, Any]:
+    """Of both models of the embedded pair, by kind; 0 where HF's own code computes it."""
+    from transformers.utils import logging as transformers_logging
+
+    from lvspec.models.model import Model
+    from lvspec.shapes.pair import load_embedded_pair
+
+    transformers_logging.disable_progress_bar()
+    try:
+        pair = load_embedded_pair()
+    except (OSError, ValueError) as error:  # what is wrong with an installation is asked here
+        return {"embedded pair": f"cannot be loaded: {error}"}
+    found = {}
+    for role, hf in (("embedded target", pair.target), ("embedded draft", pair.draft)):
+        model = Model(hf, role)
+        found[role] = model.parts(model.new_cache(batch_size=1, capacity=16, num_slots=1))
+    return found

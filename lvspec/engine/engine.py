@@ -207,7 +207,7 @@ class Engine:
         try:
             with self._on_device(), held(self._models), stats.timer.phase("prefill"):
                 self.reserve(prompt.shape[1])
-                stats.parts = self._parts()
+                stats.parts = self.parts
                 logits = self.target.prefill(
                     request.inputs, self.cache, place, following=self._following
                 )
@@ -242,7 +242,9 @@ class Engine:
         if is_finished or is_stopped:
             self._release(sequence)
 
-    def _parts(self) -> dict[str, dict[str, int]]:
+    @property
+    def parts(self) -> dict[str, dict[str, int]]:
+        """As `DecodeStats.parts`, once there are caches."""
         found = {"target": self.target.parts(self.cache)}
         if isinstance(self.drafter, CachedDrafter):
             found["draft"] = self.drafter.model.parts(self.drafter.cache)

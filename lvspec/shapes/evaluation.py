@@ -58,6 +58,11 @@ class Output:
     generation: Generation | None = None
 
     @property
+    def parts(self) -> dict[str, dict[str, int]]:
+        """As `DecodeStats.parts`; none for methods that are not ours."""
+        return {} if self.generation is None else self.generation.stats.parts
+
+    @property
     def decode_seconds(self) -> float | None:
         """Of `seconds` without the prefill; None for methods that are not ours."""
         if self.generation is None:
@@ -175,6 +180,7 @@ class MethodResult:
                 "captions": captions / target_captions if target_captions else None,
             },
             "regret": fmean(output.regret for output in self.outputs),
+            "parts": self.outputs[-1].parts,
             "warm_up_s": self.warm_up,
         }
 

@@ -600,6 +600,7 @@ def test_info(capsys):
     page = capsys.readouterr().out
     for word in ("versions", "backends", "computes", "devices", "reference", "cpp", "triton"):
         assert word in page
+    assert "embedded target" in page
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert set(facts["backends"]) == {"reference", "cpp", "triton"}
@@ -609,6 +610,12 @@ def test_info(capsys):
     if not torch.cuda.is_available():
         assert facts["computes"]["cuda"] == "nothing: no CUDA device"
     assert facts["versions"]["torch"] == torch.__version__
+    parts = facts["stands in for parts"]
+    if ops.active_backend("cpu") == "cpp":
+        expected = {"layer": 0, "attention": 12, "mlp": 12, "norm": 25, "rotary": 1, "linear": 85}
+        assert parts["embedded target"] == expected
+        assert "0 layer, 12 attention, 12 mlp" in page
+        assert parts["embedded draft"]["attention"] == 2
 
 
 @pytest.mark.parametrize(

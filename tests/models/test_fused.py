@@ -8,6 +8,7 @@ import copy
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import MethodType
 
@@ -21,10 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.models.fused import recognise, regions
 from lvspec.models.fused.triton import TritonOperations
+from lvspec.models.hf_names import CACHE, CACHE_NAMES
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
 from lvspec.tree import ancestors_from_parents, depths
 
+# The package has a function of the module's name.
+recognise_module = sys.modules["lvspec.models.fused.recognise"]
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 TREE = torch.tensor([-1, 0, 0, 1, 1, 2], dtype=torch.int32)
 LAYER = {
@@ -243,6 +247,54 @@ def test_changed_modules_are_left_alone(target, make_prompt, as_on_a_gpu, modify
     assert found(target) == expected
     prompt = make_prompt(5, ("video", 2, 6, 4), 3, dtype=dtype)
     assert_same_step(target, prompt, 2e-5 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("rms_norm", "Qwen2_5_VLRMSNorm"),
+        ("gated_mlp", "Qwen2MLP"),
+        ("rotate_and_write", "Qwen2_5_VLAttention"),
+        ("add_rms_norm", "Qwen2_5_VLDecoderLayer"),
+    ],
+)
+def test_what_does_not_compile_is_said_once(target, monkeypatch, name, kind):
+    """By name, not once a layer; a part that only disagrees is no news."""
+
+    def fails(*given):
+        raise RuntimeError(f"{name} does not compile")
+
+    monkeypatch.setattr(TritonOperations, name, fails)
+    recognise_module._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning) as said:
+        assert kind not in found(target)
+        found(target)
+    (warning,) = said
+    assert str(warning.message) == (
+        f"lvspec: {kind} is run by HF's code, slower, for what would stand in for it failed: "
+        f"RuntimeError: {name} does not compile"
+    )
+
+
+def test_nothing_is_said_of_parts_that_disagree(target):
+    changed(target.model.language_model.layers[0].mlp)
+    recognise_module._warn_once.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert found(target)["Qwen2MLP"] == 1
+
+
+def test_a_cache_by_another_name_is_not_counted(target, make_prompt, monkeypatch, as_on_a_gpu):
+    """As in transformers 5.24, when only `past_key_values` was known: the patch was called and left
+    everything to HF's code."""
+    other = next(name for name in CACHE_NAMES if name != CACHE)
+    monkeypatch.setattr(recognise_module, "CACHE", other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert "Qwen2_5_VLAttention" not in found(target)
+        model = Model(target, "target", capture=False)
+        cache = model.new_cache(batch_size=1, capacity=8, num_slots=1)
+        assert model.parts(cache)["attention"] == 0 < model.parts(cache)["norm"]
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
