@@ -1,8 +1,8 @@
 """What every microbenchmark gets: a device, its cases, and a way to measure and report one.
 
-pytest bench/bench_*.py                       small cases on the CPU, the usual ones on a GPU
+pytest bench/ops/bench_*.py                       small cases on the CPU, the usual ones on a GPU
 pytest bench/ops/bench_accept.py --full           every combination of sizes
-pytest bench/bench_*.py --benchmark-json=FILE then `python bench/report.py FILE`
+pytest bench/ops/bench_*.py --benchmark-json=FILE then `python bench/report.py FILE`
 """
 
 from __future__ import annotations

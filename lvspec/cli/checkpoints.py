@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lvspec.checkpoint import check_files, find_checkpoint
-from lvspec.cli.generate import DRAFT_WORDS
+from lvspec.cli.options import DRAFT_WORDS
 from lvspec.models.loading import Pair, default_device, load_model, load_pair, load_processor
 from lvspec.models.quantize import Weights
 from lvspec.phases.draft import DraftChoice

@@ -9,13 +9,11 @@ import os
 import sys
 from pathlib import Path
 
-from lvspec.cli.options import errors_by_option, options_of
+from lvspec.cli.options import DRAFT_WORDS, errors_by_option, options_of
 from lvspec.cli.say import say
 from lvspec.policy import MAX_MISMATCHES, MAX_TOP_K, PRESETS, AcceptancePolicy
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DRAFT_WORDS = ("self", "ngram")
-"""What --draft takes besides checkpoints."""
 DRAFT_WEIGHTS = ("int8", "int4", "fp8")
 CONFIG_OPTIONS = (
     *("gamma", "acceptance", "cost_ratio", "tree", "adaptive", "draft_keep", "draft_keep_by"),

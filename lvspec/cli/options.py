@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+DRAFT_WORDS = ("self", "ngram")
+"""What --draft takes besides checkpoints."""
+
 # A name at the head of a message: `top_p: expected …`, `typical_eps, typical_delta: expected …`.
 _NAME = re.compile(r"(?<![\w./-])[a-z_]+(?=:|,| \+|$)")
 

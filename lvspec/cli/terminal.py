@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from lvspec.engine.result import KIND_NAMES, Generation
+from lvspec.engine.result import Generation
 from lvspec.engine.stats import WARM_UP_PHASES
 from lvspec.environment import NotWritten
+from lvspec.reference.kinds import KIND_NAMES
 
 KIND_STYLES = {"exact": "", "loose": "yellow", "shift": "magenta", "bonus": "cyan"}
 ANCHOR_STYLE = "bold underline"

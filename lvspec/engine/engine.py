@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lvspec.config import DecodeConfig
 from lvspec.engine.graph import GraphedLoop, make_loop, models_obstacle
-from lvspec.engine.mailbox import NO_NAN, Mailbox, Report
+from lvspec.engine.mailbox import Mailbox, Report
 from lvspec.engine.result import Generation, Trace
-from lvspec.engine.sequence import Request, Sequence
+from lvspec.engine.sequence import Launched, Request, Sequence
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
 from lvspec.models.cache import SlotCache
@@ -25,13 +25,14 @@ from lvspec.phases.accept import accept, regrets
 from lvspec.phases.commit import commit
 from lvspec.phases.defaults import eos_ids_of
 from lvspec.phases.draft import CachedDrafter, Draft, Drafter
-from lvspec.phases.iteration import Iteration, Launched
+from lvspec.phases.iteration import Iteration
 from lvspec.phases.logits import Processors
 from lvspec.phases.relevance import get_scorer
 from lvspec.phases.sampling import Sampler, draw
 from lvspec.phases.state import DecodeState
 from lvspec.phases.verify import Verification, verify
 from lvspec.policy import AcceptancePolicy
+from lvspec.reference.append import NO_NAN
 
 
 class NonFiniteLogits(RuntimeError):

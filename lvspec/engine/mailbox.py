@@ -9,10 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-HEAD = 6
-"""Columns of a report before the tokens: see `Report`."""
-
-NO_NAN = -1
+from lvspec.reference.append import HEAD
 
 
 @dataclass(frozen=True)

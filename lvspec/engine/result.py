@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lvspec.engine.stats import DecodeStats
 from lvspec.ops import Acceptance
 from lvspec.phases.draft import Draft
-
-KIND_NAMES = ("exact", "loose", "shift", "bonus")
+from lvspec.reference.kinds import KIND_NAMES
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lvspec.engine.mailbox import Report
 from lvspec.engine.result import Generation, Trace
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
+from lvspec.phases.iteration import Traced
 from lvspec.phases.state import DecodeState
 
 
@@ -166,3 +167,18 @@ class Sequence:
                 self.request.tokenizer,
                 self.request.index,
             )
+
+
+@dataclass(frozen=True)
+class Launched:
+    """An iteration on whose report the host has not looked: whose it is, and for their traces.
+
+    Attributes:
+        sequences: In their places.
+        is_warm_up: Whether its time counts as warm-up.
+        trace: What traces keep, see `Iteration.trace_tensors`; None where there are none.
+    """
+
+    sequences: tuple[Sequence | None, ...]
+    is_warm_up: bool
+    trace: Traced | None

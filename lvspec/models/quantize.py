@@ -29,7 +29,7 @@ def quantize(model: PreTrainedModel, weights: Weights) -> PreTrainedModel:
     to another device. On a CPU a quantised model decodes by HF's Python, since its passes are not
     recorded (`lvspec.models.recorder`).
 
-    Fewer bytes are less time only where a kernel reads them as they are (`lvspec.models.byte_linear`): on
+    Fewer bytes are less time only where a kernel reads them as they are (`byte_linear.py`): on
     CUDA int8, fp8 from compute capability 8.9 on, and int4; on a CPU int8 for bfloat16 models.
     Elsewhere, and for more rows than a draft step has, torchao expands the weights for every
     product, unless torch.compile takes both together: that saves memory and costs time.

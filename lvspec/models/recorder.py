@@ -2,10 +2,10 @@
 
 On a CPU, a pass of a small model is mostly Python: some thirty module calls a layer. The pass is
 the same every time but for its tensors, so it is traced once for each number of sequences and slots
-and replayed, as long as the model is found unchanged (`lvspec.models.watch`): the same kernels on the same
-weights. HF's modules are left as they are. Where the C++
-operations are there, float32 models call those meanwhile, for products of a few rows and for
-sequences of small operations that one can do (`lvspec.models.fused`).
+and replayed, as long as the model is found unchanged (`watch.py`): the same kernels on the same
+weights. HF's modules are left as they are. Where the C++ operations are there, float32 models call
+those meanwhile, for products of a few rows and for sequences of small operations that one can do
+(`fused/`).
 """
 
 from __future__ import annotations

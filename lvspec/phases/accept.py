@@ -10,9 +10,7 @@ from lvspec.phases.draft import Draft
 from lvspec.phases.sampling import Sampler, draw, draw_coupled
 from lvspec.phases.verify import Verification
 from lvspec.policy import AcceptancePolicy
-
-LOOSE, SHIFT = 1, 2
-"""Kinds of a mismatch on a path, as `ops.accept` has them."""
+from lvspec.reference.kinds import LOOSE, SHIFT
 
 
 def accept(

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from lvspec import ops
-from lvspec.engine.mailbox import HEAD, NO_NAN
 from lvspec.models.cache import SlotCache
 from lvspec.phases.draft import Draft
-from lvspec.phases.state import BONUS, DecodeState
+from lvspec.phases.state import DecodeState
+from lvspec.reference.append import HEAD, NO_NAN
+from lvspec.reference.kinds import BONUS
 
 
 def commit(
@@ -40,7 +41,7 @@ def commit(
             alone; None: the report says nothing of anchors.
 
     Returns:
-        What the host wants to know, int64 `[B, HEAD + parts * S]`: the fields of `reports.Report`,
+        What the host wants to know, int64 `[B, HEAD + parts * S]`: the fields of `Report`,
         regrets as the bits of float64 numbers. There are one to three parts: tokens, regrets,
         anchors.
     """

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lvspec.engine.sequence import Sequence
 from lvspec.ops import Acceptance
 from lvspec.phases.draft import Draft
+
+Traced = tuple[Draft, Tensor, Tensor | None, Acceptance]
+"""What a trace keeps of an iteration: what was verified, wanted, how relevant, what stood."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Iteration:
     relevance: Tensor | None
     report: Tensor
 
-    def trace_tensors(self) -> tuple[Draft, Tensor, Tensor | None, Acceptance]:
+    def trace_tensors(self) -> Traced:
         """A copy of what a trace keeps, for the next replay writes over it."""
         shape = self.draft.shape
         shape = replace(shape, parents=shape.parents.clone(), num_slots=shape.num_slots.clone())
@@ -37,18 +39,3 @@ class Iteration:
         relevance = None if self.relevance is None else self.relevance.clone()
         acceptance = Acceptance(*(x.clone() for x in self.acceptance))
         return draft, self.wanted.clone(), relevance, acceptance
-
-
-@dataclass(frozen=True)
-class Launched:
-    """An iteration on whose report the host has not looked: whose it is, and for their traces.
-
-    Attributes:
-        sequences: In their places.
-        is_warm_up: Whether its time counts as warm-up.
-        trace: What traces keep, see `Iteration.trace_tensors`; None where there are none.
-    """
-
-    sequences: tuple[Sequence | None, ...]
-    is_warm_up: bool
-    trace: tuple[Draft, Tensor, Tensor | None, Acceptance] | None

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from lvspec.phases.sampling import Sampler
-
-BONUS = 3
-"""Kind of a token that the target chose itself; 0 exact, 1 loose, 2 shift are `ops.accept`'s."""
+from lvspec.reference.kinds import BONUS
 
 
 class DecodeState:

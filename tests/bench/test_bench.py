@@ -35,7 +35,7 @@ def run(*command, **variables):
 
 def run_benchmarks(*options, **variables):
     pytest_here = (sys.executable, "-P", "-m", "pytest", "-q", "--bench-device=cpu")
-    return run(*pytest_here, *sorted(BENCH.glob("bench_*.py")), *options, **variables)
+    return run(*pytest_here, *sorted(BENCH.glob("ops/bench_*.py")), *options, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,8 @@ def test_gpu_script_adds_to_the_path_and_begins_with_attention(tmp_path):
     (micro,) = [s for s in said if s.startswith("PATH") and "--benchmark-json" in s]
     files = [word for word in micro.split() if word.startswith("bench/bench_")]
     assert files[0] == "bench/ops/bench_verify_attention.py"
-    assert sorted(files) == sorted(f"bench/{path.name}" for path in BENCH.glob("bench_*.py"))
+    benchmarks = (path.name for path in BENCH.glob("ops/bench_*.py"))
+    assert sorted(files) == sorted(f"bench/ops/{name}" for name in benchmarks)
 
 
 def test_gpu_script_without_a_gpu(tmp_path):
@@ -193,7 +194,7 @@ def test_gpu_script_looks_for_the_sanitizer(tmp_path):
 
 def test_operation_tests_run_on_a_named_device():
     """The plugin that takes the tests of the operations to a GPU, here to the CPU."""
-    pytest_here = (sys.executable, "-P", "-m", "pytest", "-q", "-p", "default_device")
+    pytest_here = (sys.executable, "-P", "-m", "pytest", "-q", "-p", "ops.default_device")
     variables = {"PYTHONPATH": str(BENCH), "LVSPEC_TEST_DEVICE": "cpu"}
     done = run(*pytest_here, "tests/ops/test_commit_kv.py", "-k", "float8", **variables)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -173,7 +173,8 @@ def test_what_a_trace_says_is_accepted(bench, begin, batch_size, tree, monkeypat
 
 def test_replaying_can_be_captured(bench, begin):
     """By the tape that stands for a CUDA graph, which refuses reads of the device."""
-    spec = importlib.util.spec_from_file_location("graph_tests", ROOT / "tests/engine/test_graph.py")
+    path = Path(__file__).with_name("test_graph.py")
+    spec = importlib.util.spec_from_file_location("graph_tests", path)
     tests = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tests)
     trace = bench("replay").AcceptanceTrace.recorded("lvspec")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
-from lvspec.engine.result import KIND_NAMES
+from lvspec.reference.kinds import KIND_NAMES
 
 TIE = 1e-4
 PROMPTS = {  # parts, and the seconds between two grids of a video

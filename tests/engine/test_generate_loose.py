@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
-from lvspec.engine.result import KIND_NAMES
+from lvspec.reference.kinds import KIND_NAMES
 
 GATED = 0.12  # about the median relevance of the random target
 POLICIES = {

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from lvspec import ops
-from lvspec.engine.mailbox import HEAD, NO_NAN, Report
+from lvspec.engine.mailbox import Report
 from lvspec.phases.accept import regrets
 from lvspec.phases.commit import commit
 from lvspec.phases.draft import Draft, DraftShape
-from lvspec.phases.state import BONUS, DecodeState
-from lvspec.reference.append import append
+from lvspec.phases.state import DecodeState
+from lvspec.reference.append import HEAD, NO_NAN, append
+from lvspec.reference.kinds import BONUS
 
 
 def case(seed, dtype=torch.float32):

@@ -11,8 +11,8 @@ import torch
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, generate
 from lvspec.engine.api import generate_many
-from lvspec.engine.result import KIND_NAMES
 from lvspec.models import recorder as capture
+from lvspec.reference.kinds import KIND_NAMES
 from lvspec.tree_shapes import NAMED_TREES, StaticTree
 
 PATHS = ((1,), (0,), (3,), (1, 0), (1, 2), (0, 0), (3, 1), (1, 0, 1), (1, 2, 0), (1, 0, 1, 0))

@@ -28,7 +28,7 @@ _PRIOR = (1.9, 2.0)  # accepted, of so many: what is believed of a sequence that
 class StoppingDrafter(ModelDrafter):
     """A chain whose `num_slots` differ; the shape is always that of `gamma` tokens.
 
-    Adaptive length: the best by the cost model (`lvspec.phases.draft.cost`) for each sequence's own acceptance
+    Adaptive length: the best by the cost model (`cost.py`) for each sequence's own acceptance
     so far, of which the latest iterations count most, and which stays on the device.
 
     Unsure anchors. The draft's own row says whether the video decides its token (the peak of its
