@@ -41,9 +41,9 @@ SOURCE_FLAGS = {
 
 
 def front_page() -> str:
-    """The README for a package index, where the files that it links to are not: their names."""
+    """The README for a package index, which has no files to link to: it names them."""
     text = README.read_text(encoding="utf-8") if README.exists() else ""
-    return re.sub(r"\[([^]]+)\]\((?!\w+:)[^)]+\)", r"\1", text)
+    return re.sub(r"\[([^]]+)\]\((?!\w+:)([^)]+)\)", r"\1 (\2)", text)
 
 
 def explain(reason: object) -> None:

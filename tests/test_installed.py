@@ -89,7 +89,7 @@ def wheel_text(wheel, name):
 
 def test_an_index_has_the_front_page_without_links_to_files(wheel):
     text = wheel_text(wheel, "METADATA")
-    assert "## Your pair on your GPU" in text and "lvspec/phases/draft" not in text
+    assert "## Your pair on your GPU" in text and "Using lvspec (lvspec/README.md)" in text
     assert not re.findall(r"\]\((?!\w+:)", text)
 
 
