@@ -44,7 +44,7 @@ tests = $(addprefix tests/test_,$(addsuffix .py,$(1)))
 
 test-backends: $(VENV)/.for-tests
 	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(PYTEST) $(OPERATION_TESTS)
-	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest -q tests/test_fused.py -k same_step
+	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest -q tests/models/test_fused.py -k same_step
 	LVSPEC_BACKEND=reference $(PYTEST) $(OPERATION_TESTS)
 	LVSPEC_CPU=avx2 $(PYTEST) $(OPERATION_TESTS)
 	LVSPEC_CPU=portable $(PYTEST) $(OPERATION_TESTS)

@@ -104,7 +104,7 @@ for part in "${parts[@]}"; do
             ;;
         micro)
             # What matters most comes first, in case time is over.
-            micro=(bench/bench_verify_attention.py)
+            micro=(bench/ops/bench_verify_attention.py)
             for file in bench/bench_*.py; do
                 [[ $file == "${micro[0]}" ]] || micro+=("$file")
             done

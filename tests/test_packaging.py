@@ -12,6 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from lvspec import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +53,61 @@ def test_sources_on_a_path_have_a_version_too():
     command = [sys.executable, "-I", "-S", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["0+unknown", "lvspec 0+unknown"], done.stderr
+
+
+def pinned():
+    """Of every package in constraints.txt the versions, of which one is for this Python."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    found: dict[str, list[Requirement]] = {}
+    for line in filter(None, (line.partition("#")[0].strip() for line in lines)):
+        requirement = Requirement(line)
+        assert [part.operator for part in requirement.specifier] == ["=="], line
+        found.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return found
+
+
+def version_of(requirement):
+    (part,) = requirement.specifier
+    return part.version
+
+
+def test_what_make_installs_is_named_and_allowed():
+    """Whatever lvspec needs, directly or not, has one exact version on each Python."""
+    constraints, seen, wanted = pinned(), set(), ["lvspec"]
+    for requirements in constraints.values():
+        for minor in range(10, 15):
+            here = {"python_version": f"3.{minor}"}
+            assert sum(r.marker is None or r.marker.evaluate(here) for r in requirements) <= 1
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        # What another version needs is no matter of these constraints.
+        if name != "lvspec" and environment.version(name) not in map(version_of, constraints[name]):
+            continue
+        for line in importlib.metadata.requires(name) or []:
+            requirement = Requirement(line)
+            extra = {"extra": "test" if name == "lvspec" else ""}
+            other = canonicalize_name(requirement.name)
+            # Of torch's own wheels some bring CUDA, by exact versions.
+            if re.match("nvidia-|cuda-", other):
+                continue
+            if requirement.marker is None or requirement.marker.evaluate(extra):
+                assert other in constraints, f"{name} needs {line}, which constraints.txt lacks"
+                if name == "lvspec":
+                    for one in constraints[other]:
+                        assert requirement.specifier.contains(version_of(one)), (line, str(one))
+                wanted.append(other)
+
+
+def test_the_oldest_are_those_of_setup():
+    (line,) = re.findall(r"^OLD +:= (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    setup = (ROOT / "setup.py").read_text()
+    for name in ("transformers", "av"):
+        (bound,) = re.findall(rf'"{name}>=([\d.]+)', setup)
+        (oldest,) = re.findall(rf"\b{name}==([\d.]+)", line)
+        assert (oldest + ".").startswith(bound + "."), (name, oldest, bound)
 
 
 # Where a top-level `kernels` would come from, and whether transformers takes it for HuggingFace's.
@@ -203,7 +262,7 @@ def test_every_form_of_import_is_read(tmp_path):
         "def late():\n    from lvspec.kernels.accept import launch\n"
     )
     known = {"ops", "cache", "tree", "config", "policy", "kernels"}
-    assert imports_of(path, "lvspec.verify", known) == known | {"__init__"}
+    assert imports_of(path, "lvspec.phases.verify", known) == known | {"__init__"}
 
 
 def test_kernels_know_no_transformers():

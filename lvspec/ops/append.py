@@ -1,7 +1,7 @@
 (
     """append: what was accepted becomes output.
 
-`lvspec.commit` calls it with tensors of which it knows shapes and dtypes, so it has no checked
+`lvspec.phases.commit` calls it with tensors of which it knows shapes and dtypes, so it has no checked
 function.
 """
     ""

@@ -1,7 +1,7 @@
 (
     """scaled_linear: a linear layer whose weights are bytes.
 
-`lvspec.byte_linear` calls it with tensors of which it knows shapes and dtypes, so it has no checked
+`lvspec.models.byte_linear` calls it with tensors of which it knows shapes and dtypes, so it has no checked
 function.
 """
     ""

@@ -87,7 +87,7 @@ def accept(
     Where the target samples instead of taking its best token, its samples stand in
     `top_ids[..., 0]` and all else is as `logit_stats` returns it, so `wanted` is the sample, and
     `regret` is against the best token still. For the rank to have a meaning `top_ids[..., :top_k]`
-    are then the sample and the best of the others, in any order behind the first (`lvspec.accept`
+    are then the sample and the best of the others, in any order behind the first (`lvspec.phases.accept`
     makes them so).
 
     Worked example, V = 4, `top_k=2`, no gate, no shifts. Chain `tokens = [0, 1, 2, 3]`; rows of
