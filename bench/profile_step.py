@@ -18,23 +18,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gaps
-import huggingface as hf
-import timing
 import torch
-from clock import synchronize
 from e2e import overrides
-from pairs import PAIRS, Size
-from random_models import build
-from replay import AcceptanceTrace, begin
+from measuring import gaps, timing
+from measuring.clock import synchronize
+from pairs import huggingface as hf
+from pairs.pairs import PAIRS, Size
+from pairs.random_models import build
+from pairs.replay import AcceptanceTrace, begin
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from lvspec import ops
 from lvspec.config import DecodeConfig
-from lvspec.engine import Engine
+from lvspec.engine.engine import Engine
 from lvspec.environment import check_json_path, environment, write_json
+from lvspec.models.hf_names import CACHE
 from lvspec.tree import chain_ancestors
 
 WARM_UP = 6
@@ -110,7 +110,7 @@ def huggingface_step(engine: Engine, tokens: torch.Tensor) -> Callable[[], Any]:
 
     def call() -> torch.Tensor:
         hidden = model.text(
-            input_ids=tokens, position_ids=positions, past_key_values=theirs, use_cache=True
+            input_ids=tokens, position_ids=positions, **{CACHE: theirs}, use_cache=True
         )
         theirs.crop(-tokens.shape[1])
         return model.hf.lm_head(hidden.last_hidden_state)
@@ -185,6 +185,7 @@ def main() -> int:
             "batch": size.batch_size,
             "gamma": config.gamma,
             "loop": loop,
+            "parts": engine.parts,
             "steps": steps,
             "gaps": found,
             "kernels": kernels[: arguments.rows],

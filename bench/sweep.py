@@ -5,7 +5,7 @@
 For verify_attention, whose `LAUNCH` table is the only one that depends on more than a block size.
 Without a GPU, or with --static, candidates are only compiled for --device-class, and those are
 printed that neither spill nor need more shared memory than there is. With one they are timed too
-(CUDA events, cold L2), and the line that `kernels/verify_attention.py` should have is printed:
+(CUDA events, cold L2), and the line that `launch_table.py` of the kernel should have is printed:
 BLOCK_N is one number for all tiles, since the bits of a row must not depend on how many there are.
 """
 
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import budget
-import budget_calls
 import torch
+from ops import budget_calls
 
 from lvspec import ops, tree
 from lvspec.kernels import launch, verify_attention
@@ -73,7 +73,7 @@ def timed(
     kept: list[dict[str, int]], dtype: torch.dtype, head_dim: int, context: int, fp8: bool
 ) -> None:
     """Add the median time of every candidate on the GPU, with as many rows as its tile has."""
-    import timing
+    from measuring import timing
 
     device = torch.device("cuda")
     key = (launch.device_class(device), max(64, head_dim), 1 if fp8 else dtype.itemsize)

@@ -1,6 +1,6 @@
 // The C++ operations as implementations of torch.ops.lvspec.* on the CPU, through torch's stable ABI.
 //
-// Schemas are defined in Python (lvspec/ops/schemas.py), arguments are checked there too.
+// Schemas are defined in Python (lvspec/ops/registry.py), arguments are checked there too.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -91,8 +91,8 @@ Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarTyp
   }
   int32_t device = 0;
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(shape.size()), shape.begin(), strides,
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device, 0, &handle));
   return Tensor(handle);
@@ -316,7 +316,7 @@ Tensor visual_importance(Tensor q, Tensor k_cache, Tensor kv_len, Tensor visual,
   return importance;
 }
 
-// Everything lvspec/commit.py passes; dtypes and shapes are those of DecodeState and Acceptance.
+// Everything lvspec/phases/commit.py passes; dtypes and shapes are those of DecodeState and Acceptance.
 Tensor cpu_append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor num_out,
                   Tensor max_new, Tensor last_two, Tensor regret_used, Tensor finished,
                   Tensor eos_ids, Tensor kv_len, Tensor tokens, Tensor num_slots, Tensor path,
@@ -352,7 +352,7 @@ Tensor cpu_append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor
   return report;
 }
 
-// From here on: operations of recorded passes. lvspec/capture.py and lvspec/fused see to it that
+// From here on: operations of recorded passes. lvspec/models/recorder.py and lvspec/models/fused see to it that
 // tensors are float32 and weights contiguous.
 Tensor cpu_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   lvspec::Linear a{};

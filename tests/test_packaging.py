@@ -1,4 +1,4 @@
-"""The house: what a wheel contains, who may import whom, and that `kernels` stays HuggingFace's."""
+"""The house: who may import whom, that `kernels` stays HuggingFace's, and what files hold."""
 
 import ast
 import importlib.metadata
@@ -12,159 +12,96 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-import lvspec
+from lvspec import environment
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("lvspec", "kernels", "csrc", "bench", "tests")
 
-# Imports point one way: a module imports from its own level or from one that stands before it here.
-# `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
-LEVELS = [
-    {"policy", "config", "cost", "tree", "trees", "stats", "reports", "video", "preprocess"}
-    | {"environment", "vocabulary", "warmup"},
-    {"reference"},
+# Imports point down this list: a package (or one of the few files beside them) imports from a floor
+# below its own, where `kernels` has none: lvspec.ops alone imports it, and it imports nothing of
+# lvspec. What is not named here has no place in lvspec/.
+FLOORS = [
+    {"checkpoint", "environment", "tree", "warmup"},
+    {"policy", "tree_shapes", "video"},
+    {"config", "reference"},
     {"ops"},
-    {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
-    | {"byte_linear"},
-    {"processing", "loading", "quantization"},
-    {"defaults", "keywords", "processors", "sampling", "stopping", "state"},
-    {"draft", "verify", "accept", "commit", "graph", "gate"},
-    {"trace", "sequence", "iteration"},
+    {"models"},
+    {"phases"},
     {"engine"},
-    {"decoder"},
-    {"generate", "hf"},
-    {"calibrate", "report", "terminal", "shapes"},
-    {"__init__"},
-    {"commands"},
-    {"cli", "__main__"},
+    {"__init__", "shapes"},
+    {"cli"},
+    {"__main__"},
 ]
-LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 
-def copy_of_the_tree(folder):
-    """The sources alone: no earlier build/ adds to a wheel made of them, none is left behind."""
-    for room in ROOMS:
-        if (ROOT / room).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", "*.so")
-            shutil.copytree(ROOT / room, folder / room, ignore=ignore)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, folder)
-    return folder
-
-
-def build_wheel(source, out, **environment):
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index"]
-    return subprocess.run(
-        [*pip, "-v", "-w", out, source],
-        cwd=out,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
+def test_sources_on_a_path_have_a_version_too():
+    """Without site-packages there is no metadata to ask: `lvspec --version` and imports go on."""
+    script = (
+        f"import sys; sys.path[:] = [{str(ROOT)!r}, *filter(None, sys.path)]\n"
+        "import lvspec\nfrom lvspec.cli import main\nprint(lvspec.__version__)\n"
+        "main(['--version'])\n"
     )
+    command = [sys.executable, "-I", "-S", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["0+unknown", "lvspec 0+unknown"], done.stderr
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    source = copy_of_the_tree(tmp_path_factory.mktemp("source"))
-    out = tmp_path_factory.mktemp("wheel")
-    build = build_wheel(source, out)
-    assert build.returncode == 0, build.stdout + build.stderr
-    (path,) = out.glob("*.whl")
-    return path
+def pinned():
+    """Of every package in constraints.txt the versions, of which one is for this Python."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    found: dict[str, list[Requirement]] = {}
+    for line in filter(None, (line.partition("#")[0].strip() for line in lines)):
+        requirement = Requirement(line)
+        assert [part.operator for part in requirement.specifier] == ["=="], line
+        found.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return found
 
 
-@pytest.fixture(scope="module")
-def wheel_names(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        return set(archive.namelist())
+def version_of(requirement):
+    (part,) = requirement.specifier
+    return part.version
 
 
-def wheel_text(wheel, name):
-    with zipfile.ZipFile(wheel) as archive:
-        (member,) = [n for n in archive.namelist() if n.endswith(f".dist-info/{name}")]
-        return archive.read(member).decode()
+def test_what_make_installs_is_named_and_allowed():
+    """Whatever lvspec needs, directly or not, has one exact version on each Python."""
+    constraints, seen, wanted = pinned(), set(), ["lvspec"]
+    for requirements in constraints.values():
+        for minor in range(10, 15):
+            here = {"python_version": f"3.{minor}"}
+            assert sum(r.marker is None or r.marker.evaluate(here) for r in requirements) <= 1
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        # What another version needs is no matter of these constraints.
+        if name != "lvspec" and environment.version(name) not in map(version_of, constraints[name]):
+            continue
+        for line in importlib.metadata.requires(name) or []:
+            requirement = Requirement(line)
+            extra = {"extra": "test" if name == "lvspec" else ""}
+            other = canonicalize_name(requirement.name)
+            # Of torch's own wheels some bring CUDA, by exact versions.
+            if re.match("nvidia-|cuda-", other):
+                continue
+            if requirement.marker is None or requirement.marker.evaluate(extra):
+                assert other in constraints, f"{name} needs {line}, which constraints.txt lacks"
+                if name == "lvspec":
+                    for one in constraints[other]:
+                        assert requirement.specifier.contains(version_of(one)), (line, str(one))
+                wanted.append(other)
 
 
-def test_wheel_has_one_top_level_package(wheel_names):
-    top = {name.split("/")[0] for name in wheel_names}
-    version = importlib.metadata.version("lvspec")
-    assert top == {"lvspec", f"lvspec-{version}.dist-info"}
-
-
-def test_wheel_contains_every_module(wheel_names):
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lvspec").rglob("*.py")}
-    modules |= {f"lvspec/{p.relative_to(ROOT)}" for p in (ROOT / "kernels").rglob("*.py")}
-    assert "lvspec/kernels/__init__.py" in modules
-    assert modules <= wheel_names, f"left out: {sorted(modules - wheel_names)}"
-
-
-def test_wheel_contains_the_embedded_models(wheel_names):
-    shapes = ROOT / "lvspec" / "shapes"
-    files = [p for end in ("safetensors", "json", "md") for p in shapes.rglob(f"*.{end}")]
-    data = {p.relative_to(ROOT).as_posix() for p in files}
-    assert data <= wheel_names, f"left out: {sorted(data - wheel_names)}"
-    if data:
-        assert any(name.endswith(".safetensors") for name in data)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_wheel_contains_the_cpp_operations(wheel, wheel_names):
-    """For any Python from 3.10 on, since nothing in them depends on its version."""
-    assert "lvspec/_C.abi3.so" in wheel_names
-    assert "-cp310-abi3-" in wheel.name
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="names a compiler that fails")
-def test_a_failing_compiler_leaves_the_cpp_operations_out(tmp_path):
-    source, out = copy_of_the_tree(tmp_path / "source"), tmp_path / "out"
-    out.mkdir()
-    compilers = {"CC": "/bin/false", "CXX": "/bin/false"}
-    build = build_wheel(source, out, **compilers)
-    assert build.returncode == 0, build.stdout + build.stderr
-    said = build.stdout + build.stderr
-    assert "lvspec: installing without the C++ operations: " in said
-    (path,) = out.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
-        assert not [name for name in archive.namelist() if name.endswith(".so")]
-    required = build_wheel(source, out, **compilers, LVSPEC_REQUIRE_EXT="1")
-    assert required.returncode != 0
-    assert "LVSPEC_REQUIRE_EXT=1, but the C++ operations fail" in required.stdout + required.stderr
-
-
-def test_without_torch_the_install_is_pure_python(tmp_path):
-    """As under build isolation, where torch cannot be imported."""
-    source, out = copy_of_the_tree(tmp_path / "source"), tmp_path / "out"
-    out.mkdir()
-    hidden = tmp_path / "hidden"
-    (hidden / "torch").mkdir(parents=True)
-    (hidden / "torch" / "__init__.py").write_text("raise ImportError('hidden')")
-    build = build_wheel(source, out, PYTHONPATH=str(hidden))
-    assert build.returncode == 0, build.stdout + build.stderr
-    assert "torch cannot be imported here" in build.stdout + build.stderr
-    (path,) = out.glob("*.whl")
-    assert path.name.endswith("-py3-none-any.whl")
-
-
-def test_wheel_metadata(wheel):
-    metadata = wheel_text(wheel, "METADATA")
-    required = re.findall(r"^Requires-Dist: (.+)$", metadata, re.M)
-    (triton,) = [line for line in required if line.startswith("triton")]
-    assert "Linux" in triton and "x86_64" in triton and "aarch64" in triton
-    (torch,) = [line for line in required if re.match(r"torch\b", line)]
-    assert ">=" in torch and "==" not in torch, "torch is a range here; the Makefile pins it"
-    extras = set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.M))
-    assert {"test", "flash-attn", "quant"} <= extras
-    assert "lvspec = lvspec.cli:main" in wheel_text(wheel, "entry_points.txt")
-
-
-def test_one_version(wheel):
-    """setup.py says it; the wheel, the installed metadata and lvspec.__version__ repeat it."""
-    written = re.findall(r'version="([^"]+)"', (ROOT / "setup.py").read_text())
-    assert written == [importlib.metadata.version("lvspec")], "reinstall: pip install -e ."
-    assert wheel.name.split("-")[1] == written[0]
-    assert getattr(lvspec, "__version__", written[0]) == written[0]
+def test_the_oldest_are_those_of_setup():
+    (line,) = re.findall(r"^OLD +:= (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    setup = (ROOT / "setup.py").read_text()
+    for name in ("transformers", "av"):
+        (bound,) = re.findall(rf'"{name}>=([\d.]+)', setup)
+        (oldest,) = re.findall(rf"\b{name}==([\d.]+)", line)
+        assert (oldest + ".").startswith(bound + "."), (name, oldest, bound)
 
 
 # Where a top-level `kernels` would come from, and whether transformers takes it for HuggingFace's.
@@ -231,7 +168,7 @@ def test_guard_names_the_cause():
 
 
 def imports_of(path, module, known):
-    """The modules of lvspec that a file imports anywhere in it, named as in LEVELS."""
+    """The modules of lvspec that a file imports anywhere in it, named as in FLOORS."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -252,7 +189,8 @@ def imports_of(path, module, known):
     return found
 
 
-def import_graph():
+def files_of_lvspec():
+    """{path: its module}."""
     files = {}
     for path in sorted((ROOT / "lvspec").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -261,6 +199,12 @@ def import_graph():
     for path in sorted((ROOT / "kernels").rglob("*.py")):
         parts = ("lvspec", *path.relative_to(ROOT).with_suffix("").parts)
         files[path] = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return files
+
+
+def import_graph():
+    """{package or file beside them: those it imports}."""
+    files = files_of_lvspec()
     nodes = {module.split(".")[1] if "." in module else "__init__" for module in files.values()}
     graph = {node: set() for node in nodes}
     for path, module in files.items():
@@ -273,38 +217,69 @@ def faults(graph):
     """What is wrong with an import graph {module: modules it imports}, one sentence each."""
     wrong = []
     for module, imported in sorted(graph.items()):
-        if module != "kernels" and module not in LEVEL_OF:
-            wrong.append(f"{module} has no place in LEVELS")
+        if module != "kernels" and module not in FLOOR_OF:
+            wrong.append(f"{module} has no place in FLOORS")
         for other in sorted(imported):
             if module == "kernels":
                 wrong.append(f"kernels imports {other}")
             elif other == "kernels":
                 if module != "ops":
                     wrong.append(f"{module} imports kernels, which is for ops alone")
-            elif LEVEL_OF.get(other, 0) > LEVEL_OF.get(module, len(LEVELS)):
-                wrong.append(f"{module} imports {other}, upward")
+            elif FLOOR_OF.get(other, 0) >= FLOOR_OF.get(module, len(FLOORS)):
+                wrong.append(f"{module} imports {other}, which is no floor below")
+    return wrong
+
+
+def in_circles(graph):
+    """The files of {file: files it imports} that import each other around a corner."""
     remaining = {module: set(imported) for module, imported in graph.items()}
     while leaves := [m for m, imported in remaining.items() if not imported & remaining.keys()]:
         for leaf in leaves:
             del remaining[leaf]
-    if remaining:
-        wrong.append(f"a cycle among {', '.join(sorted(remaining))}")
-    return wrong
+    return sorted(remaining)
+
+
+def file_graph():
+    """{file: the files it imports}, for lvspec/ and kernels/; a package is its __init__."""
+    files = files_of_lvspec()
+    known = set(files.values())
+    graph = {}
+    for path, module in files.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= (names & known) or {node.module}
+        graph[module] = found & known - {module}
+    return graph
 
 
 def test_imports_point_one_way():
     assert faults(import_graph()) == []
 
 
+def test_no_files_import_each_other_around_a_corner():
+    assert in_circles({"a": {"b"}, "b": {"a"}, "c": {"a"}, "d": set()}) == ["a", "b", "c"]
+    assert in_circles(file_graph()) == []
+
+
 @pytest.mark.parametrize(
     ("graph", "fault"),
     [
-        ({"policy": {"ops"}, "ops": set()}, "policy imports ops, upward"),
-        ({"cache": {"models"}, "models": {"cache"}}, "a cycle among cache, models"),
+        ({"policy": {"ops"}, "ops": set()}, "policy imports ops, which is no floor below"),
+        ({"policy": {"video"}, "video": set()}, "policy imports video, which is no floor below"),
         ({"kernels": {"policy"}, "policy": set()}, "kernels imports policy"),
-        ({"draft": {"kernels"}, "kernels": set()}, "draft imports kernels, which is for ops alone"),
-        ({"generate": {"__init__"}, "__init__": set()}, "generate imports __init__, upward"),
-        ({"elsewhere": set()}, "elsewhere has no place in LEVELS"),
+        (
+            {"models": {"kernels"}, "kernels": set()},
+            "models imports kernels, which is for ops alone",
+        ),
+        (
+            {"engine": {"__init__"}, "__init__": set()},
+            "engine imports __init__, which is no floor below",
+        ),
+        ({"elsewhere": set()}, "elsewhere has no place in FLOORS"),
     ],
 )
 def test_a_wrong_import_is_found(graph, fault):

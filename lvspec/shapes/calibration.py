@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lvspec.config import DecodeConfig
-from lvspec.generate import generate
-from lvspec.loading import Pair
+from lvspec.engine.api import generate
+from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.captions import anchor_words
 from lvspec.shapes.evaluation import Clip, lvspec_method, run_methods

@@ -1,0 +1,105 @@
+"""The attention implementation "lvspec" of transformers: verify_attention over a SlotCache.
+
+Registered with both the attention and the mask interface. A forward that carries an
+`AttentionStep` in the keyword `lvspec_step` computes `lvspec.ops.verify_attention` and leaves its
+scores there; any other forward of a model that is set to "lvspec" is SDPA with SDPA's mask, so a
+model left in this state still computes what it should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lvspec import ops
+
+NAME = "lvspec"
+
+
+@dataclass
+class AttentionStep:
+    """One pass of slots: what its attention layers need, and the scores they leave.
+
+    Attributes:
+        kv_len: int32 `[B]`.
+        ancestors: int64 `[B, S]`.
+        visual: uint8 `[B, N]`.
+        scores: Whether to compute mass and peak.
+        plan: The split plan of the cache, or None.
+        workspace: Scratch for the operation, or None.
+        importance: `[B, N]`, to which every layer adds what `ops.visual_importance` says of the
+            pass's rows; None where that is not wanted.
+        masses, peaks: float32 `[B, Hq, S]` of every layer in order, if `scores`.
+    """
+
+    kv_len: Tensor
+    ancestors: Tensor
+    visual: Tensor
+    scores: bool
+    plan: ops.SplitPlan | None = None
+    workspace: Tensor | None = None
+    importance: Tensor | None = None
+    masses: list[Tensor] = field(default_factory=list)
+    peaks: list[Tensor] = field(default_factory=list)
+
+
+def lvspec_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    lvspec_step: AttentionStep | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention of one layer, `[B, S, Hq, D]`; the signature is that of `AttentionInterface`."""
+    if lvspec_step is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+    step, device = lvspec_step, query.device
+    query = query.to(key.device)  # the cache's, of which there is one for all layers
+    result = ops.verify_attention(
+        query,
+        key,
+        value,
+        step.kv_len,
+        step.ancestors,
+        step.visual,
+        scale=scaling,
+        plan=step.plan,
+        scores=step.scores,
+        workspace=step.workspace,
+    )
+    if step.scores:
+        step.masses.append(result.visual_mass)
+        step.peaks.append(result.visual_peak)
+    if step.importance is not None:
+        length = step.kv_len + query.shape[2]
+        step.importance += ops.visual_importance(
+            query, key, length, step.visual, result.lse, scale=scaling
+        )
+    return result.out.transpose(1, 2).to(device), None
+
+
+AttentionInterface.register(NAME, lvspec_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def lvspec_attention_on(text_model: PreTrainedModel) -> Iterator[None]:
+    """Set a text model to "lvspec" and back to what it was; the vision tower is left alone."""
+    config = text_model.config
+    before = config._attn_implementation
+    try:
+        text_model.set_attn_implementation(NAME)
+        yield
+    finally:
+        config._attn_implementation = before  # it was good before, so nothing is to be checked
