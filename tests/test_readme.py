@@ -61,7 +61,12 @@ def outputs_of(examples, folder):
     script.write_text("".join(f"{example}\nprint({END!r})\n" for example in examples))
     quiet = [f"-Werror::{kind}Warning" for kind in ("Future", "Deprecation")]
     done = subprocess.run(
-        [sys.executable, *quiet, script], cwd=folder, capture_output=True, text=True, timeout=900
+        [sys.executable, *quiet, script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in all tests
     )
     assert done.returncode == 0, done.stderr
     said = [line for line in re.split(r"[\r\n]", done.stderr) if "Loading weights" not in line]
