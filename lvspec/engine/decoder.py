@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
 from lvspec.engine.engine import Engine
+from lvspec.engine.errors import GenerationInterrupted
 from lvspec.engine.gate import warn_of_gate
 from lvspec.engine.keywords import refuse_keywords
 from lvspec.engine.result import Generation
@@ -33,27 +34,6 @@ from lvspec.policy import AcceptancePolicy
 from lvspec.tree_shapes import check_count
 
 Inputs = Mapping[str, Any]
-
-
-class GenerationInterrupted(KeyboardInterrupt):
-    """Ctrl-C while generating. `generations` holds what was generated and not yet returned.
-
-    Attributes:
-        generations: In the order of the requests, those that had begun.
-    """
-
-    def __init__(self, generations: list[Generation]) -> None:
-        count = sum(generation.tokens.shape[1] for generation in generations)
-        super().__init__(f"interrupted after {count} tokens")
-        self.generations = generations
-
-    def __reduce__(self) -> tuple[type[GenerationInterrupted], tuple[list[Generation]]]:
-        return type(self), (self.generations,)
-
-    @property
-    def generation(self) -> Generation:
-        """The first of them; there is one whenever a single prompt was interrupted."""
-        return self.generations[0]
 
 
 class Decoder:
@@ -290,7 +270,7 @@ class Decoder:
                     sequence = engine.ended[0]
                     threshold = engine.policy.rule.anchor_threshold
                     warn_of_gate(self.target.hf, threshold, sequence.stats)
-                    yield sequence.request.index, sequence.outcome
+                    yield sequence.request.index, sequence.ending
                     engine.ended.popleft()
         except GeneratorExit:
             raise
@@ -307,7 +287,7 @@ class Decoder:
         """What was generated and not returned, by request."""
         found = dict(waiting)
         for sequence in self.engine.ended:
-            found[sequence.request.index] = sequence.outcome
+            found[sequence.request.index] = sequence.ending
         for sequence in self.engine.active:
             found[sequence.request.index] = sequence.result(self.engine.state)
         kept = (found[index] for index in sorted(found))

@@ -6,46 +6,30 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lvspec.config import DecodeConfig
+from lvspec.engine.errors import NonFiniteLogits
 from lvspec.engine.graph import GraphedLoop, make_loop, models_obstacle
 from lvspec.engine.mailbox import Mailbox, Report
-from lvspec.engine.result import Generation, Trace
+from lvspec.engine.result import Trace
 from lvspec.engine.sequence import Launched, Request, Sequence
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
 from lvspec.models.cache import SlotCache
 from lvspec.models.model import Model, held
-from lvspec.ops import Acceptance, LogitStats
-from lvspec.phases.accept import accept, regrets
-from lvspec.phases.commit import commit
 from lvspec.phases.defaults import eos_ids_of
-from lvspec.phases.draft import CachedDrafter, Draft, Drafter
+from lvspec.phases.draft import CachedDrafter, Drafter
 from lvspec.phases.iteration import Iteration
 from lvspec.phases.logits import Processors
+from lvspec.phases.outcome import Outcome
 from lvspec.phases.relevance import get_scorer
 from lvspec.phases.sampling import Sampler, draw
 from lvspec.phases.state import DecodeState
-from lvspec.phases.verify import Verification, verify
 from lvspec.policy import AcceptancePolicy
 from lvspec.reference.append import NO_NAN
-
-
-class NonFiniteLogits(RuntimeError):
-    """The target's logits were NaN. `generation` holds what was generated before."""
-
-    index = 0  # which of the requests
-
-    def __init__(self, message: str, generation: Generation) -> None:
-        super().__init__(message)
-        self.generation = generation
-
-    def __reduce__(self) -> tuple[type[NonFiniteLogits], tuple[str, Generation], dict[str, Any]]:
-        return type(self), (str(self), self.generation), vars(self)
 
 
 class Engine:
@@ -69,6 +53,7 @@ class Engine:
         stopping: Criteria asked after every token; None: none.
 
     Attributes:
+        iteration: The method, run by this engine's clock.
         ended: Sequences that have ended, for the caller to take.
         loop: Says by its `description` how iterations are run.
     """
@@ -94,12 +79,8 @@ class Engine:
         if drafter.gamma == 0:
             policy = AcceptancePolicy.strict()  # nothing to be loose about
         self.policy = replace(policy, eos_ids=eos_ids)
-        # Relevance from which on a row is an anchor; None: it decides nothing.
-        gated = self.policy.needs_relevance
-        self._threshold = self.policy.rule.anchor_threshold if gated else None
         scorer = get_scorer(config.scorer)
         wants_scores = drafter.gamma > 0 and (policy.needs_relevance or config.trace)
-        self.scorer = scorer if wants_scores else None
         self.cache: SlotCache | None = None
         sampler = None
         if config.samples:
@@ -119,7 +100,7 @@ class Engine:
         if isinstance(drafter, CachedDrafter) and drafter.model is not target:
             self._models.append(drafter.model)
         self._revisions: tuple[int, ...] = ()
-        self.loop: GraphedLoop[Iteration] = make_loop(
+        self.loop: GraphedLoop[Outcome] = make_loop(
             self._models, capture=config.capture, obstacle=obstacle
         )
         self._is_timed = True
@@ -128,7 +109,7 @@ class Engine:
         self._mailbox = Mailbox(
             batch_size=batch_size,
             num_slots=self.num_slots,
-            parts=1 if self.policy.is_exact else 2 + gated,
+            parts=1 if self.policy.is_exact else 2 + self.policy.needs_relevance,
             device=target.device,
             size=self._lag + 1,
         )
@@ -139,6 +120,14 @@ class Engine:
             eos_ids=torch.tensor(eos_ids, dtype=torch.int64, device=target.device),
             regret_dtype=torch.float64 if target.text.dtype == torch.float64 else torch.float32,
             sampler=sampler,
+        )
+        self.iteration = Iteration(
+            target,
+            drafter,
+            self.policy,
+            self.processors,
+            scorer if wants_scores else None,
+            self.state,
         )
 
     @property
@@ -350,57 +339,13 @@ class Engine:
         if report.finished or is_stopped:
             self._release(sequence)
 
-    def run_phases(self) -> Iteration:
-        """One iteration on the device; nothing of it is read back.
+    def run_phases(self) -> Outcome:
+        """One iteration, see `Iteration.run`."""
+        return self.iteration.run(self.cache, self._phase, self._committed)
 
-        (By this loop. A logits processor may, and on a CPU some drafters look where they can stop.)
-        """
-        state, cache = self.state, self.cache
-        with self._phase("draft"):
-            if state.sampler is not None:
-                state.sampler.advance()
-            draft = self.drafter.propose(state, cache.kv_len)
-        with self._phase("verify"):
-            verification = verify(self.target, cache, draft, self.scorer)
-        with self._phase("accept"):
-            processed = self._processed(verification, draft)
-            acceptance, logit_stats = self._accept(processed, draft)
-            costs = None
-            if not self.policy.is_exact:
-                costs = regrets(processed.logits, draft, logit_stats, acceptance)
-        with self._phase("commit"):
-            relevance = verification.relevance
-            self.drafter.commit(draft, acceptance, cache.kv_len)
-            report = commit(
-                *(state, cache, draft, acceptance, relevance, logit_stats.lse),
-                regrets=costs,
-                anchor_threshold=self._threshold,
-            )
-        return Iteration(draft, acceptance, logit_stats.top_ids[..., 0], relevance, report)
-
-    def _accept(self, verification: Verification, draft: Draft) -> tuple[Acceptance, LogitStats]:
-        """Phase 3, on the device."""
-        regret_used, sampler = self.state.regret_used, self.state.sampler
-        is_strict = None if self._threshold is None else self.state.is_text
-        return accept(
-            *(verification, draft, self.policy, regret_used, self.cache.workspace),
-            *(sampler, is_strict),
-        )
-
-    def _processed(self, verification: Verification, draft: Draft) -> Verification:
-        """With the rows as the logits processors leave them."""
-        if not self.processors:
-            return verification
-        committed = []
-        if self.processors.need_paths:
-            committed = [
-                None if sequence is None else sequence.ids(self.state) for sequence in self.places
-            ]
-        shape = draft.shape
-        logits = self.processors.slots(
-            verification.logits, draft.tokens, shape.ancestors, shape.num_slots, committed
-        )
-        return replace(verification, logits=logits)
+    def _committed(self) -> list[Tensor | None]:
+        """Of every place prompt and output, int64 `[T]`; None where there is no sequence."""
+        return [None if sequence is None else sequence.ids(self.state) for sequence in self.places]
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lvspec.engine.stats import DecodeStats
 from lvspec.ops import Acceptance
-from lvspec.phases.draft import Draft
+from lvspec.phases.slots import Draft
 from lvspec.reference.kinds import KIND_NAMES
 
 

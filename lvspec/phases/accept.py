@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lvspec import ops
-from lvspec.phases.draft import Draft
 from lvspec.phases.sampling import Sampler, draw, draw_coupled
+from lvspec.phases.slots import Draft
 from lvspec.phases.verify import Verification
 from lvspec.policy import AcceptancePolicy
 from lvspec.reference.kinds import LOOSE, SHIFT

@@ -12,11 +12,11 @@ from torch.nn.functional import pad
 
 from lvspec import ops
 from lvspec.models.model import Model
-from lvspec.phases.draft.base import Draft
 from lvspec.phases.draft.chain import ModelDrafter
 from lvspec.phases.draft.cost import chain_speedups
 from lvspec.phases.draft.passes import read_last_two
 from lvspec.phases.relevance import attention_peak
+from lvspec.phases.slots import Draft
 from lvspec.phases.state import DecodeState
 from lvspec.tree import chain_ancestors
 

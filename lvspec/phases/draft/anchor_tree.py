@@ -12,10 +12,10 @@ from lvspec import ops
 from lvspec.models.cache import SlotCache
 from lvspec.models.head import DraftHead
 from lvspec.models.model import Model
-from lvspec.phases.draft.base import Draft, DraftShape
 from lvspec.phases.draft.passes import DraftPhase, Step, read_last_two
 from lvspec.phases.draft.tree import TreeDrafter
 from lvspec.phases.relevance import attention_peak
+from lvspec.phases.slots import Draft, DraftShape
 from lvspec.phases.state import DecodeState
 from lvspec.tree import chain_ancestors, chain_parents
 from lvspec.tree_shapes import AnchorTree

@@ -13,10 +13,10 @@ from torch import Tensor
 from lvspec.models.cache import SlotCache
 from lvspec.models.head import DraftHead, draft_head
 from lvspec.models.model import Model
-from lvspec.phases.draft.base import Draft, DraftShape
 from lvspec.phases.draft.model_cache import WHOLE_PROMPT, CachedDrafter, PromptReading
 from lvspec.phases.draft.passes import DraftPhase, Step, read_last_two, run_phase
 from lvspec.phases.sampling import draw
+from lvspec.phases.slots import Draft, DraftShape
 from lvspec.phases.state import DecodeState
 from lvspec.tree import chain_ancestors
 

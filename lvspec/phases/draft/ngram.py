@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lvspec.models.cache import SlotCache
-from lvspec.phases.draft.base import Draft, Drafter, DraftShape
+from lvspec.phases.draft.base import Drafter
+from lvspec.phases.slots import Draft, DraftShape
 from lvspec.phases.state import DecodeState
 
 

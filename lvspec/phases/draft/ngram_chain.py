@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lvspec.models.model import Model
-from lvspec.phases.draft.base import Draft
 from lvspec.phases.draft.chain import ModelDrafter
 from lvspec.phases.draft.ngram import History
 from lvspec.phases.draft.passes import first_slots
+from lvspec.phases.slots import Draft
 from lvspec.phases.state import DecodeState
 from lvspec.tree import chain_ancestors
 

@@ -12,9 +12,9 @@ from lvspec import ops
 from lvspec.models.cache import SlotCache
 from lvspec.models.head import DraftHead
 from lvspec.models.model import Model
-from lvspec.phases.draft.base import Draft, DraftShape
 from lvspec.phases.draft.chain import ModelDrafter
 from lvspec.phases.draft.passes import DraftPhase, Step, read_last_two
+from lvspec.phases.slots import Draft, DraftShape
 from lvspec.phases.state import DecodeState
 from lvspec.tree import ancestors_from_parents
 from lvspec.tree_shapes import DynamicTree, StaticTree
