@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from lvspec.checks import check_count, check_type
 from lvspec.config import DecodeConfig
 from lvspec.engine.engine import Engine
 from lvspec.engine.errors import GenerationInterrupted
@@ -31,7 +32,6 @@ from lvspec.phases.defaults import GenerationDefaults, eos_ids_of
 from lvspec.phases.draft import DraftChoice, draft_model, make_drafter
 from lvspec.phases.logits import Processors, check_list, sampling_warpers
 from lvspec.policy import AcceptancePolicy
-from lvspec.tree_shapes import check_count
 
 Inputs = Mapping[str, Any]
 
@@ -79,8 +79,8 @@ class Decoder:
         if policy is None:
             is_ngram = isinstance(draft, str) and draft == "ngram"
             policy = AcceptancePolicy.strict() if is_ngram else AcceptancePolicy.lvspec()
-        _check_type("config", config, DecodeConfig)
-        _check_type("policy", policy, AcceptancePolicy)
+        check_type("config", config, DecodeConfig)
+        check_type("policy", policy, AcceptancePolicy)
         stopping = Stopping(stopping_criteria, stop_strings, tokenizer)
         self.tokenizer = tokenizer
         self._given = target, draft
@@ -305,8 +305,3 @@ def _one_each(name: str, value: Any, count: int, is_batch: bool) -> list[Any]:
     if len(values) != count:
         raise ValueError(f"{name}: expected {count} entries, one a prompt, got {len(values)}")
     return values
-
-
-def _check_type(name: str, value: Any, expected: type) -> None:
-    if not isinstance(value, expected):
-        raise TypeError(f"{name}: expected {expected.__name__}, got {value!r}")

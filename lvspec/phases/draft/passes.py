@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lvspec.models.cache import SlotCache
 from lvspec.models.head import DraftHead
-from lvspec.models.model import Model, StepOutput, run_pass
+from lvspec.models.model import Model
+from lvspec.models.text_pass import StepOutput, run_pass
 from lvspec.tree import chain_ancestors
 
 Step = Callable[[Tensor, Tensor, Tensor], StepOutput]
