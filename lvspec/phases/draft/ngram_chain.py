@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec.models.model import Model
-from lvspec.phases.draft.chain import ModelDrafter
+from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
 from lvspec.phases.draft.ngram import History
 from lvspec.phases.draft.passes import first_slots
 from lvspec.phases.slots import Draft
@@ -18,8 +17,8 @@ from lvspec.phases.state import DecodeState
 from lvspec.tree import chain_ancestors
 
 
-class NGramChainDrafter(ModelDrafter):
-    """The chain of `ModelDrafter`, in fewer passes where the output repeats something.
+class NGramChainDrafter(CachedDrafter):
+    """The greedy chain of `ModelDrafter`, in fewer passes where the output repeats something.
 
     Every pass takes the last token and `lookup` tokens that stood behind it before. As far as the
     draft agrees they are drafted, and one of its own behind them, so a pass drafts from 1 to
@@ -36,24 +35,19 @@ class NGramChainDrafter(ModelDrafter):
 
     def __init__(
         self,
-        model: Model,
+        source: DraftSource,
         *,
         gamma: int,
         lookup: int,
         passes: int,
         ngram_max: int,
         never: tuple[int, ...],
-        **common: Any,
     ) -> None:
-        super().__init__(model, gamma=gamma, **common)
+        super().__init__(source, gamma=gamma, pass_slots=lookup + 2)
         self.lookup, self.passes = lookup, passes
-        self._history = History(ngram_max=ngram_max, never=never, device=model.device)
+        self._history = History(ngram_max=ngram_max, never=never, device=source.model.device)
         # To look whether all chains are whole would stop a GPU.
-        self._may_look = model.device.type == "cpu"
-
-    @property
-    def _pass_slots(self) -> int:
-        return self.lookup + 2
+        self._may_look = source.model.device.type == "cpu"
 
     def allocate(self, *, batch_size: int, capacity: int) -> None:
         # The last pass may stand at the last drafted token and look beyond.
