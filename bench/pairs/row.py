@@ -102,7 +102,7 @@ class Row:
         return {
             **figures(wall, each),
             "tokens_per_iteration": tokens,
-            "loop": engine.loop.description,
+            "loop": engine.runner.description,
             "parts": engine.parts,
             "draft_passes": engine.drafter.depth,
             "mean_context": length,

@@ -30,7 +30,7 @@ from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
 from lvspec.phases.defaults import GenerationDefaults, eos_ids_of
 from lvspec.phases.draft import DraftChoice, draft_model, make_drafter
-from lvspec.phases.logits import Processors, check_list, sampling_warpers
+from lvspec.phases.logits import LogitsProcessors, check_list, sampling_warpers
 from lvspec.policy import AcceptancePolicy
 
 Inputs = Mapping[str, Any]
@@ -98,7 +98,7 @@ class Decoder:
         self.target = Model(target, "target", capture=config.capture, fuse=config.fuse)
         self.draft = draft_model(draft, config)
         self._taken = self._facts()
-        self._processors = Processors(
+        self._processors = LogitsProcessors(
             self._processors_given,
             sampling_warpers(config) if self._warps else (),
             batch_size=self._batch_size,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lvspec.config import DecodeConfig
 from lvspec.engine.errors import NonFiniteLogits
-from lvspec.engine.graph import GraphedLoop, make_loop, models_obstacle
+from lvspec.engine.graph import IterationRunner, make_runner, models_obstacle
 from lvspec.engine.mailbox import Mailbox, Report
 from lvspec.engine.result import Trace
 from lvspec.engine.sequence import Launched, Request, Sequence
@@ -23,7 +23,7 @@ from lvspec.models.model import Model, held
 from lvspec.phases.defaults import eos_ids_of
 from lvspec.phases.draft import CachedDrafter, Drafter
 from lvspec.phases.iteration import Iteration
-from lvspec.phases.logits import Processors
+from lvspec.phases.logits import LogitsProcessors
 from lvspec.phases.outcome import Outcome
 from lvspec.phases.relevance import get_scorer
 from lvspec.phases.sampling import Sampler, draw
@@ -55,7 +55,7 @@ class Engine:
     Attributes:
         iteration: The method, run by this engine's clock.
         ended: Sequences that have ended, for the caller to take.
-        loop: Says by its `description` how iterations are run.
+        runner: Says by its `description` how iterations are run.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Engine:
         config: DecodeConfig,
         *,
         batch_size: int = 1,
-        processors: Processors | None = None,
+        processors: LogitsProcessors | None = None,
         stopping: Stopping | None = None,
     ) -> None:
         self.target, self.drafter, self.config = target, drafter, config
-        self.processors = Processors() if processors is None else processors
+        self.processors = LogitsProcessors() if processors is None else processors
         self.stopping = Stopping() if stopping is None else stopping
         self.places: list[Sequence | None] = [None] * batch_size
         self.ended: deque[Sequence] = deque()
@@ -100,7 +100,7 @@ class Engine:
         if isinstance(drafter, CachedDrafter) and drafter.model is not target:
             self._models.append(drafter.model)
         self._revisions: tuple[int, ...] = ()
-        self.loop: GraphedLoop[Outcome] = make_loop(
+        self.runner: IterationRunner[Outcome] = make_runner(
             self._models, capture=config.capture, obstacle=obstacle
         )
         self._is_timed = True
@@ -271,7 +271,7 @@ class Engine:
         revisions = tuple(model.watch.revision for model in self._models)
         if revisions != self._revisions:
             self._revisions = revisions
-            self.loop.obstacle = models_obstacle(self._models)
+            self.runner.obstacle = models_obstacle(self._models)
         caches = [self.cache]
         if isinstance(self.drafter, CachedDrafter):
             caches.append(self.drafter.cache)
@@ -306,18 +306,18 @@ class Engine:
 
     def _launch(self) -> None:
         """One iteration, by a graph if there is one, and its report on the way to the host."""
-        if self.loop.is_due((self._allocations, self._revisions), self.cache.plan is None):
+        if self.runner.is_due((self._allocations, self._revisions), self.cache.plan is None):
             with self._phase("capture"):
                 self._is_timed = False
-                self.loop.capture(self.run_phases)
+                self.runner.capture(self.run_phases)
                 self._is_timed = True
-        if self.loop.is_captured:
+        if self.runner.is_captured:
             with self._phase("iteration"):
-                done = self.loop.replay()
+                done = self.runner.replay()
         else:
             done = self.run_phases()
         trace = done.trace_tensors() if self.config.trace else None
-        self._launched.append(Launched(tuple(self.places), self.loop.is_warming_up, trace))
+        self._launched.append(Launched(tuple(self.places), self.runner.is_warming_up, trace))
         self._mailbox.send(done.report)
 
     def _look(self) -> None:
@@ -332,9 +332,9 @@ class Engine:
         if report.nan_row != NO_NAN:
             self._fail(sequence, f"iteration {stats.num_iterations}, row {report.nan_row}")
             return
-        stats.loop = self.loop.description
+        stats.loop = self.runner.description
         if sequence.trace is not None:
-            sequence.trace.record(*launched.trace)
+            sequence.trace.add(*launched.trace)
         is_stopped = sequence.take(report, is_warm_up=launched.is_warm_up)
         if report.finished or is_stopped:
             self._release(sequence)
@@ -353,7 +353,7 @@ class Engine:
         if not self._is_timed:  # events of a graph tell no time
             yield
             return
-        if self.loop.is_warming_up and name != "capture":
+        if self.runner.is_warming_up and name != "capture":
             name = "warm-up"
         timers = [sequence.stats.timer for sequence in self.active]
         start = timers[0].now()

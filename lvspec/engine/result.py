@@ -54,7 +54,7 @@ class Trace:
         self._place = place
         self._steps: list[tuple[Draft, Tensor, Tensor | None, Acceptance]] = []
 
-    def record(
+    def add(
         self, draft: Draft, wanted: Tensor, relevance: Tensor | None, acceptance: Acceptance
     ) -> None:
         """Keep one iteration's tensors; `wanted` and `relevance` are `[B, S]`."""

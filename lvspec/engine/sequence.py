@@ -117,7 +117,7 @@ class Sequence:
         self.tokens += tokens
         if report is not None:  # before a streamer can interrupt
             shown = len(tokens)
-            self.stats.record(
+            self.stats.add(
                 report.num_accepted,
                 report.num_slots,
                 max(report.regret_used - sum(report.regrets[shown:]), 0.0),

@@ -14,7 +14,7 @@ from lvspec.ops import Acceptance, LogitStats
 from lvspec.phases.accept import accept, regrets
 from lvspec.phases.commit import commit
 from lvspec.phases.draft import Drafter
-from lvspec.phases.logits import Processors
+from lvspec.phases.logits import LogitsProcessors
 from lvspec.phases.outcome import Outcome
 from lvspec.phases.relevance import Scorer
 from lvspec.phases.slots import Draft
@@ -44,7 +44,7 @@ class Iteration:
     target: Model
     drafter: Drafter
     policy: AcceptancePolicy
-    processors: Processors
+    processors: LogitsProcessors
     scorer: Scorer | None
     state: DecodeState
 

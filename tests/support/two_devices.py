@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from lvspec.engine.engine import Engine
-from lvspec.engine.graph import make_loop
+from lvspec.engine.graph import make_runner
 from lvspec.models.model import Model
 
 
@@ -61,7 +61,7 @@ def main(target, draft):
             done = engine.run_phases()
         assert done.report.device.type == "cuda" and done.report.device.index in (None, 0)
         model = Model(target, "target", capture=False)
-        print(make_loop([model], capture=True, obstacle=None).description)
+        print(make_runner([model], capture=True, obstacle=None).description)
 
 
 if __name__ == "__main__":

@@ -79,8 +79,8 @@ class NGramChainDrafter(CachedDrafter):
             agreed = agrees.int().cumprod(1).sum(1, dtype=torch.int32)
             # A chain that is whole takes part in what follows and stands still.
             gained = (agreed + 1).masked_fill(drafted >= self.gamma, 0)
-            places = length[:, None] + offsets
-            history.ids.scatter_(1, places, best)  # those behind what is gained are scratch
+            columns = length[:, None] + offsets
+            history.ids.scatter_(1, columns, best)  # those behind what is gained are scratch
             length, drafted = length + gained, drafted + gained
             cache.kv_len.add_(gained)
             if following == 0:
