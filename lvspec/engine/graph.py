@@ -93,8 +93,8 @@ class IterationRunner(Generic[Result]):
         """Whether an iteration is to be captured now. Called before each one.
 
         Args:
-            addresses: Changes when a tensor of an iteration moves, or what Python decides from. Graphs
-                of before are dropped.
+            addresses: Changes when a tensor of an iteration moves, or what Python decides from.
+                Graphs of before are dropped.
             kind: What else an iteration's work depends on; each kind has a graph of its own.
         """
         if self._capturer is None:
@@ -158,7 +158,7 @@ class IterationRunner(Generic[Result]):
 
 
 def make_runner(models: Iterable[Model], *, capture: bool, obstacle: str | None) -> IterationRunner:
-    """What runs iterations of these models: on a CUDA device with graphs if nothing stands against it.
+    """What runs iterations of these models: on a CUDA device with graphs if nothing is against it.
 
     (What stands against it in the models themselves may come and go: see `models_obstacle`.)
 
