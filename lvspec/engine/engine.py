@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,13 +15,14 @@ from lvspec.engine.errors import NonFiniteLogits
 from lvspec.engine.graph import IterationRunner, make_runner, models_obstacle
 from lvspec.engine.mailbox import Mailbox, Report
 from lvspec.engine.result import Trace
+from lvspec.engine.roles import Roles
 from lvspec.engine.sequence import Launched, Request, Sequence
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
 from lvspec.models.cache import SlotCache
-from lvspec.models.model import Model, held
+from lvspec.models.model import Model
 from lvspec.phases.defaults import eos_ids_of
-from lvspec.phases.draft import CachedDrafter, Drafter
+from lvspec.phases.draft import Drafter
 from lvspec.phases.iteration import Iteration
 from lvspec.phases.logits import LogitsProcessors
 from lvspec.phases.outcome import Outcome
@@ -96,12 +97,9 @@ class Engine:
         lag = (1 if target.device.type == "cuda" else 0) if config.lag is None else config.lag
         # What processors look at must be known on the host.
         self._lag = 0 if obstacle else lag
-        self._models = [target]
-        if isinstance(drafter, CachedDrafter) and drafter.model is not target:
-            self._models.append(drafter.model)
-        self._revisions: tuple[int, ...] = ()
+        self._roles = Roles(target, drafter)
         self.runner: IterationRunner[Outcome] = make_runner(
-            self._models, capture=config.capture, obstacle=obstacle
+            self._roles.models, capture=config.capture, obstacle=obstacle
         )
         self._is_timed = True
         self._allocations = 0
@@ -148,7 +146,7 @@ class Engine:
         """
         count = self.config.max_new_tokens
         needed = prompt_length + self._following
-        for model in self._models:
+        for model in self._roles.models:
             model.check_length(needed)
         fixed = self.config.cache_capacity
         if fixed is not None and fixed < needed:
@@ -195,7 +193,7 @@ class Engine:
         sequence = Sequence(request, place, stats, trace, self.stopping)
         self.places[place] = sequence
         try:
-            with self._on_device(), held(self._models), stats.timer.phase("prefill"):
+            with self._roles.held(), stats.timer.phase("prefill"):
                 self.reserve(prompt.shape[1])
                 stats.parts = self.parts
                 logits = self.target.prefill(
@@ -235,10 +233,7 @@ class Engine:
     @property
     def parts(self) -> dict[str, dict[str, int]]:
         """As `DecodeStats.parts`, once there are caches."""
-        found = {"target": self.target.parts(self.cache)}
-        if isinstance(self.drafter, CachedDrafter):
-            found["draft"] = self.drafter.model.parts(self.drafter.cache)
-        return found
+        return self._roles.parts(self.cache)
 
     @property
     def _following(self) -> int:
@@ -258,34 +253,18 @@ class Engine:
 
         The models are this thread's within it, and are found as they are when it is entered.
         """
-        with ExitStack() as stack:
-            stack.enter_context(self._on_device())
-            stack.enter_context(held(self._models))
+        with self._roles.held():
             self._settle()
-            stack.enter_context(self.target.active())
-            stack.enter_context(self.drafter.active())
-            yield
+            with self.target.active(), self.drafter.active():
+                yield
 
     def _settle(self) -> None:
         """Iterations are run in a way that is right for the models as they are now."""
-        revisions = tuple(model.watch.revision for model in self._models)
-        if revisions != self._revisions:
-            self._revisions = revisions
-            self.runner.obstacle = models_obstacle(self._models)
-        caches = [self.cache]
-        if isinstance(self.drafter, CachedDrafter):
-            caches.append(self.drafter.cache)
-        passes = {
-            model.role: model.passes(cache)
-            for model, cache in zip(self._models, caches, strict=False)
-        }
+        if self._roles.have_changed():
+            self.runner.obstacle = models_obstacle(self._roles.models)
+        passes = self._roles.passes(self.cache)
         for sequence in self.active:
             sequence.stats.passes = passes
-
-    def _on_device(self) -> AbstractContextManager:
-        """Events and graphs are of the current device: it is the target's."""
-        device = self.target.device
-        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def iterate(self) -> None:
         """Draft, verify, accept, commit: at least one more token for every sequence, some day.
@@ -306,7 +285,7 @@ class Engine:
 
     def _launch(self) -> None:
         """One iteration, by a graph if there is one, and its report on the way to the host."""
-        if self.runner.is_due((self._allocations, self._revisions), self.cache.plan is None):
+        if self.runner.is_due((self._allocations, self._roles.revisions), self.cache.plan is None):
             with self._phase("capture"):
                 self._is_timed = False
                 self.runner.capture(self.run_phases)
