@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lvspec import ops
+from lvspec.models.cache import SlotCache
 from lvspec.phases.draft.cost import chain_speedups
 from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
 from lvspec.phases.draft.passes import GreedyChain, chain_passes
@@ -62,8 +63,15 @@ class AdaptiveChainDrafter(CachedDrafter):
         # Accepted tokens and those that were put to the test, float32 [B, 2].
         self._counts = self._prior.repeat(batch_size, 1)
 
-    def prefill(self, inputs: Mapping[str, Any] | None, sequence: int, **prompt: Any) -> None:
-        super().prefill(inputs, sequence, **prompt)
+    def prefill(
+        self,
+        inputs: Mapping[str, Any] | None,
+        sequence: int,
+        *,
+        prompt: Tensor,
+        target_cache: SlotCache,
+    ) -> None:
+        super().prefill(inputs, sequence, prompt=prompt, target_cache=target_cache)
         self._counts[sequence] = self._prior
 
     def lengths(self) -> Tensor:

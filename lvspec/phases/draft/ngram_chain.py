@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvspec.models.cache import SlotCache
 from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
 from lvspec.phases.draft.ngram import History
 from lvspec.phases.draft.passes import first_slots
@@ -55,9 +56,16 @@ class NGramChainDrafter(CachedDrafter):
         super().allocate(batch_size=batch_size, capacity=capacity)
         self._history.allocate(batch_size=batch_size, capacity=capacity)
 
-    def prefill(self, inputs: Mapping[str, Any] | None, sequence: int, **prompt: Any) -> None:
-        super().prefill(inputs, sequence, **prompt)
-        self._history.begin(sequence, prompt["prompt"])
+    def prefill(
+        self,
+        inputs: Mapping[str, Any] | None,
+        sequence: int,
+        *,
+        prompt: Tensor,
+        target_cache: SlotCache,
+    ) -> None:
+        super().prefill(inputs, sequence, prompt=prompt, target_cache=target_cache)
+        self._history.begin(sequence, prompt)
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         cache, history, device = self.cache, self._history, self.model.device
