@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # below its own, where `kernels` has none: lvspec.ops alone imports it, and it imports nothing of
 # lvspec. What is not named here has no place in lvspec/.
 FLOORS = [
-    {"checkpoint", "environment", "tree", "warmup"},
+    {"checkpoint", "checks", "environment", "tree", "warmup"},
     {"policy", "tree_shapes", "video"},
     {"config", "reference"},
     {"ops"},

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig
-from lvspec.engine.graph import WARM_UP, GraphedLoop
+from lvspec.engine.graph import WARM_UP, IterationRunner
 from lvspec.models.cache import SlotCache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,11 +181,11 @@ def test_replaying_can_be_captured(bench, begin):
     for tree in (None, "specvlm"):
         engines = [begin(trace=trace, batch_size=2, capture=False, tree=tree) for _ in range(2)]
         tape = tests.TapeCapturer()
-        engines[0].loop = GraphedLoop(tape)
+        engines[0].runner = IterationRunner(tape)
         for engine in engines:
             iterate(engine, 7)
         assert (tape.captures, tape.replays) == (1, 7 - WARM_UP)
-        assert engines[0].loop.description == "graph"
+        assert engines[0].runner.description == "graph"
         mine, theirs = (engine.state for engine in engines)
         assert mine.num_out.equal(theirs.num_out)
         count = int(mine.num_out.min())
