@@ -139,16 +139,6 @@ def test_editable_install_maps_kernels_and_shadows_nothing(tmp_path):
     assert available == "False" or found != "None"
 
 
-def test_wheel_maps_kernels_and_shadows_nothing(tmp_path, wheel):
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-    ours, found, available = look_for_kernels(tmp_path, cwd=tmp_path, path=[site])
-    assert ours == site / "lvspec" / "kernels" / "__init__.py"
-    assert found == "None" or not Path(found).is_relative_to(site)
-    assert available == "False" or found != "None"
-
-
 def test_pytest_shadows_nothing(request):
     assert request.config.getoption("importmode") == "importlib"
     assert not (ROOT / "conftest.py").exists() and not (ROOT / "tests" / "__init__.py").exists()

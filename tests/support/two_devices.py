@@ -15,7 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from lvspec.engine.graph import make_runner
+from lvspec.engine.graph import make_runner, models_obstacle
 from lvspec.engine.roles import Roles
 from lvspec.models.model import Model
 
@@ -61,7 +61,10 @@ def main(target, draft):
             done = engine.run_phases()
         assert done.report.device.type == "cuda" and done.report.device.index in (None, 0)
         model = Model(target, "target", capture=False)
-        print(make_runner([model], capture=True, obstacle=None).description)
+        runner = make_runner([model], capture=True, obstacle=None)
+        runner.obstacle = models_obstacle([model])
+        runner.is_due(0, 0)
+        print(runner.description)
 
 
 if __name__ == "__main__":
