@@ -214,7 +214,7 @@ def operations(random_pair, noisy_draft, make_prompt, monkeypatch):
 def test_statistics_cost_no_operation(operations, monkeypatch):
     with_them = operations()
     assert with_them["item"] > 0, "the loop itself does read"
-    for name in ("record", "close"):
+    for name in ("add", "close"):
         monkeypatch.setattr(DecodeStats, name, lambda *args, **kwargs: None)
     assert operations() == with_them
 
@@ -229,9 +229,9 @@ def test_trace_costs_copies_only(operations):
 def test_reading_is_seen(operations, monkeypatch):
     """The counts above can tell."""
     before = operations()
-    monkeypatch.setattr(DecodeStats, "record", lambda *args, **kwargs: int(torch.ones(1)))
+    monkeypatch.setattr(DecodeStats, "add", lambda *args, **kwargs: int(torch.ones(1)))
     assert operations()["item"] > before["item"]
-    monkeypatch.setattr(DecodeStats, "record", lambda *a, **k: torch.ones(1).tolist())
+    monkeypatch.setattr(DecodeStats, "add", lambda *a, **k: torch.ones(1).tolist())
     assert operations()["tolist"] > before["tolist"]
 
 
