@@ -197,6 +197,7 @@ class PrintStreamer(BaseStreamer):
         self._file = file or sys.stdout
         self._prompt_seen = False
         self._printed = ""
+        self._is_line_open = False
 
     def put(self, value: Tensor) -> None:
         if not self._prompt_seen:  # the first call brings the prompt
@@ -210,7 +211,7 @@ class PrintStreamer(BaseStreamer):
         self._end_line()
 
     def stop(self, text: str) -> None:
-        """End a generation that was broken off: print what of `text` has not been printed yet.
+        """Behind the end of a generation that was broken off: print what of `text` is missing.
 
         Tokens may have been committed that `put` was never given.
         """
@@ -223,10 +224,12 @@ class PrintStreamer(BaseStreamer):
         if text:
             # Noted first: a Ctrl-C in answer to the text arrives when `print` returns.
             self._printed += text
+            self._is_line_open = True
             with naming_stdout():
                 print(text, end="", file=self._file, flush=True)
 
     def _end_line(self) -> None:
-        if self._printed:
+        if self._is_line_open:
+            self._is_line_open = False
             with naming_stdout():
                 print(file=self._file, flush=True)

@@ -185,10 +185,10 @@ def models_obstacle(models: Iterable[Model]) -> str | None:
 def _obstacle(model: Model) -> str | None:
     if not model.is_static:
         return f"the {model.role} chooses in Python what to compute"
-    with model.held():
-        if model.watch.obstacle is not None:
-            return f"the {model.role} has what a graph may leave out: {model.watch.obstacle}"
     weights = (*model.text.parameters(), *model.hf.lm_head.parameters())
     if {weight.device for weight in weights} - {model.device}:
         return f"the weights of the {model.role} are on several devices"
+    with model.held():
+        if model.watch.obstacle is not None:
+            return f"the {model.role} has what a graph may leave out: {model.watch.obstacle}"
     return None

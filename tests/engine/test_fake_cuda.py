@@ -13,7 +13,8 @@ def test_every_way_of_drafting(fake_cuda, random_pair_folders):
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     assert len(lines) == 2 * len(WAYS), "of every way two batches"
-    assert "static tree, batch 2: (2, 32)" in lines
+    # Six columns, and of 26 slots tokens, regrets and anchors.
+    assert "static tree, batch 2: (2, 84)" in lines
 
 
 @pytest.mark.parametrize(
