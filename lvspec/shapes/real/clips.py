@@ -46,9 +46,7 @@ def frames(scene: Scene) -> np.ndarray:
     return video
 
 
-def write_clip(
-    scene: Scene, path: str | os.PathLike, *, noise: float = 2.0, seed: int = 0
-) -> None:
+def write_clip(scene: Scene, path: str | os.PathLike, *, noise: float = 2.0, seed: int = 0) -> None:
     """Write the scene as an MP4 of two frames a second, with grain of `noise` grey levels."""
     rng = np.random.default_rng(seed)
     clean = frames(scene).astype(np.float32)

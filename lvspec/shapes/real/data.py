@@ -18,7 +18,7 @@ from lvspec.shapes.real.captions import (
     KIND_WORDS,
     PROMPTS,
     SIZE_WORDS,
-    Caption,
+    read,
     write_caption,
 )
 from lvspec.shapes.real.clips import frames
@@ -104,13 +104,15 @@ class IdealFeatures:
         empty = (labels[..., 0] == NOTHING).all(-1, keepdim=True)
         background = self.words[5][labels[..., 0, 5]]
         count = self.words[6][labels[..., 0, 6]]
-        return self.mean + said + torch.where(
-            empty, background + self.ground + 0.8 * count, 0.3 * background
+        return (
+            self.mean
+            + said
+            + torch.where(empty, background + self.ground + 0.8 * count, 0.3 * background)
         )
 
 
 def patches(video: np.ndarray) -> Tensor:
-    """Frames uint8 `[B, T, H, W, 3]` to Qwen2.5-VL's patches, uint8 `[B, patches, 3, 2, 14, 14]`."""
+    """Frames uint8 `[B, T, H, W, 3]` to Qwen2.5-VL's patches, `[B, patches, 3, 2, 14, 14]`."""
     size, length, height, width, _ = video.shape
     rows, columns = height // PATCH // MERGE, width // PATCH // MERGE
     x = video.reshape(size, length // PAIR, PAIR, rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
@@ -119,7 +121,7 @@ def patches(video: np.ndarray) -> Tensor:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Patches of 0 to 255, float32 `[..., 3, 2, 14, 14]`, to what a tower gets `[patches, 1176]`."""
+    """Patches of 0 to 255, float32 `[..., 3, 2, 14, 14]`, as a tower gets them: `[n, 1176]`."""
     mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
     return ((pixels - 255 * mean) / (255 * std)).view(-1, 3 * PAIR * PATCH * PATCH)
 
@@ -133,13 +135,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, video_tokens:
     return tokenizer(text.replace(VIDEO_PAD, VIDEO_PAD * video_tokens)).input_ids
 
 
-def encode_caption(
-    tokenizer: PreTrainedTokenizerBase, caption: Caption
-) -> tuple[list[int], list[bool]]:
+def encode_caption(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[bool]]:
     """Ids of a caption and its end, and for each whether it is a part of an anchor."""
-    encoded = tokenizer(caption.text, return_offsets_mapping=True)
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    anchors = read(text).anchors
     flags = [
-        any(start < last and first < stop for first, last in caption.anchors)
+        any(start < last and first < stop for first, last in anchors)
         for start, stop in encoded["offset_mapping"]
     ]
     return [*encoded.input_ids, tokenizer.eos_token_id], [*flags, False]
@@ -204,15 +205,34 @@ class BatchMaker:
         pixels *= 1 + 0.03 * torch.randn(size, generator=self.generator)
         return normalise(pixels.clamp_(0, 255))
 
+    def prompt_inputs(self, shown: list[Scene]) -> dict[str, Tensor]:
+        """What HF's `generate` takes for scenes of one format, all with one prompt."""
+        clip = shown[0].format
+        ids = torch.tensor([self.rng.choice(self.prompts[clip])]).repeat(len(shown), 1)
+        video = self.tokenizer.convert_tokens_to_ids(VIDEO_PAD)
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": 2 * (ids == video).long(),
+            "pixel_values_videos": self._pixels(shown),
+            "video_grid_thw": torch.tensor([clip.grid]).repeat(len(shown), 1),
+            "second_per_grid_ts": torch.ones(len(shown)),
+        }
+
+    def sample(self, clip: Format) -> tuple[Scene, str]:
+        """A scene of this format and what is to be said of it."""
+        scene = random_scene(self.rng, self.split, clip)
+        return scene, write_caption(scene, self.rng).text
+
     def next(self, *, caption_tokens: int = 100) -> Batch:
-        """A batch whose clips hold about `tokens` tokens, with `caption_tokens` counted for text."""
+        """A batch of about `tokens` tokens, where a caption is taken to have `caption_tokens`."""
         clip = self.rng.choices(FORMATS, self.shares)[0]
         size = max(1, self.tokens // (clip.video_tokens + caption_tokens))
-        drawn = [random_scene(self.rng, self.split, clip) for _ in range(size)]
+        samples = [self.sample(clip) for _ in range(size)]
         rows, labels, weights = [], [], []
-        for scene in drawn:
+        for _, text in samples:
             prompt = self.rng.choice(self.prompts[clip])
-            ids, flags = encode_caption(self.tokenizer, write_caption(scene, self.rng))
+            ids, flags = encode_caption(self.tokenizer, text)
             rows.append(prompt + ids[:-1])
             labels.append([IGNORE] * (len(prompt) - 1) + ids)
             importance = [self.anchor_weight if flag else 1.0 for flag in flags]
@@ -220,12 +240,30 @@ class BatchMaker:
         end = self.tokenizer.eos_token_id
         return Batch(
             clip,
-            self._pixels(drawn),
-            torch.stack([patch_labels(scene) for scene in drawn]),
+            self._pixels([scene for scene, _ in samples]),
+            torch.stack([patch_labels(scene) for scene, _ in samples]),
             _pad(rows, end),
             _pad(labels, IGNORE),
             _pad(weights, 0.0),
         )
+
+
+class GivenCaptions(BatchMaker):
+    """Batches of captions that a model has written, in place of the grammar's."""
+
+    def __init__(
+        self,
+        captions: list[tuple[Scene, str]],
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        **options: object,
+    ) -> None:
+        super().__init__(tokenizer, seed, **options)
+        self.of_format = {clip: [c for c in captions if c[0].format == clip] for clip in FORMATS}
+        self.shares = tuple(float(len(self.of_format[clip])) for clip in FORMATS)
+
+    def sample(self, clip: Format) -> tuple[Scene, str]:
+        return self.rng.choice(self.of_format[clip])
 
 
 def _pad(rows: list[list], value: float) -> Tensor:

@@ -55,7 +55,8 @@ def model_config(
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
             "tokens_per_second": 2,
-            "window_size": 112,
+            # Every frame is one window, so patches stay in their order.
+            "window_size": 336,
             "fullatt_block_indexes": list(range(vision_depth)),
         },
         image_token_id=token(IMAGE_PAD),

@@ -180,9 +180,7 @@ def _place(rng: random.Random, colors: list[str], clip: Format) -> list[Shape] |
     return [shape for shape, _ in placed]
 
 
-def random_scene(
-    rng: random.Random, split: str | None = None, clip: Format = FORMATS[0]
-) -> Scene:
+def random_scene(rng: random.Random, split: str | None = None, clip: Format = FORMATS[0]) -> Scene:
     """A scene drawn from `rng`, of the given split (any split if None).
 
     Raises:

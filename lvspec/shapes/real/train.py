@@ -7,8 +7,9 @@
 `see`: the vision tower learns to give sums of the language model's own word embeddings, dense, for
 every video token. `ideal`: adapters of the language model learn to caption from features made of
 labels, as a perfect tower would give; this needs no tower, so both can run at once. `joint`: both
-go on together, from pixels. Each command goes on from its checkpoint when it is given again, also
-with another `--steps`: the schedule is a function of step / steps.
+go on together, from pixels; the draft on captions that the target has written (`write.py`). Each
+command goes on from its checkpoint when it is given again, also with another `--steps`: the
+schedule is a function of step / steps.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from torch.nn import functional
 
 from lvspec.shapes.data import IGNORE
 from lvspec.shapes.real.captions import write_caption
-from lvspec.shapes.real.data import CLASSES, NOTHING, Batch, BatchMaker, IdealFeatures
+from lvspec.shapes.real.data import (
+    CLASSES,
+    NOTHING,
+    Batch,
+    BatchMaker,
+    GivenCaptions,
+    IdealFeatures,
+)
 from lvspec.shapes.real.model import (
     ATTENTION,
     EVERY,
@@ -83,7 +91,7 @@ RECIPES = {
         joint_steps=300,
     ),
     "draft": Recipe(
-        layers=(0, 1, 2, 3, 8, 14, 20, 26, 28, 29),
+        layers=(0, 1, 2, 3, 9, 16, 23, 28, 29),
         rank=16,
         adapted=EVERY,
         vision_size=64,
@@ -245,12 +253,12 @@ class Trainer:
         if not self.resume(optimizer):
             self.start()
         # A resumed run draws other batches than an unbroken one, never the same ones again.
-        maker = BatchMaker(
-            self.tokenizer,
-            self.seed + self.step,
-            tokens=self.recipe.batch_tokens,
-            shares=SHARES[self.stage],
-        )
+        seed, tokens = self.seed + self.step, self.recipe.batch_tokens
+        if self.stage == JOINT and self.role == "draft":
+            written = torch.load(self.out / "captions.pt", weights_only=False)
+            maker = GivenCaptions(written, self.tokenizer, seed, tokens=tokens)
+        else:
+            maker = BatchMaker(self.tokenizer, seed, tokens=tokens, shares=SHARES[self.stage])
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         started = saved = time.time()
         with open(self.out / f"{self.role}-{self.stage}.log", "a") as log:
