@@ -13,7 +13,6 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lvspec.loading import Pair
-from lvspec.processing import Processor
 from lvspec.shapes.evaluation import Clip
 from lvspec.shapes.real.captions import MEANINGS, PROMPTS, judge, judge_attributes, read
 from lvspec.shapes.real.clips import write_clip
@@ -36,9 +35,7 @@ ENGLISH = (
 )
 
 
-def make_clips(
-    processor: Processor, split: str, count: int, folder: Path, *, seed: int = 0
-) -> list[Clip]:
+def make_clips(pair: Pair, split: str, count: int, folder: Path, *, seed: int = 0) -> list[Clip]:
     """Write clips of a split as MP4 files, and read each back from disk as the models see it."""
     folder.mkdir(parents=True, exist_ok=True)
     clips = []
@@ -46,7 +43,7 @@ def make_clips(
         path = folder / f"real-{split}-{index:03d}.mp4"
         write_clip(scene, path, seed=index)
         prompt = PROMPTS[(index // 4) % len(PROMPTS)]
-        clips.append(Clip(scene, path, processor(path, prompt), judge))
+        clips.append(Clip(scene, path, pair.processor(path, prompt), judge))
     return clips
 
 

