@@ -47,6 +47,7 @@ from lvspec.shapes.real.model import (
     model_config,
 )
 from lvspec.shapes.real.scenes import random_scene
+from lvspec.shapes.real.training_ops import speed_up
 from lvspec.shapes.real.weights import find_gguf, read_tokenizer, read_weights
 
 VIDEO_START = 4  # <|im_start|> user \n <issue_start> stand before the video
@@ -85,7 +86,7 @@ RECIPES = {
         rank=16,
         adapted=ATTENTION,
         vision_size=128,
-        vision_depth=3,
+        vision_depth=2,
         see_steps=1200,
         ideal_steps=200,
         joint_steps=300,
@@ -128,8 +129,7 @@ class Trainer:
         self.model = build_model(config, text, recipe.layers)
         self.ideal = IdealFeatures(text["embed_tokens.weight"].clone(), self.tokenizer)
         self.language = self.model.model.language_model
-        # On the CPU, and for so short sequences, SDPA's backward takes ten times eager's time.
-        self.language.set_attn_implementation("eager")
+        speed_up(self.language)
         # Frozen, so the precision costs nothing that an adapter cannot learn, and it is much faster
         # on processors that multiply bfloat16.
         self.language.to(torch.bfloat16)
@@ -248,10 +248,10 @@ class Trainer:
             betas=(0.9, 0.98),
         )
 
-    def run(self, save_every: float = 120.0) -> None:
+    def run(self, init: Path | None = None, save_every: float = 120.0) -> None:
         optimizer = self.optimizer()
         if not self.resume(optimizer):
-            self.start()
+            self.start(init)
         # A resumed run draws other batches than an unbroken one, never the same ones again.
         seed, tokens = self.seed + self.step, self.recipe.batch_tokens
         if self.stage == JOINT and self.role == "draft":
@@ -313,12 +313,14 @@ class Trainer:
             self.reader.load_state_dict(state["reader"])
         return True
 
-    def start(self) -> None:
-        """Begin a stage: `joint` where `see` and `ideal` ended.
+    def start(self, init: Path | None) -> None:
+        """Begin a stage: `joint` where `see` and `ideal` ended, another with the adapters `init`.
 
         Raises:
             FileNotFoundError: one of these has not been run.
         """
+        if init is not None:
+            self.model.load_state_dict(torch.load(init, weights_only=True), strict=False)
         if self.stage != JOINT:
             return
         for stage, part in ((SEE, "tower"), (IDEAL, "lora")):
@@ -359,18 +361,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("stage", choices=(SEE, IDEAL, JOINT))
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and logs")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the layers: faster, needs a compiler"
-    )
+    parser.add_argument("--init", type=Path, help="adapters to begin a stage with, a torch file")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     recipe = RECIPES[arguments.role]
     trainer = Trainer(arguments.role, arguments.stage, arguments.out, recipe, arguments.steps)
-    if arguments.compile:
-        for layer in trainer.language.layers:
-            layer.compile(dynamic=True)
-    trainer.run()
+    trainer.run(arguments.init)
     return 0
 
 
