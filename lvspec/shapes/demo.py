@@ -14,7 +14,6 @@ from transformers.utils import logging as transformers_logging
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.captions import anchor_words
 from lvspec.shapes.evaluation import (
     MAX_NEW_TOKENS,
     Clip,
@@ -22,10 +21,9 @@ from lvspec.shapes.evaluation import (
     MethodResult,
     huggingface_method,
     lvspec_method,
-    make_clips,
     run_methods,
 )
-from lvspec.shapes.pair import load_embedded_pair
+from lvspec.shapes.tasks import TASKS, Task
 from lvspec.terminal import caption_text, legend
 
 REFERENCE = "autoregression"
@@ -34,13 +32,19 @@ REFERENCE = "autoregression"
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command `demo`."""
     parser = subparsers.add_parser(
-        "demo", help="caption held-out clips with the embedded pair, by every method in one run"
+        "demo", help="caption held-out clips with a trained pair, by every method in one run"
     )
     parser.add_argument("--clips", type=int, default=24, help="held-out clips (default 24)")
     parser.add_argument("--gamma", type=int, default=12, help="draft tokens per pass (default 12)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the MP4s")
     parser.add_argument("--json", type=Path, help="write rows and environment to this file")
+    parser.add_argument(
+        "--pair",
+        choices=sorted(TASKS),
+        default="embedded",
+        help="embedded (default), or real: a pretrained language model, set up by make real",
+    )
     parser.set_defaults(func=run)
 
 
@@ -48,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the demo.
 
     Raises:
+        ImportError: `--pair real` needs what is not installed; says how to install it.
         ValueError: `--clips` or `--threads` is below 1, or gamma out of range.
     """
     for name in ("clips", "threads"):
@@ -61,15 +66,17 @@ def run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
     console = Console()
-    pair = load_embedded_pair()
-    clips = make_clips(pair, "evaluation", arguments.clips, arguments.out)
+    task = TASKS[arguments.pair]
+    pair = task.load()
+    clips = task.make_clips(pair, "evaluation", arguments.clips, arguments.out)
+    loose = AcceptancePolicy.lvspec(anchor_threshold=task.anchor_threshold)
     methods = {
         REFERENCE: lvspec_method(pair, None, config),
         "hf generate": huggingface_method(pair, assisted=False),
         "hf assisted": huggingface_method(pair, assisted=True),
         "strict": lvspec_method(pair, AcceptancePolicy.strict(), config),
         "fly": lvspec_method(pair, AcceptancePolicy.fly(), config),
-        "lvspec": lvspec_method(pair, AcceptancePolicy.lvspec(), config),
+        "lvspec": lvspec_method(pair, loose, config),
     }
     interrupted = False
     try:
@@ -81,21 +88,22 @@ def run(arguments: argparse.Namespace) -> int:
         if not clips:
             return 130
     rows = [result.summary(clips, results[REFERENCE]) for result in results.values()]
-    console.print(_table(rows, len(clips), config.gamma))
+    console.print(_table(rows, len(clips), config.gamma, arguments.pair))
     equal = _equal_captions(results["strict"], results["hf generate"])
     console.print(f"strict says what hf generate says on {equal} of {len(clips)} clips")
-    _show_one(console, clips, results)
+    _show_one(console, task, clips, results)
     if arguments.json:
-        facts = {"clips": len(clips), "gamma": config.gamma, "strict_equals_hf": equal}
+        facts = {"pair": arguments.pair, "clips": len(clips), "gamma": config.gamma}
+        facts["strict_equals_hf"] = equal
         write_json(arguments.json, {"rows": rows, **facts, "environment": environment()})
         console.print(f"rows written to {arguments.json}")
     return 130 if interrupted else 0
 
 
-def _table(rows: list[dict], clips: int, gamma: int) -> Table:
+def _table(rows: list[dict], clips: int, gamma: int, pair: str) -> Table:
     # Narrow enough for eighty columns.
     table = Table(
-        title=f"{clips} held-out clips, gamma {gamma}, embedded pair",
+        title=f"{clips} held-out clips, gamma {gamma}, {pair} pair",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=0,
@@ -133,7 +141,9 @@ def _share(row: dict, name: str) -> str:
     return f"{100 * row[name]:.1f}/{'-' if relative is None else f'{100 * relative:.1f}'}"
 
 
-def _show_one(console: Console, clips: list[Clip], results: dict[str, MethodResult]) -> None:
+def _show_one(
+    console: Console, task: Task, clips: list[Clip], results: dict[str, MethodResult]
+) -> None:
     """The caption with the most mismatches, every token in the colour of its kind."""
     outputs = results["lvspec"].outputs
 
@@ -143,9 +153,7 @@ def _show_one(console: Console, clips: list[Clip], results: dict[str, MethodResu
 
     chosen = max(range(len(clips)), key=mismatches)
     generation = outputs[chosen].generation
-    words = anchor_words()
-    decoded = [generation.tokenizer.decode(token) for token in generation.tokens[0]]
     console.print()
-    console.print(caption_text(generation, anchors=[word.strip() in words for word in decoded]))
+    console.print(caption_text(generation, anchors=task.token_anchors(generation)))
     console.print(legend())
     console.print(f"the clip: {clips[chosen].path}")
