@@ -8,7 +8,19 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lvspec.shapes.real import captions, clips, data, model, pair, scenes, weights
+from lvspec.shapes.real import (
+    captions,
+    clips,
+    data,
+    evaluation,
+    model,
+    pair,
+    scenes,
+    train,
+    training_ops,
+    weights,
+)
+from lvspec.shapes.tasks import TASKS
 from lvspec.video import read_video
 
 HAS_GGUF = importlib.util.find_spec("gguf") is not None
@@ -465,3 +477,93 @@ def test_the_cache_is_where_the_user_keeps_caches(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert pair.default_cache() == tmp_path / ".cache" / "lvspec"
+
+
+# Training
+
+
+def test_a_frozen_norm_is_hfs_norm_and_so_is_its_gradient():
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+    torch.manual_seed(0)
+    norm = Qwen2RMSNorm(24, eps=1e-5)
+    norm.weight.data.normal_()
+    mine = training_ops.FrozenRMSNorm(norm)
+    x = torch.randn(3, 5, 24, requires_grad=True)
+    torch.testing.assert_close(mine(x), norm(x), rtol=1e-5, atol=1e-6)
+    gradient = torch.randn_like(x)
+    (wanted,) = torch.autograd.grad(norm(x), x, gradient)
+    (found,) = torch.autograd.grad(mine(x), x, gradient)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_training_attention_is_hfs_eager_attention():
+    plain, fast = tiny_model(), tiny_model()
+    plain.model.language_model.set_attn_implementation("eager")
+    training_ops.speed_up(fast.model.language_model)
+    ids = torch.arange(12).view(2, 6)
+    kinds = torch.zeros_like(ids)
+    wanted = plain(input_ids=ids, mm_token_type_ids=kinds).logits
+    found = fast(input_ids=ids, mm_token_type_ids=kinds).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    (_, first), (_, second) = (
+        list(m.model.language_model.layers[0].self_attn.named_parameters())[0]
+        for m in (plain, fast)
+    )
+    wanted.square().mean().backward()
+    found.square().mean().backward()
+    torch.testing.assert_close(second.grad, first.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_the_schedule_warms_up_holds_and_ends_at_zero():
+    values = [train.schedule(step, 100) for step in range(101)]
+    assert values[0] == 0.1 and values[9] == values[50] == 1.0
+    assert values[75] == 0.5 and values[100] == 0.0
+
+
+@needs_gguf
+def test_given_captions_are_what_a_draft_learns(tokenizer):
+    shown = drawn("training", 8)
+    written = [(scene, f"Caption {index}.") for index, scene in enumerate(shown)]
+    maker = data.GivenCaptions(written, tokenizer, 1, tokens=2000)
+    for _ in range(6):
+        batch = maker.next()
+        for labels in batch.labels:
+            text = tokenizer.decode(labels[labels != data.IGNORE], skip_special_tokens=True)
+            chosen = next(scene for scene, caption in written if caption == text)
+            assert chosen.format == batch.format
+
+
+# Evaluation
+
+
+@needs_gguf
+def test_anchors_are_told_token_by_token(tokenizer):
+    text = "A red ring: it is a tiny red doughnut that moves leftwards on a gray background."
+
+    class Result:
+        tokens = torch.tensor([tokenizer(text).input_ids])
+
+    Result.tokenizer = tokenizer
+    flags = evaluation.token_anchors(Result)
+    told = "".join(tokenizer.decode([i]) for i, flag in zip(Result.tokens[0], flags) if flag)
+    # What comes before a word of size says nothing about a shape.
+    assert told.replace(" ", "") == "tinyreddoughnutleftwardsgray"
+
+
+def test_accuracy_counts_by_name():
+    rng = random.Random(0)
+    wrong = replace(SCENE, shapes=(replace(RED, kind="cross"), BLUE))
+    texts = [captions.write_caption(scene, rng).text for scene in (SCENE, wrong)]
+    found = evaluation.accuracy(texts, [SCENE, SCENE])
+    assert found["captions"] == 0.5 and found["kind"] == 0.75 and found["color"] == 1.0
+    assert found["attributes"] == 23 / 24
+
+
+def test_both_pairs_have_a_task():
+    assert sorted(TASKS) == ["embedded", "real"]
+    assert TASKS["real"].anchor_threshold < TASKS["embedded"].anchor_threshold
+
+
+def test_the_tree_holds_less_than_ten_megabytes():
+    assert sum(pair.adapter_file(role).stat().st_size for role in pair.ROLES) < 10e6

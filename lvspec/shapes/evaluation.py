@@ -225,6 +225,13 @@ def random_gate(share: float, seed: int = 0) -> Callable[..., Tensor]:
     return score
 
 
+def token_anchors(generation: Generation) -> list[bool]:
+    """For each new token whether it is an anchor word of the grammar."""
+    words = anchor_words()
+    decoded = (generation.tokenizer.decode(token) for token in generation.tokens[0])
+    return [word.strip() in words for word in decoded]
+
+
 def oracle_gate(pair: Pair) -> Callable[..., Tensor]:
     """A scorer that knows which words are anchors, for the ablation: use it with 0.5.
 

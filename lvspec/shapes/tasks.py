@@ -11,7 +11,6 @@ from torch import Tensor
 from lvspec.loading import Pair
 from lvspec.policy import DEFAULT_ANCHOR_THRESHOLD
 from lvspec.shapes import evaluation, pair
-from lvspec.shapes.captions import anchor_words
 from lvspec.shapes.evaluation import Clip
 from lvspec.shapes.real import evaluation as real_evaluation
 from lvspec.shapes.real import pair as real_pair
@@ -37,17 +36,11 @@ class Task:
     anchor_threshold: float
 
 
-def _token_anchors(generation: Generation) -> list[bool]:
-    words = anchor_words()
-    decoded = (generation.tokenizer.decode(token) for token in generation.tokens[0])
-    return [word.strip() in words for word in decoded]
-
-
 TASKS = {
     "embedded": Task(
         pair.load_embedded_pair,
         evaluation.make_clips,
-        _token_anchors,
+        evaluation.token_anchors,
         evaluation.oracle_gate,
         DEFAULT_ANCHOR_THRESHOLD,
     ),
