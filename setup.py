@@ -117,11 +117,18 @@ setup(
     python_requires=">=3.10",
     # kernels/ is a room of its own in the tree and lvspec.kernels once imported: a top-level module
     # named `kernels` would shadow the HuggingFace package that transformers looks for.
-    packages=[*find_packages(include=["lvspec", "lvspec.*"]), "lvspec.kernels"],
+    packages=[
+        *find_packages(include=["lvspec", "lvspec.*"]),
+        "lvspec.kernels",
+        *(f"lvspec.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir={"lvspec.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildOperations, "bdist_wheel": AbiWheel},
-    package_data={"lvspec.shapes": ["**/*.safetensors", "**/*.json", "**/*.md"]},
+    # Whole folders: a checkpoint is not complete without any one of its files.
+    package_data={
+        "lvspec.shapes": ["*.md", "target/*", "draft/*", "real/*.safetensors", "real/*.md"],
+    },
     install_requires=[
         # 2.10 is the first torch whose CUDA build goes with triton 3.6.
         "torch>=2.10,<3",
@@ -136,7 +143,13 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout>=2.3", "ruff>=0.9"],
+        "test": [
+            "pytest>=8",
+            "pytest-benchmark>=5",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+        ],
         "bench": ["matplotlib"],
         "flash-attn": ["flash-attn"],
         "quant": ["torchao>=0.18"],

@@ -3,7 +3,7 @@
 import checks
 import peers
 import pytest
-from cases import POLICIES, accept_bytes, accept_inputs
+from case_inputs import POLICIES, accept_bytes, accept_inputs
 
 from lvspec import ops
 

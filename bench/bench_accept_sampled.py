@@ -2,7 +2,7 @@
 
 import checks
 import peers
-from cases import sampled_bytes, sampled_inputs
+from case_inputs import sampled_bytes, sampled_inputs
 
 from lvspec import ops
 

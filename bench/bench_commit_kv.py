@@ -2,7 +2,7 @@
 
 import checks
 import peers
-from cases import commit_bytes, commit_inputs, committed_rows
+from case_inputs import commit_bytes, commit_inputs, committed_rows
 
 from lvspec import ops
 

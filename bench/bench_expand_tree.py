@@ -2,7 +2,7 @@
 
 import checks
 import peers
-from cases import expand_bytes, expand_inputs
+from case_inputs import expand_bytes, expand_inputs
 
 from lvspec import ops
 

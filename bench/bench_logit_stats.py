@@ -2,7 +2,7 @@
 
 import checks
 import peers
-from cases import logits_bytes, logits_of
+from case_inputs import logits_bytes, logits_of
 
 from lvspec import ops
 

@@ -4,7 +4,7 @@ import functools
 
 import checks
 import peers
-from cases import verify_bytes, verify_inputs
+from case_inputs import verify_bytes, verify_inputs
 
 from lvspec import ops
 

@@ -2,7 +2,7 @@
 
 import checks
 import peers
-from cases import importance_bytes, importance_inputs
+from case_inputs import importance_bytes, importance_inputs
 
 from lvspec import ops
 

@@ -8,7 +8,7 @@ is checked for some of them: float64 copies of everything would not fit.
 from __future__ import annotations
 
 import torch
-from cases import (
+from case_inputs import (
     EXPAND_WIDTH,
     AcceptInputs,
     CommitInputs,
@@ -19,6 +19,7 @@ from cases import (
 )
 from linear_cases import LinearInputs
 from peers import eager_attention, eager_importance, eager_logits, expanded_linear, torch_statistics
+from reasons import Wrong
 from torch import Tensor
 
 from lvspec import ops, reference
@@ -26,10 +27,6 @@ from lvspec.policy import AcceptancePolicy
 
 MAX_ROWS = 96
 MAX_OUTPUTS = 4096
-
-
-class Wrong(AssertionError):
-    """A result differs from the reference by more than it may."""
 
 
 def check_verify_attention(inputs: VerifyInputs, got: ops.VerifyAttention) -> None:

@@ -20,9 +20,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import timing
-from cases import Case, DoesNotFit, cases
+from cases import Case, cases
 from linear_cases import LinearCase, linear_cases
-from peers import Peer, Unavailable
+from peers import Peer
+from reasons import DoesNotFit, Unavailable
 
 from lvspec import ops
 from lvspec.environment import environment

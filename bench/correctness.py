@@ -19,10 +19,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import case_inputs
 import cases
 import checks
 import torch
-from cases import Case, DoesNotFit
+from cases import Case
+from reasons import DoesNotFit, Wrong
 from rich.console import Console
 from rich.table import Table
 
@@ -30,13 +32,13 @@ from lvspec import ops
 from lvspec.environment import check_json_path, environment, write_json
 
 
-def _verify_attention(case: Case, inputs: cases.VerifyInputs) -> None:
+def _verify_attention(case: Case, inputs: case_inputs.VerifyInputs) -> None:
     got = ops.verify_attention(*inputs[:6], plan=inputs.plan)
     checks.check_verify_attention(inputs, got)
     checks.check_verify_attention(inputs, ops.verify_attention(*inputs[:6]))  # by the mask
     without = ops.verify_attention(*inputs[:6], plan=inputs.plan, scores=False)
     if not (torch.equal(without.out, got.out) and torch.equal(without.lse, got.lse)):
-        raise checks.Wrong("out, lse: expected the same bits without scores, got others")
+        raise Wrong("out, lse: expected the same bits without scores, got others")
 
 
 def _logit_stats(case: Case, logits: torch.Tensor) -> None:
@@ -44,26 +46,26 @@ def _logit_stats(case: Case, logits: torch.Tensor) -> None:
         checks.check_logit_stats(logits, top_k, ops.logit_stats(logits, top_k=top_k))
 
 
-def _accept(case: Case, inputs: cases.AcceptInputs) -> None:
-    for policy in cases.POLICIES.values():
+def _accept(case: Case, inputs: case_inputs.AcceptInputs) -> None:
+    for policy in case_inputs.POLICIES.values():
         checks.check_accept(inputs, policy, ops.accept(*inputs, policy))
 
 
-def _accept_sampled(case: Case, inputs: cases.SampledInputs) -> None:
+def _accept_sampled(case: Case, inputs: case_inputs.SampledInputs) -> None:
     checks.check_accept_sampled(inputs, ops.accept_sampled(*inputs))
 
 
-def _commit_kv(case: Case, inputs: cases.CommitInputs) -> None:
-    before = [rows.clone() for rows in cases.committed_rows(case, inputs)]
+def _commit_kv(case: Case, inputs: case_inputs.CommitInputs) -> None:
+    before = [rows.clone() for rows in case_inputs.committed_rows(case, inputs)]
     ops.commit_kv(*inputs)
-    checks.check_commit_kv(inputs, before, cases.committed_rows(case, inputs))
+    checks.check_commit_kv(inputs, before, case_inputs.committed_rows(case, inputs))
 
 
-def _visual_importance(case: Case, inputs: cases.ImportanceInputs) -> None:
+def _visual_importance(case: Case, inputs: case_inputs.ImportanceInputs) -> None:
     checks.check_visual_importance(inputs, ops.visual_importance(*inputs))
 
 
-def _expand_tree(case: Case, inputs: cases.ExpandInputs) -> None:
+def _expand_tree(case: Case, inputs: case_inputs.ExpandInputs) -> None:
     width, top_k = checks.expand_width(inputs)
     got = ops.expand_tree(*inputs, width=width, top_k=top_k)
     checks.check_expand_tree(inputs, top_k, got)
@@ -73,13 +75,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """At odd sizes; at real ones what models decode in."""
 
 RUNS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
-    "verify_attention": (cases.verify_inputs, _verify_attention),
-    "logit_stats": (cases.logits_of, _logit_stats),
-    "accept": (cases.accept_inputs, _accept),
-    "accept_sampled": (cases.sampled_inputs, _accept_sampled),
-    "commit_kv": (cases.commit_inputs, _commit_kv),
-    "visual_importance": (cases.importance_inputs, _visual_importance),
-    "expand_tree": (cases.expand_inputs, _expand_tree),
+    "verify_attention": (case_inputs.verify_inputs, _verify_attention),
+    "logit_stats": (case_inputs.logits_of, _logit_stats),
+    "accept": (case_inputs.accept_inputs, _accept),
+    "accept_sampled": (case_inputs.sampled_inputs, _accept_sampled),
+    "commit_kv": (case_inputs.commit_inputs, _commit_kv),
+    "visual_importance": (case_inputs.importance_inputs, _visual_importance),
+    "expand_tree": (case_inputs.expand_inputs, _expand_tree),
 }
 
 
@@ -93,7 +95,7 @@ def run(operation: str, case: Case, device: torch.device, dtype: torch.dtype) ->
         return {**row, "result": "ok", "reason": None}
     except (DoesNotFit, torch.OutOfMemoryError) as reason:
         return {**row, "result": "left out", "reason": str(reason)}
-    except checks.Wrong as reason:
+    except Wrong as reason:
         return {**row, "result": "wrong", "reason": str(reason)}
     except Exception as error:
         return {**row, "result": "error", "reason": f"{type(error).__name__}: {error}"}

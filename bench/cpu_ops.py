@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import case_inputs
 import cases
 import checks
 import peers
@@ -36,59 +37,59 @@ Row = tuple[str, Case, torch.dtype, Callable[[Any], Call], int, dict[str, Call]]
 
 
 def verify_attention(case: Case, dtype: torch.dtype) -> Row:
-    inputs = cases.verify_inputs(case, CPU, dtype)
+    inputs = case_inputs.verify_inputs(case, CPU, dtype)
     checks.check_verify_attention(inputs, ops.verify_attention(*inputs[:6]))
     others = {name: peers.ATTENTION[name](case, inputs) for name in ("sdpa grouped",)}
     call = lambda room: lambda: room.verify_attention(*inputs[:6])
-    return "verify_attention", case, dtype, call, cases.verify_bytes(case, inputs), others
+    return "verify_attention", case, dtype, call, case_inputs.verify_bytes(case, inputs), others
 
 
 def logit_stats(case: Case, dtype: torch.dtype) -> Row:
-    logits = cases.logits_of(case, CPU, dtype)
+    logits = case_inputs.logits_of(case, CPU, dtype)
     checks.check_logit_stats(logits, TOP_K, ops.logit_stats(logits, top_k=TOP_K))
     others = {"torch": peers.LOGIT_STATS["torch"](case, logits, TOP_K)}
     call = lambda room: lambda: room.logit_stats(logits, top_k=TOP_K)
-    return "logit_stats", case, dtype, call, cases.logits_bytes(case, logits, TOP_K), others
+    return "logit_stats", case, dtype, call, case_inputs.logits_bytes(case, logits, TOP_K), others
 
 
 def accept(case: Case, dtype: torch.dtype) -> Row:
-    inputs = cases.accept_inputs(case, CPU, dtype)
+    inputs = case_inputs.accept_inputs(case, CPU, dtype)
     checks.check_accept(inputs, LVSPEC, ops.accept(*inputs, LVSPEC))
     call = lambda room: lambda: room.accept(*inputs, LVSPEC)
-    return "accept", case, dtype, call, cases.accept_bytes(case, inputs), {}
+    return "accept", case, dtype, call, case_inputs.accept_bytes(case, inputs), {}
 
 
 def accept_sampled(case: Case, dtype: torch.dtype) -> Row:
-    inputs = cases.sampled_inputs(case, CPU, dtype)
+    inputs = case_inputs.sampled_inputs(case, CPU, dtype)
     checks.check_accept_sampled(inputs, ops.accept_sampled(*inputs))
     others = {"torch": peers.SAMPLED["torch"](case, inputs)}
     call = lambda room: lambda: room.accept_sampled(*inputs)
-    return "accept_sampled", case, dtype, call, cases.sampled_bytes(case, inputs), others
+    return "accept_sampled", case, dtype, call, case_inputs.sampled_bytes(case, inputs), others
 
 
 def commit_kv(case: Case, dtype: torch.dtype) -> Row:
-    inputs = cases.commit_inputs(case, CPU, dtype)
-    before = [rows.clone() for rows in cases.committed_rows(case, inputs)]
+    inputs = case_inputs.commit_inputs(case, CPU, dtype)
+    before = [rows.clone() for rows in case_inputs.committed_rows(case, inputs)]
     ops.commit_kv(*inputs)
-    checks.check_commit_kv(inputs, before, cases.committed_rows(case, inputs))
+    checks.check_commit_kv(inputs, before, case_inputs.committed_rows(case, inputs))
     call = lambda room: lambda: room.commit_kv(*inputs)
-    return "commit_kv", case, dtype, call, cases.commit_bytes(case, inputs), {}
+    return "commit_kv", case, dtype, call, case_inputs.commit_bytes(case, inputs), {}
 
 
 def visual_importance(case: Case, dtype: torch.dtype) -> Row:
-    inputs = cases.importance_inputs(case, CPU, dtype)
+    inputs = case_inputs.importance_inputs(case, CPU, dtype)
     checks.check_visual_importance(inputs, ops.visual_importance(*inputs))
     call = lambda room: lambda: room.visual_importance(*inputs)
-    return "visual_importance", case, dtype, call, cases.importance_bytes(case, inputs), {}
+    return "visual_importance", case, dtype, call, case_inputs.importance_bytes(case, inputs), {}
 
 
 def expand_tree(case: Case, dtype: torch.dtype) -> Row:
-    inputs = cases.expand_inputs(case, CPU, dtype)
+    inputs = case_inputs.expand_inputs(case, CPU, dtype)
     width, top_k = checks.expand_width(inputs)
     got = ops.expand_tree(*inputs, width=width, top_k=top_k)
     checks.check_expand_tree(inputs, top_k, got)
     call = lambda room: lambda: room.expand_tree(*inputs, width=width, top_k=top_k)
-    return "expand_tree", case, dtype, call, cases.expand_bytes(case, inputs), {}
+    return "expand_tree", case, dtype, call, case_inputs.expand_bytes(case, inputs), {}
 
 
 def rows() -> list[Row]:

@@ -1,7 +1,7 @@
 """End to end on a device: the embedded pair's real tokens, and pairs of real shapes.
 
     python bench/e2e.py [embedded] [pairs] [--pair qwen-7b-3b ...] [--context 16384 ...]
-        [--batch 1 8] [--budget 500] [--set fuse=none] [--json FILE]
+        [--batch 1 8] [--budget 500] [--set fuse=none] [--compile] [--json FILE]
     python bench/e2e.py --device cpu --pair tiny        the same code in seconds
     python bench/e2e.py trace                           record the acceptance that is replayed
 
@@ -10,16 +10,18 @@ from a trace of the embedded pair, or from one made for `--tau`. What such a row
 iteration takes, beside the limit of its bytes, and which speed-up follows at that tau. Methods and
 peers, by the same weights in the same run, are in `measure.py`.
 
-The first size of every pair comes first; for the first pair alone HF compiles its static cache,
-which takes a minute or two. The JSON is written after every row. When `--budget` seconds are over
-nothing new is begun, and what was not reached says so.
+The first size of every pair comes first, and our methods of all rows come before the peers;
+`--compile` adds HF's compiled static cache, for the first pair alone. The JSON is written after
+every method, and the same command goes on with what stands there: an interrupt loses nothing but
+the method that it meets. When `--budget` seconds are over nothing new is begun, and what was not
+reached says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ import timing
 import torch
 from cases import Shape
 from clock import Budget, release
-from measure import OURS, measure_row
+from e2e_report import Report, open_methods
+from measure import COMPILED, OURS, OUT_OF_TIME, PEERS, measure_row
 from pairs import (
     BATCH_SIZES,
     CONTEXTS,
@@ -42,7 +45,6 @@ from pairs import (
 )
 from random_models import build
 from replay import TRACES, AcceptanceTrace
-from rich.console import Console
 from row import Plan, Row
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -56,7 +58,6 @@ from lvspec.quantization import WEIGHTS, quantize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PARTS = ("embedded", "pairs", "trace")
-OUT_OF_TIME = "out of time"
 
 
 def overrides(words: list[str]) -> dict[str, Any]:
@@ -91,62 +92,10 @@ def draft_label(weights: str | None, vocabulary: int | None) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-class Report:
-    """The document, written again after every row, and what is printed of it."""
-
-    def __init__(self, path: Path | None, document: dict[str, Any]) -> None:
-        self.path, self.document, self.console = path, document, Console()
-        self.failed = False
-        document["pairs"] = []
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.document["pairs"].append(row)
-        self.write()
-        name = f"{row['label']}, context {row['context']}, batch {row['batch']}"
-        if "not_measured" in row:
-            self.console.print(f"{name}: not measured: {row['not_measured']}", markup=False)
-            return
-        self.console.print(f"{name}, {row['replayed']}", markup=False, soft_wrap=True)
-        for method, found in row["methods"].items():
-            if "not_measured" in found:
-                # A peer may be absent; that ours says nothing is a failure, unless time was over.
-                is_ours = method in OURS and found["not_measured"] != OUT_OF_TIME
-                self.failed = self.failed or is_ours
-                line = f"not measured: {found['not_measured']}"
-            else:
-                line = f"{found['wall_ms']:9.3f} ms"
-                if "limit_ms" in found:
-                    line += f", limit {found['limit_ms']:.3f} ({found['share_of_limit']:.0%})"
-                line += f", {found['loop']}" if "loop" in found else ""
-            self.console.print(f"  {method:22} {line}", markup=False, soft_wrap=True)
-        for name, said in row["checks"].items():
-            self.console.print(f"  {name}: {said}", markup=False, soft_wrap=True)
-        if "speedup" in row:
-            self.console.print(f"  speed-up {row['speedup']:.2f}x", markup=False)
-
-    def embedded(
-        self, config: DecodeConfig, count: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        """The embedded pair, if clips can be written here; without, the other part goes on."""
-        try:
-            from embedded import embedded_rows, embedded_table
-        except ModuleNotFoundError as error:
-            found = {"not_measured": f"{error.name} is not installed"}
-            self.console.print(f"embedded pair: not measured: {found['not_measured']}")
-        else:
-            found = embedded_rows(config, count, device, dtype)
-            self.console.print(embedded_table(found))
-        self.document["embedded"] = found
-        self.write()
-
-    def write(self) -> None:
-        if self.path:
-            write_json(self.path, self.document)
-
-
 def run_pair(
     pair: Pair,
     chosen: list[Size],
+    names: list[str],
     plan: Plan,
     device: torch.device,
     dtype: torch.dtype,
@@ -154,7 +103,7 @@ def run_pair(
     report: Report,
     draft_weights: str | None = None,
 ) -> None:
-    """All sizes of a pair, which is built once, if any of them fits."""
+    """These methods at all sizes of a pair, which is built once, if any of them is to be run."""
     vocabulary = plan.config.draft_vocab
     label = pair.label + draft_label(draft_weights, len(vocabulary or ()))
     common = {"pair": pair.name, "label": label, "gamma": plan.config.gamma}
@@ -164,7 +113,10 @@ def run_pair(
     models: list[PreTrainedModel] = []
     refused: str | None = None
     for size in chosen:
-        here = {**common, "context": size.context, "batch": size.batch_size}
+        found = report.row({**common, "context": size.context, "batch": size.batch_size})
+        wanted = open_methods(found, names)
+        if not wanted:
+            continue
         needed = needed_bytes(pair, size, tokens=tokens, itemsize=item)
         reason = (
             refused or does_not_fit(needed, free) or (OUT_OF_TIME if budget.left <= 0 else None)
@@ -177,21 +129,19 @@ def run_pair(
             except (ImportError, ValueError) as error:
                 reason = refused = str(error)
         if reason is not None:
-            report.add({**here, "not_measured": reason})
+            report.refuse(found, wanted, reason)
             continue
         row = Row(*models, pair, size, plan)
-        report.add(
-            {
-                **here,
-                "dtype": str(dtype).removeprefix("torch."),
-                "target": shape_facts(row.target, pair.target, None),
-                "draft": shape_facts(row.draft, pair.draft, vocabulary),
-                "replayed": f"replayed tau = {plan.trace.tau:.2f} ({plan.trace.name})",
-                "needed_gb": needed / 1e9,
-                "fuse": plan.config.fuse,
-                **measure_row(row, budget),
-            }
-        )
+        found |= {
+            "dtype": str(dtype).removeprefix("torch."),
+            "target": shape_facts(row.target, pair.target, None),
+            "draft": shape_facts(row.draft, pair.draft, vocabulary),
+            "replayed": f"replayed tau = {plan.trace.tau:.2f} ({plan.trace.name})",
+            "needed_gb": needed / 1e9,
+            "fuse": plan.config.fuse,
+        }
+        measure_row(row, budget, wanted, found, report.write)
+        report.show(found, wanted)
 
 
 def main() -> int:
@@ -208,7 +158,7 @@ def main() -> int:
     parser.add_argument("--tau", type=float, help="a synthetic trace of this tau instead")
     parser.add_argument("--iterations", type=int, default=20, help="timed, of every method")
     parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--no-compile", action="store_true", help="nor HF's static cache")
+    parser.add_argument("--compile", action="store_true", help="HF's static cache too, minutes")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="fields")
     parser.add_argument("--draft-weights", choices=WEIGHTS, help="of fewer bytes, by torchao")
     parser.add_argument("--draft-vocab", type=int, help="ids that the drafts may propose")
@@ -247,6 +197,13 @@ def main() -> int:
         "kind": "e2e",
         "gamma": config.gamma,
         "set": {name: value for name, value in fields.items() if name != "draft_vocab"},
+        "options": {
+            "dtype": arguments.dtype,
+            "trace": trace.name,
+            "tau": trace.tau,
+            "iterations": arguments.iterations,
+            "clips": arguments.clips,
+        },
         "backend": ops.active_backend(device.type),
         "limits": timing.device_facts(device),
         "environment": environment(device),
@@ -256,17 +213,26 @@ def main() -> int:
         dtype = DTYPES[arguments.dtype or "float32"]
         report.embedded(config, arguments.clips, device, dtype)
     if "pairs" in parts:
-        peers, weights = not arguments.no_peers, arguments.draft_weights
-        plan = Plan.of(config, trace, arguments.iterations, peers=peers)
+        plan = Plan.of(config, trace, arguments.iterations)
         dtype = DTYPES[arguments.dtype or ("bfloat16" if is_cuda else "float32")]
         first, *others = sizes(arguments.context, arguments.batch)
-        for index, name in enumerate(arguments.pairs):
-            compiles = index == 0 and not arguments.no_compile
-            its_plan = replace(plan, compiles=compiles)
-            run_pair(PAIRS[name], [first], its_plan, device, dtype, budget, report, weights)
         # A pair is built again for the rest, which costs less than a pair without a row.
-        for name in arguments.pairs if others else ():
-            run_pair(PAIRS[name], others, plan, device, dtype, budget, report, weights)
+        for names in [OURS] if arguments.no_peers else [OURS, PEERS]:
+            for chosen in ([first], others):
+                for index, name in enumerate(arguments.pairs if chosen else ()):
+                    compiled = arguments.compile and names is PEERS and chosen == [first]
+                    methods = [*names, *([COMPILED] if compiled and index == 0 else [])]
+                    run_pair(
+                        PAIRS[name],
+                        chosen,
+                        methods,
+                        plan,
+                        device,
+                        dtype,
+                        budget,
+                        report,
+                        arguments.draft_weights,
+                    )
     return int(report.failed)
 
 

@@ -10,12 +10,13 @@
 # README's tables of them. A part that fails, or takes longer than its limit or than what is left of
 # $SECONDS_IN_ALL (520), does not stop the others; the exit code says that there was one. DEVICE=cpu
 # tries all of it without a GPU, at small sizes. OPTIONS are more words for e2e.py, such as
-# "--set fuse=none" or "--context 16384".
+# "--set fuse=none", "--context 16384" or "--compile". e2e keeps what it has measured, method by
+# method, and goes on there when it is called again; remove its JSON to begin anew.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PARTS=(correctness micro e2e profile sanitize)
-usage() { sed -n '2,14s/^# \?//p' bench/gpu.sh; }
+usage() { sed -n '2,15s/^# \?//p' bench/gpu.sh; }
 parts=("$@")
 for part in "${parts[@]}"; do
     case $part in
@@ -83,7 +84,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,pow
 "$PYTHON" -P -c 'import torch as t, triton as r; print("torch", t.__version__, "triton", r.__version__)'
 
 for part in "${parts[@]}"; do
-    rm -f "$(json "$part")"
+    [[ $part == e2e ]] || rm -f "$(json "$part")" # e2e.py goes on with its own
     case $part in
         correctness)
             if [[ $DEVICE == cuda ]]; then
@@ -92,7 +93,7 @@ for part in "${parts[@]}"; do
                 parallel=()
                 ! "$PYTHON" -P -c 'import xdist' 2>/dev/null || parallel=(-n 8)
                 step "tests of the operations" "$(limit 90)" env LVSPEC_BACKEND=triton \
-                    LVSPEC_TEST_DEVICE=cuda PYTHONPATH=bench "$PYTHON" -P -m pytest -q \
+                    LVSPEC_TEST_DEVICE=cuda "PYTHONPATH=bench${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -P -m pytest -q \
                     -p default_device "${parallel[@]}" --maxfail=30 --tb=short \
                     tests/test_{verify_attention,logit_stats,accept,accept_sampled}.py \
                     tests/test_{commit_kv,visual_importance,expand_tree,commit}.py \
@@ -102,7 +103,12 @@ for part in "${parts[@]}"; do
                 --json "$(json correctness)"
             ;;
         micro)
-            step micro "$(limit 150)" "$PYTHON" -P -m pytest -q --tb=short bench/bench_*.py \
+            # What matters most comes first, in case time is over.
+            micro=(bench/bench_verify_attention.py)
+            for file in bench/bench_*.py; do
+                [[ $file == "${micro[0]}" ]] || micro+=("$file")
+            done
+            step micro "$(limit 150)" "$PYTHON" -P -m pytest -q --tb=short "${micro[@]}" \
                 --bench-device "$DEVICE" --benchmark-json "$(json micro)"
             ;;
         e2e)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache, StoppingCriteriaList
 
 from lvspec.cache import SlotCache
+from lvspec.hf_names import CACHE
 from lvspec.models import Model
 
 Cache = DynamicCache | StaticCache
@@ -50,7 +51,7 @@ def greedy(
         cache: Holds all of `ids` but the last token, and is changed; None: `generate` reads them.
         options: Of `generate`.
     """
-    options |= {} if cache is None else {"past_key_values": cache}
+    options |= {} if cache is None else {CACHE: cache}
     model.model.rope_deltas = None  # state that an earlier call has left
     found = model.generate(
         input_ids=ids,

@@ -10,15 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from cases import (
-    LLAVA_05B,
-    LLAVA_7B,
-    LLAVA_72B,
-    QWEN_3B,
-    QWEN_7B,
-    QWEN_32B,
-    Shape,
-)
+from cases import LLAVA_05B, LLAVA_7B, LLAVA_72B, QWEN_3B, QWEN_7B, QWEN_32B, Shape
 from limits import kv_bytes, parameters
 
 

@@ -16,30 +16,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cases import (
-    COMPILED,
+from case_inputs import (
     EXPAND_WIDTH,
     AcceptInputs,
-    Case,
     CommitInputs,
     ExpandInputs,
     ImportanceInputs,
     SampledInputs,
     VerifyInputs,
-    kv_lengths,
-    parents_of,
 )
+from cases import COMPILED, Case, kv_lengths, parents_of
 from linear_cases import LinearCase, LinearInputs
+from reasons import Unavailable
 from torch import Tensor
 
 from lvspec import tree
 
 Call = Callable[[], Any]
 Peer = Callable[..., Call]
-
-
-class Unavailable(RuntimeError):
-    """This peer cannot do this case here."""
 
 
 def repeat_kv(cache: Tensor, group: int) -> Tensor:

@@ -35,6 +35,7 @@ from lvspec import ops
 from lvspec.config import DecodeConfig
 from lvspec.engine import Engine
 from lvspec.environment import check_json_path, environment, write_json
+from lvspec.hf_names import CACHE
 from lvspec.tree import chain_ancestors
 
 WARM_UP = 6
@@ -110,7 +111,7 @@ def huggingface_step(engine: Engine, tokens: torch.Tensor) -> Callable[[], Any]:
 
     def call() -> torch.Tensor:
         hidden = model.text(
-            input_ids=tokens, position_ids=positions, past_key_values=theirs, use_cache=True
+            input_ids=tokens, position_ids=positions, **{CACHE: theirs}, use_cache=True
         )
         theirs.crop(-tokens.shape[1])
         return model.hf.lm_head(hidden.last_hidden_state)

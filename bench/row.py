@@ -6,6 +6,7 @@ Every figure has its limit: the bytes that must be read, over the bandwidth of t
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from clock import figures, peak_gb, timed
 from limits import Gpu, Setting, limit
 from pairs import Pair, Size
 from random_models import RandomPromptModel, random_prompt
+from reasons import Unavailable, Wrong
 from replay import AcceptanceTrace, ReplayEngine, begin
 from specvlm_step import SpecVLMStep
 from torch import Tensor
@@ -24,20 +26,13 @@ from transformers import PreTrainedModel
 from lvspec.config import DecodeConfig
 from lvspec.draft import ModelDrafter
 from lvspec.engine import Engine
+from lvspec.hf_names import CACHE
 from lvspec.tree import chain_ancestors
 
 WARM_UP = 6
 """Iterations that are not timed: two by HF's Python, a capture, and some replays."""
 COMPILES = 12
 """Tokens of HF's static cache within which it has compiled what it will."""
-
-
-class Wrong(AssertionError):
-    """A result is not what it should be; it is not timed."""
-
-
-class Unavailable(RuntimeError):
-    """This peer cannot do this here."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +43,18 @@ class Plan:
         config: Of our loop; `max_new_tokens` is enough for all iterations.
         trace: What is accepted.
         iterations: Timed ones.
-        peers: Whether peers are measured.
-        compiles: Whether HF's static cache is compiled, which takes a minute or two.
     """
 
     config: DecodeConfig
     trace: AcceptanceTrace
     iterations: int
-    peers: bool = True
-    compiles: bool = False
 
     @classmethod
-    def of(cls, config: DecodeConfig, trace: AcceptanceTrace, iterations: int, **options: Any):
+    def of(cls, config: DecodeConfig, trace: AcceptanceTrace, iterations: int) -> Plan:
         """With room for whole drafts in all iterations of all methods."""
         tokens = (iterations + 2 * WARM_UP + 2) * (max(config.gamma, 25) + 1)
         config = replace(config, max_new_tokens=tokens, eos_ids=())
-        return cls(config, trace, iterations, **options)
+        return cls(config, trace, iterations)
 
 
 @dataclass
@@ -97,10 +88,7 @@ class Row:
     def run_ours(self, name: str, engine: Engine) -> dict[str, Any]:
         """Warm up, keep the first tokens, and time."""
         with torch.inference_mode(), engine.attention():
-            for _ in range(WARM_UP):
-                engine.iterate()
-            count = int(engine.state.num_out.min())
-            self.first_tokens[name] = engine.state.out_ids[:, :count].clone()
+            self._warm_up(name, engine)
             before = self._read(engine)
             wall, each = timed(engine.iterate, self.plan.iterations, self.device)
             after = self._read(engine)
@@ -120,6 +108,21 @@ class Row:
             **self.against_limit(moved, wall),
             "memory_gb": peak_gb(self.device),
         }
+
+    def _warm_up(self, name: str, engine: Engine) -> None:
+        """The first iterations, whose tokens are kept to compare those of others with."""
+        for _ in range(WARM_UP):
+            engine.iterate()
+        count = int(engine.state.num_out.min())
+        self.first_tokens[name] = engine.state.out_ids[:, :count].clone()
+
+    def _tokens_of(self, name: str, begin: Callable[[], Engine]) -> Tensor:
+        """First tokens of a method that is not measured again: figures are kept, tokens are not."""
+        if name not in self.first_tokens:
+            engine = begin()
+            with torch.inference_mode(), engine.attention():
+                self._warm_up(name, engine)
+        return self.first_tokens[name]
 
     @staticmethod
     def _read(engine: Engine) -> tuple[Tensor, Tensor]:
@@ -193,7 +196,8 @@ class Row:
     def lvspec_eager(self) -> dict[str, Any]:
         """Our loop without capture; its first tokens must be those of the captured one."""
         found = self.run_ours("eager", self.begin(capture=False))
-        mine, theirs = self.first_tokens["lvspec"], self.first_tokens["eager"]
+        mine = self._tokens_of("lvspec", self.begin)
+        theirs = self.first_tokens["eager"]
         if torch.equal(mine, theirs):
             self.checks["captured"] = f"the eager loop's tokens, {mine.numel()} of them"
             return found
@@ -247,7 +251,7 @@ class Row:
                 step.run()
             wall, each = timed(step.run, max(self.plan.iterations // 2, 5), self.device)
         if self.target.text.dtype in (torch.float32, torch.float64):
-            wanted = self.first_tokens["autoregression"][0, 1:].tolist()
+            wanted = self._tokens_of("autoregression", self.begin_alone)[0, 1:].tolist()
             count = min(len(wanted), len(step.output))
             if step.output[:count] != wanted[:count]:
                 raise Wrong(f"specvlm: expected {wanted[:count]}, got {step.output[:count]}")
@@ -257,8 +261,6 @@ class Row:
         """HF's `generate` with a static cache and its own torch.compile."""
         if self.device.type != "cuda":
             raise Unavailable("HF compiles on CUDA only")
-        if not self.plan.compiles:
-            raise Unavailable("compiled at the first size of the first pair only")
         engine = self.begin_alone()
         ids, length, count = self._ids(engine), self.size.context, self.plan.iterations
         room = length + count + COMPILES + 8
@@ -302,7 +304,7 @@ class Row:
             if self.target.family.position_rows > 1:
                 positions = positions.expand(self.target.family.position_rows, -1, -1)
             hidden = self.target.text(
-                input_ids=root, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=root, position_ids=positions, **{CACHE: cache}, use_cache=True
             ).last_hidden_state
             theirs = self.target.hf.lm_head(hidden)
         error = (ours.float() - theirs.float()).abs().max().item()

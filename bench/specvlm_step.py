@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from lvspec.hf_names import CACHE
 from lvspec.models import Model
 from lvspec.trees import NAMED_TREES, StaticTree
 
@@ -138,7 +139,7 @@ class SpecVLMStep:
             input_ids=tokens,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
         ).last_hidden_state
         return model.hf.lm_head(hidden)

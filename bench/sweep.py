@@ -5,7 +5,7 @@
 For verify_attention, whose `LAUNCH` table is the only one that depends on more than a block size.
 Without a GPU, or with --static, candidates are only compiled for --device-class, and those are
 printed that neither spill nor need more shared memory than there is. With one they are timed too
-(CUDA events, cold L2), and the line that `kernels/verify_attention.py` should have is printed:
+(CUDA events, cold L2), and the line that `launch_table.py` of the kernel should have is printed:
 BLOCK_N is one number for all tiles, since the bits of a row must not depend on how many there are.
 """
 

@@ -1,6 +1,6 @@
 // The C++ operations as implementations of torch.ops.lvspec.* on the CPU, through torch's stable ABI.
 //
-// Schemas are defined in Python (lvspec/ops/schemas.py), arguments are checked there too.
+// Schemas are defined in Python (lvspec/ops/registry.py), arguments are checked there too.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -91,8 +91,8 @@ Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarTyp
   }
   int32_t device = 0;
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(shape.size()), shape.begin(), strides,
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device, 0, &handle));
   return Tensor(handle);

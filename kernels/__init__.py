@@ -1,8 +1,8 @@
 """The Triton kernels, imported as `lvspec.kernels`.
 
-One operation a file, named like its specification in `lvspec.reference`. A kernel trusts its
-arguments: `lvspec.ops`, its only caller, has checked shapes, dtypes and devices. It knows numbers,
-not policies, and nothing here imports transformers or another part of lvspec.
+One operation a file or folder, named like its specification in `lvspec.reference`. A kernel trusts
+its arguments: `lvspec.ops`, its only caller, has checked shapes, dtypes and devices. It knows
+numbers, not policies, and nothing here imports transformers or another part of lvspec.
 """
 
 if __name__ != "lvspec.kernels":

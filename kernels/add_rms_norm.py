@@ -66,6 +66,6 @@ def add_rms_norm(
             x_stride_column=rows.stride(1),
             residual_stride_row=residual_rows.stride(0),
             residual_stride_column=residual_rows.stride(1),
-            **row_config(x.device, size),
+            **row_config(size),
         )
     return total, y

@@ -90,11 +90,7 @@ def commit_kv_kernel(
 
 # A program holds at most `tile_bytes` of K and as much of V, in registers: 8 loads of 16 bytes a
 # thread of each, enough in flight to be bound by bandwidth, and 64 registers.
-_LAUNCH = {
-    "sm80": {"tile_bytes": 16384, "bytes_per_warp": 4096, "num_stages": 1},
-    "sm90": {"tile_bytes": 16384, "bytes_per_warp": 4096, "num_stages": 1},
-    "sm100": {"tile_bytes": 16384, "bytes_per_warp": 4096, "num_stages": 1},
-}
+_LAUNCH = {"tile_bytes": 16384, "bytes_per_warp": 4096, "num_stages": 1}
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -115,12 +111,11 @@ def commit_kv(
     num_layers, batch_size, num_kv_heads, capacity, head_dim = k_cache.shape
     num_slots = path.shape[1]
 
-    table = _LAUNCH[launch.device_class(k_cache.device)]
     block_s = triton.next_power_of_2(num_slots)
     row_bytes = block_s * k_cache.itemsize
-    block_d = min(triton.next_power_of_2(head_dim), table["tile_bytes"] // row_bytes)
+    block_d = min(triton.next_power_of_2(head_dim), _LAUNCH["tile_bytes"] // row_bytes)
     num_chunks = triton.cdiv(head_dim, block_d)
-    num_warps = max(1, row_bytes * block_d // table["bytes_per_warp"])
+    num_warps = max(1, row_bytes * block_d // _LAUNCH["bytes_per_warp"])
     grid = (num_layers * batch_size * num_kv_heads * num_chunks,)
     with launch.device_guard(k_cache):
         commit_kv_kernel[grid](
@@ -152,5 +147,5 @@ def commit_kv(
             BLOCK_S=block_s,
             BLOCK_D=block_d,
             num_warps=num_warps,
-            num_stages=table["num_stages"],
+            num_stages=_LAUNCH["num_stages"],
         )

@@ -112,11 +112,7 @@ def place_children_kernel(
     tl.store(child_log_probs + row + before, values, mask=mask)
 
 
-_LAUNCH = {
-    "sm80": {"block": 32, "others": 64, "num_warps": 4},
-    "sm90": {"block": 32, "others": 64, "num_warps": 4},
-    "sm100": {"block": 32, "others": 64, "num_warps": 4},
-}
+_LAUNCH = {"block": 32, "others": 64, "num_warps": 4}
 
 
 def expand_tree(
@@ -144,10 +140,9 @@ def expand_tree(
     child_tokens = torch.empty((batch_size, width), dtype=torch.int64, device=device)
     child_parents = torch.empty((batch_size, width), dtype=torch.int32, device=device)
     child_log_probs = torch.empty((batch_size, width), dtype=torch.float32, device=device)
-    config = _LAUNCH[launch.device_class(device)]
     num_children = num_nodes * top_k
     with launch.device_guard(logits):
-        place_children_kernel[(triton.cdiv(num_children, config["block"]), batch_size)](
+        place_children_kernel[(triton.cdiv(num_children, _LAUNCH["block"]), batch_size)](
             log_probs=log_probs,
             slots=slots,
             top_ids=top_ids,
@@ -164,9 +159,9 @@ def expand_tree(
             stride_slots_batch=slots.stride(0),
             stride_slots_node=slots.stride(1),
             TOP_K=top_k,
-            BLOCK=config["block"],
-            OTHERS=config["others"],
-            num_warps=config["num_warps"],
+            BLOCK=_LAUNCH["block"],
+            OTHERS=_LAUNCH["others"],
+            num_warps=_LAUNCH["num_warps"],
             num_stages=1,
         )
     return child_tokens, child_parents, child_log_probs

@@ -1,8 +1,9 @@
 """What every launcher needs: the class of the device, its guard, and a place for partial results.
 
 A kernel's entry points are named `*_kernel` and launched as `name_kernel[grid](argument=value)`,
-with `num_warps` and `num_stages` from the file's `_LAUNCH` table. `bench/budget.py` records these
-launches on tensors without data and compiles exactly what was launched.
+with `num_warps` and `num_stages` from the file's `_LAUNCH` table, which has a row for every device
+class where they differ. `bench/budget.py` records these launches on tensors without data and
+compiles exactly what was launched.
 """
 
 from __future__ import annotations

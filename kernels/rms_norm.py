@@ -44,19 +44,14 @@ def rms_norm_kernel(
 
 
 # A program holds a row in registers: 16 values a thread, loaded 16 bytes at a time.
-_LAUNCH = {
-    "sm80": {"values_per_warp": 512, "num_stages": 1},
-    "sm90": {"values_per_warp": 512, "num_stages": 1},
-    "sm100": {"values_per_warp": 512, "num_stages": 1},
-}
+_LAUNCH = {"values_per_warp": 512, "num_stages": 1}
 
 
-def row_config(device: torch.device, size: int) -> dict[str, int]:
+def row_config(size: int) -> dict[str, int]:
     """`BLOCK`, `num_warps` and `num_stages` for rows of `size` values."""
-    table = _LAUNCH[launch.device_class(device)]
     block = triton.next_power_of_2(size)
-    num_warps = min(max(block // table["values_per_warp"], 1), 16)
-    return {"BLOCK": block, "num_warps": num_warps, "num_stages": table["num_stages"]}
+    num_warps = min(max(block // _LAUNCH["values_per_warp"], 1), 16)
+    return {"BLOCK": block, "num_warps": num_warps, "num_stages": _LAUNCH["num_stages"]}
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -73,6 +68,6 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
             eps=eps,
             x_stride_row=rows.stride(0),
             x_stride_column=rows.stride(1),
-            **row_config(x.device, size),
+            **row_config(size),
         )
     return y

@@ -74,11 +74,7 @@ def rotary_angles_kernel(
     tl.store(sin + place + half, sines, mask=mask)
 
 
-_LAUNCH = {
-    "sm80": {"num_warps": 1, "num_stages": 1},
-    "sm90": {"num_warps": 1, "num_stages": 1},
-    "sm100": {"num_warps": 1, "num_stages": 1},
-}
+_LAUNCH = {"num_warps": 1, "num_stages": 1}
 
 
 def rotary_angles(
@@ -94,7 +90,6 @@ def rotary_angles(
     shape = (batch_size, num_slots, 2 * half)
     cos = torch.empty(shape, dtype=dtype, device=positions.device)
     sin = torch.empty(shape, dtype=dtype, device=positions.device)
-    table = _LAUNCH[launch.device_class(positions.device)]
     with launch.device_guard(positions):
         rotary_angles_kernel[(batch_size * num_slots,)](
             positions=positions,
@@ -109,7 +104,6 @@ def rotary_angles(
             positions_stride_batch=positions.stride(1),
             positions_stride_slot=positions.stride(2),
             BLOCK=triton.next_power_of_2(half),
-            num_warps=table["num_warps"],
-            num_stages=table["num_stages"],
+            **_LAUNCH,
         )
     return cos, sin

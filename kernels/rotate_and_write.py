@@ -117,11 +117,7 @@ def rotate_and_write_kernel(
 
 
 # A head is so little that a warp has it in one load or two of each half.
-_LAUNCH = {
-    "sm80": {"num_warps": 1, "num_stages": 1},
-    "sm90": {"num_warps": 1, "num_stages": 1},
-    "sm100": {"num_warps": 1, "num_stages": 1},
-}
+_LAUNCH = {"num_warps": 1, "num_stages": 1}
 
 
 def rotate_and_write(
@@ -144,7 +140,6 @@ def rotate_and_write(
         (batch_size, num_q_heads, num_slots, head_dim), dtype=q.dtype, device=q.device
     )
     grid = (batch_size * num_slots * (num_q_heads + 2 * num_kv_heads),)
-    table = _LAUNCH[launch.device_class(q.device)]
     with launch.device_guard(q):
         rotate_and_write_kernel[grid](
             q=q,
@@ -181,8 +176,7 @@ def rotate_and_write(
             v_cache_stride_row=v_cache.stride(2),
             v_cache_stride_column=v_cache.stride(3),
             BLOCK=triton.next_power_of_2(head_dim // 2),
-            num_warps=table["num_warps"],
-            num_stages=table["num_stages"],
+            **_LAUNCH,
         )
     return turned
 

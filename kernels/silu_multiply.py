@@ -28,26 +28,21 @@ def silu_multiply_kernel(gate, up, y, count, BLOCK: tl.constexpr):
 
 
 # 8 values a thread: one row of a 7B model's MLP is 19 programs, and loads are of 16 bytes.
-_LAUNCH = {
-    "sm80": {"block": 1024, "num_warps": 4, "num_stages": 1},
-    "sm90": {"block": 1024, "num_warps": 4, "num_stages": 1},
-    "sm100": {"block": 1024, "num_warps": 4, "num_stages": 1},
-}
+_LAUNCH = {"block": 1024, "num_warps": 4, "num_stages": 1}
 
 
 def silu_multiply(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Launch `lvspec::silu_multiply`."""
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    table = _LAUNCH[launch.device_class(gate.device)]
     with launch.device_guard(gate):
-        silu_multiply_kernel[(triton.cdiv(gate.numel(), table["block"]),)](
+        silu_multiply_kernel[(triton.cdiv(gate.numel(), _LAUNCH["block"]),)](
             gate=gate,
             up=up,
             y=y,
             count=gate.numel(),
-            BLOCK=table["block"],
-            num_warps=table["num_warps"],
-            num_stages=table["num_stages"],
+            BLOCK=_LAUNCH["block"],
+            num_warps=_LAUNCH["num_warps"],
+            num_stages=_LAUNCH["num_stages"],
         )
     return y

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lvspec.trees import AnchorTree, DynamicTree
     from lvspec.vocabulary import frequent_tokens
 
+    __version__: str
+
 # torch and transformers take seconds to import: `lvspec --help` does without them.
 _HOMES = {
     "AcceptancePolicy": "policy",
@@ -42,6 +44,7 @@ _HOMES = {
     "quantize": "quantization",
 }
 __all__ = [
+    "__version__",
     "AcceptancePolicy",
     "AnchorTree",
     "DecodeConfig",
@@ -61,6 +64,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("lvspec.environment").version("lvspec") or "0+unknown"
     if name not in _HOMES:
         raise AttributeError(f"module 'lvspec' has no attribute {name!r}")
     return getattr(import_module(f"lvspec.{_HOMES[name]}"), name)

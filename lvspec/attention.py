@@ -64,7 +64,8 @@ def lvspec_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-    step = lvspec_step
+    step, device = lvspec_step, query.device
+    query = query.to(key.device)  # the cache's, of which there is one for all layers
     result = ops.verify_attention(
         query,
         key,
@@ -85,7 +86,7 @@ def lvspec_attention(
         step.importance += ops.visual_importance(
             query, key, length, step.visual, result.lse, scale=scaling
         )
-    return result.out.transpose(1, 2), None
+    return result.out.transpose(1, 2).to(device), None
 
 
 AttentionInterface.register(NAME, lvspec_attention)

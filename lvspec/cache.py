@@ -134,8 +134,9 @@ class SlotCache(Cache):
             _, batch_size, kv_heads, _, head_dim = self.k.shape
             self._written = rows.expand(batch_size, kv_heads, self._num_written, head_dim)
         keys, values = self.k[layer_idx], self.v[layer_idx]
-        keys.scatter_(2, self._written, key_states)
-        values.scatter_(2, self._written, value_states)
+        # A layer of a model over several devices may be on another than the cache.
+        keys.scatter_(2, self._written, key_states.to(keys.device))
+        values.scatter_(2, self._written, value_states.to(values.device))
         return keys, values
 
     def prefill_view(self, sequence: int) -> PrefillView:

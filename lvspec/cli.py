@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import NoReturn
 
+from lvspec import __version__
 from lvspec.commands import say, say_progress
+from lvspec.commands.options import did_you_mean, unknown_options
+from lvspec.environment import NotWritten
 
 COMMANDS = {
     "generate": ("lvspec.commands.generate", "caption videos with a target and a draft"),
@@ -29,6 +32,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} ({self.prog} --help explains)")
 
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        """Before another option is missed: what is missing may be misspelt."""
+        known = self._option_string_actions
+        for name in unknown_options(words, known):
+            self.error(
+                f"{name}: expected an option, got none of that name{did_you_mean(name, known)}"
+            )
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `lvspec` with these arguments; None is those of the process.
@@ -40,8 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     say_progress()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that is not UTF-8, or a word that the locale cannot spell, stops nothing.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        arguments = _parser(words).parse_args(words)
+        arguments = _parse(words)
         return arguments.func(arguments)
     except KeyboardInterrupt:
         say("interrupted")
@@ -55,21 +70,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, (ValueError, OSError)):
             say(error, kind="error")
-            return 2
+            return 1 if isinstance(error, NotWritten) else 2
         say(f"{type(error).__name__}: {error} (LVSPEC_DEBUG=1 shows where)", kind="error")
         return 1
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser, with the options of the chosen sub-command only: the others are not imported."""
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments; of the sub-commands only the chosen one is imported."""
     parser = _Parser(prog="lvspec", description="Loosely speculative decoding of Video-LLMs.")
-    version = f"lvspec {metadata.version('lvspec')}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=f"lvspec {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen = next((word for word in words if not word.startswith("-")), None)
+    place = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    chosen = words[place] if place < len(words) else None
     for name, (module, summary) in COMMANDS.items():
         if name == chosen:
             importlib.import_module(module).add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=summary)
-    return parser
+    parser.refuse_unknown(words[:place])
+    if chosen is None:
+        return parser.parse_args(words)
+    if chosen not in COMMANDS:
+        names = ", ".join(COMMANDS)
+        parser.error(f"expected a command ({names}), got {chosen}{did_you_mean(chosen, COMMANDS)}")
+    command = subparsers.choices[chosen]
+    command.refuse_unknown(words[place + 1 :])
+    arguments, rest = parser.parse_known_args(words)
+    if rest:
+        command.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments

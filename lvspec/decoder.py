@@ -24,6 +24,7 @@ from lvspec.policy import AcceptancePolicy
 from lvspec.processors import Processors, sampling_warpers
 from lvspec.sequence import Request
 from lvspec.stopping import Stopping
+from lvspec.streams import ends_streamers
 from lvspec.trace import Generation
 from lvspec.trees import check_count
 
@@ -116,6 +117,7 @@ class Decoder:
             stopping=self._stopping,
         )
 
+    @ends_streamers("streamer")
     def generate(
         self,
         inputs: Inputs | Sequence[Inputs],

@@ -190,6 +190,7 @@ class Engine:
         try:
             with self._on_device(), stats.timer.phase("prefill"):
                 self.reserve(prompt.shape[1])
+                stats.parts = self._parts()
                 logits = self.target.prefill(request.inputs, self.cache, place)
                 if request.draft_inputs is not None:
                     # One length counts the rows of both caches.
@@ -217,6 +218,12 @@ class Engine:
         is_stopped = sequence.advance([token])
         if is_finished or is_stopped:
             self._release(sequence)
+
+    def _parts(self) -> dict[str, dict[str, int]]:
+        found = {"target": self.target.parts(self.cache)}
+        if isinstance(self.drafter, CachedDrafter):
+            found["draft"] = self.drafter.model.parts(self.drafter.cache)
+        return found
 
     def _first_token(self, sequence: Sequence, logits: Tensor) -> Tensor:
         """int64 `[1]`, by the last row of the prompt, `[1, V]`."""

@@ -30,18 +30,30 @@ def environment(device: Any = "cpu") -> dict[str, Any]:
     device = torch.device(device)
     on_cuda = device.type == "cuda"
     return {
-        "lvspec": _version("lvspec"),
+        "lvspec": version("lvspec"),
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": _version("transformers"),
-        "triton": _version("triton"),
+        "transformers": version("transformers"),
+        "triton": version("triton"),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if on_cuda else _cpu_name(),
         "threads": torch.get_num_threads(),
     }
+
+
+def version(package: str) -> str | None:
+    """What is installed of a package, or None: of `lvspec` itself, in sources on a path alone."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+class NotWritten(OSError):
+    """A file of results could not be written. Names it, and why."""
 
 
 def check_json_path(path: str | os.PathLike) -> None:
@@ -52,11 +64,11 @@ def check_json_path(path: str | os.PathLike) -> None:
     """
     place = _place(path)
     if place.is_dir():
-        raise IsADirectoryError(f"json: expected the name of a file, got the folder {path}")
+        raise IsADirectoryError(f"--json: expected the name of a file, got the folder {path}")
     if not place.parent.is_dir():
-        raise FileNotFoundError(f"json: expected a name in an existing folder, got {path}")
+        raise FileNotFoundError(f"--json: expected a name in an existing folder, got {path}")
     if not os.access(place if _is_special(place) else place.parent, os.W_OK):
-        raise PermissionError(f"json: expected a folder that can be written, got that of {path}")
+        raise PermissionError(f"--json: expected a folder that can be written, got that of {path}")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -69,17 +81,27 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         value: Mappings, sequences, strings, numbers, booleans, None, paths.
 
     Raises:
-        OSError: It cannot be written.
+        NotWritten: It cannot be written.
         TypeError: A value has no form in JSON.
     """
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    place = _place(path)
-    if _is_special(place):  # a pipe or a device: replacing it would remove it
-        place.write_text(text, encoding="utf-8")
-        return
-    partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}.part")
+    # Bytes of a file name that are not UTF-8 are lone surrogates in Python. JSON spells these as
+    # Python's escapes do, and whoever reads the file has the same name again.
+    content = text.encode("utf-8", "backslashreplace")
     try:
-        partial.write_text(text, encoding="utf-8")
+        _replace(_place(path), content)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise NotWritten(f"{path}: expected a file that can be written, got: {reason}") from error
+
+
+def _replace(place: Path, content: bytes) -> None:
+    if _is_special(place):  # a pipe or a device: replacing it would remove it
+        place.write_bytes(content)
+        return
+    partial = place.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        partial.write_bytes(content)
         os.replace(partial, place)
     finally:
         partial.unlink(missing_ok=True)
@@ -105,13 +127,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu_name() -> str:

@@ -29,8 +29,8 @@ class Family:
         text_attribute: Where the text model is in `model.model`.
         has_static_pass: Whether a pass of the text model does the same whatever the numbers are, so
             that it can be recorded (no experts that are chosen in Python, for instance).
-        patches_frames: Whether `lvspec.preprocess` makes its pixels, so that HF's processor is not
-            needed.
+        patches_frames: Whether `lvspec.video.patches` makes its pixels, so that HF's processor is
+            not needed.
     """
 
     name: str

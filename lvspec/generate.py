@@ -17,6 +17,7 @@ from lvspec.config import DecodeConfig
 from lvspec.decoder import Decoder, Inputs
 from lvspec.draft import DraftChoice
 from lvspec.policy import AcceptancePolicy
+from lvspec.streams import ends_streamers
 from lvspec.trace import Generation
 
 
@@ -28,6 +29,7 @@ def generate(
 def generate(
     target: PreTrainedModel, draft: DraftChoice, inputs: Sequence[Inputs], **kwargs: Any
 ) -> list[Generation]: ...
+@ends_streamers("streamer")
 def generate(
     target: PreTrainedModel,
     draft: DraftChoice,
@@ -70,16 +72,17 @@ def generate(
         draft_inputs: The prompt, or prompts, as the draft's processor returns them, where that
             differs; nobody reads it where no draft model does.
         tokenizer: For `Generation.text` and `stop_strings`.
-        streamer: An HF streamer: gets the prompt, then tokens as they are committed. None is ever
-            taken back. For several prompts a list of them.
+        streamer: An HF streamer: gets the prompt, then tokens as they are committed, and `end()`
+            once, after an error too. No token is ever taken back. For several prompts a list of
+            them.
         logits_processor: HF's logits processors, or functions of (input_ids, scores): applied to
             every row of the target, in order, before `config`'s temperature, top-k and top-p. Those
             that look at earlier tokens get prompt, output and the drafted tokens before the row, of
             one sequence at a time, without padding. The draft knows nothing of them.
         stopping_criteria: HF's stopping criteria, asked after every token of every sequence by
             itself, before the token is streamed. They get its ids on the CPU.
-        stop_strings: A sequence ends with the token that completes one of these, as in HF; the
-            string remains in the output.
+        stop_strings: A sequence ends with the token that completes one of these, which may begin in
+            the prompt, as in HF; the string remains in the output.
 
     Returns:
         The tokens, what kind each is, and statistics; a list where `inputs` is one.

@@ -25,9 +25,11 @@ from transformers.generation.streamers import BaseStreamer
 from lvspec.config import DecodeConfig
 from lvspec.decoder import Decoder
 from lvspec.draft import DraftChoice
+from lvspec.hf_names import caches_in
 from lvspec.inputs import check_inputs
 from lvspec.policy import AcceptancePolicy
 from lvspec.sequence import Request
+from lvspec.streams import ends_streamers
 
 _INSTEAD = {
     "assistant_model": "draft_model=... and draft_inputs=...",
@@ -41,10 +43,11 @@ _RETURNED_ONLY_BY_HF = (
     "output_attentions",
     "output_hidden_states",
 )
-# Of the prepared arguments, what belongs to HF's own loop.
-_OF_THE_LOOP = ("attention_mask", "past_key_values", "use_cache", "logits_to_keep")
+# Of the prepared arguments, what belongs to HF's own loop, besides its cache.
+_OF_THE_LOOP = ("attention_mask", "use_cache", "logits_to_keep")
 
 
+@ends_streamers("lvspec_streamer")
 def custom_generate(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -143,7 +146,7 @@ def _check_not_dropped() -> None:
 
     Nothing of it arrives here in any other way, so the caller's frame is asked for it.
     """
-    frame = sys._getframe(2)
+    frame = sys._getframe(3)  # behind `custom_generate` and its decorator
     if frame.f_code is not inspect.unwrap(GenerationMixin.generate).__code__:
         return
     for name, instead in _INSTEAD.items():
@@ -184,20 +187,20 @@ def _check_generation_config(config: GenerationConfig) -> None:
 def _check_prompt(input_ids: Tensor, prepared: Mapping[str, Any]) -> None:
     if prepared.get("inputs_embeds") is not None:
         raise ValueError("inputs_embeds: expected input_ids instead, got inputs_embeds")
-    if input_ids.shape[0] != 1 or input_ids.shape[1] < 2:
+    if input_ids.shape[0] != 1 or input_ids.shape[1] < 1:
         raise ValueError(
-            "input_ids: expected one prompt of at least two tokens, (1, T), got "
-            f"{tuple(input_ids.shape)}; lvspec.generate takes several prompts"
+            f"input_ids: expected one prompt, (1, T) with T >= 1, got {tuple(input_ids.shape)}; "
+            "lvspec.generate takes several prompts"
         )
     mask = prepared.get("attention_mask")
     if mask is not None and not bool(mask.bool().all()):
         raise ValueError("attention_mask: expected a prompt without padding, got one with padding")
-    cache = prepared.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise ValueError(
-            "past_key_values: expected none, for the whole prompt is read, got a cache of "
-            f"{cache.get_seq_length()} positions"
-        )
+    for name, cache in caches_in(prepared).items():
+        if cache.get_seq_length() > 0:
+            raise ValueError(
+                f"{name}: expected none, for the whole prompt is read, got a cache of "
+                f"{int(cache.get_seq_length())} positions"
+            )
 
 
 def _native(
@@ -208,7 +211,8 @@ def _native(
     lengths = []
     for criterion in criteria:
         if type(criterion) is EosTokenCriteria:
-            eos_ids += criterion.eos_token_id.flatten().tolist()
+            ids = criterion.eos_token_id.flatten().tolist()
+            eos_ids += [id_ for id_ in ids if id_ >= 0]  # -1 is HF's way to say none
         elif type(criterion) is MaxLengthCriteria:
             lengths.append(criterion.max_length)
         else:
@@ -234,12 +238,15 @@ def _config(
             )
     sampling = {}
     if generation_config.do_sample:
-        # The draft samples likewise; the target's rows get these from logits_processor.
-        top_p = generation_config.top_p
+        # The draft samples likewise; the target's rows get these from logits_processor. Above 1
+        # HF's top_p leaves all, and at 0 it leaves the best.
+        top_k, top_p = generation_config.top_k or None, generation_config.top_p
+        if top_p is not None and top_p <= 0:
+            top_k, top_p = 1, None
         sampling = {
             "temperature": float(generation_config.temperature or 1.0),
-            "top_k": generation_config.top_k or None,
-            "top_p": top_p if top_p is None else float(top_p),
+            "top_k": top_k,
+            "top_p": None if top_p is None else min(float(top_p), 1.0),
         }
     return replace(config, eos_ids=eos_ids, max_new_tokens=max_new_tokens, **sampling)
 
@@ -248,10 +255,11 @@ def _target_inputs(
     input_ids: Tensor, prepared: Mapping[str, Any], position_rows: int
 ) -> dict[str, Any]:
     """What the target's forward takes for the prompt, as HF has prepared it."""
+    left_out = {*_OF_THE_LOOP, *caches_in(prepared)}
     found = {
         name: value
         for name, value in prepared.items()
-        if name not in _OF_THE_LOOP and value is not None
+        if name not in left_out and value is not None
     }
     if not found.get("mm_encoder_outputs", True):
         del found["mm_encoder_outputs"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -13,9 +16,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lvspec.checkpoint import check_files, find_checkpoint, names_of
 from lvspec.families import Family, check_family
-from lvspec.processing import HFProcessor, Processor
 from lvspec.quantization import Weights, quantize
+from lvspec.video.processor import HFProcessor, Processor
+
+DeviceMap = str | dict[str, Any] | int | torch.device
+"""As `from_pretrained` takes it: "auto", or a device for each module by name."""
 
 
 @dataclass(frozen=True)
@@ -33,72 +40,154 @@ def load_pair(
     draft: str | os.PathLike,
     *,
     dtype: torch.dtype | str = "auto",
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
+    device_map: DeviceMap | None = None,
     draft_weights: Weights | None = None,
 ) -> Pair:
     """Load two checkpoints of a supported family, from folders or the hub's cache.
 
-    Weights are read from safetensors only, and remote code is never run.
+    Weights are read from safetensors only, remote code is never run, and nothing is downloaded:
+    `hf download NAME` does that. The processors put what they return where the models are.
 
     Args:
         target: The big model.
         draft: The small one, with the same tokenizer.
         dtype: "auto" is the checkpoint's own.
-        device: Where both go.
+        device: Where both go; None is a GPU where there is one, else the CPU.
+        device_map: Where the modules of the target go, as `from_pretrained` takes it (needs
+            accelerate), for one that does not fit into one GPU; excludes `device`. The draft goes
+            whole to where the target's embeddings are. Over several devices iterations are run
+            eagerly, which `stats.loop` says.
         draft_weights: "int8", "int4" or "fp8": the draft is quantised, see `lvspec.quantize`. None:
             as it is.
 
+    Warns:
+        UserWarning: A checkpoint has tensors that its model does not use; names them.
+
     Raises:
-        ImportError: HF's processor of a family, or `draft_weights`, needs something that is not
-            installed.
-        OSError: There is no checkpoint, or none with safetensors.
-        ValueError: An unsupported family, the tokenizers differ, or the draft cannot be quantised
+        ImportError: HF's processor of a family, `device_map` or `draft_weights` needs something
+            that is not installed.
+        OSError: There is no checkpoint, or not all of it: no safetensors, shards that are missing,
+            pointers of git-lfs.
+        ValueError: An unsupported family; no chat template; the tokenizers differ; tensors are
+            missing or have other shapes than the model's, by name; the draft cannot be quantised
             so.
     """
-    for role, path in (("target", target), ("draft", draft)):
-        check_checkpoint(path, role)
+    if device is not None and device_map is not None:
+        raise ValueError(
+            f"device, device_map: expected one of them, got device={device!r} and "
+            f"device_map={device_map!r}"
+        )
+    target, draft = find_checkpoint(target, "target"), find_checkpoint(draft, "draft")
+    for role, folder in (("target", target), ("draft", draft)):
+        check_checkpoint(folder, role)
+        check_files(folder, role)
     processor, draft_processor = load_processor(target, "target"), load_processor(draft, "draft")
     check_same_tokenizer(processor.tokenizer, draft_processor.tokenizer)
-    draft_model = load_model(draft, dtype=dtype, device=device)
+    if device_map is not None:
+        target_model = load_model(target, "target", dtype=dtype, device_map=device_map)
+        device = target_model.device
+    elif device is None:
+        device = default_device()
+    draft_model = load_model(draft, "draft", dtype=dtype, device=device)
     if draft_weights is not None:  # before the target is read: what cannot be done is said soon
         quantize(draft_model, draft_weights)
-    return Pair(
-        load_model(target, dtype=dtype, device=device), draft_model, processor, draft_processor
-    )
+    if device_map is None:
+        target_model = load_model(target, "target", dtype=dtype, device=device)
+    processors = (replace(each, device=device) for each in (processor, draft_processor))
+    return Pair(target_model, draft_model, *processors)
 
 
-def check_checkpoint(path: str | os.PathLike, role: str) -> Family:
+def default_device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_checkpoint(folder: Path, role: str) -> Family:
     """The family of a checkpoint; an unsupported one is refused before its weights are read.
 
     Raises:
         OSError: There is no checkpoint.
         ValueError: The family is not supported; names `role` and lists those that are.
     """
-    return check_family(PreTrainedConfig.get_config_dict(path)[0].get("model_type"), role)
+    return check_family(PreTrainedConfig.get_config_dict(folder)[0].get("model_type"), role)
 
 
-def load_processor(path: str | os.PathLike, role: str) -> Processor | HFProcessor:
+def load_processor(folder: Path, role: str) -> Processor | HFProcessor:
     """What turns a video and a prompt into the inputs of a checkpoint.
 
     Raises:
         ImportError: HF's processor of the family needs something that is not installed.
-        OSError, ValueError: As `check_checkpoint`.
+        OSError, ValueError: As `check_checkpoint`; or there is no chat template.
     """
-    chosen = Processor if check_checkpoint(path, role).patches_frames else HFProcessor
-    return chosen.from_pretrained(path)
+    chosen = Processor if check_checkpoint(folder, role).patches_frames else HFProcessor
+    processor = chosen.from_pretrained(folder)
+    if processor.chat_template is None:
+        raise ValueError(
+            f"{role}: expected a chat template in {folder} (chat_template.jinja), got none (copy "
+            "the file from the model that it was trained from)"
+        )
+    return processor
 
 
 def load_model(
-    path: str | os.PathLike,
+    folder: Path,
+    role: str,
     *,
     dtype: torch.dtype | str = "auto",
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> PreTrainedModel:
-    """One model, ready to run: safetensors only, no remote code."""
-    model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype, trust_remote_code=False, use_safetensors=True
+    """One model, ready to run: safetensors only, no remote code, every weight from the checkpoint.
+
+    Args:
+        folder: From `find_checkpoint`.
+        role: "target" or "draft", for messages.
+        dtype, device, device_map: As for `load_pair`.
+
+    Raises:
+        ImportError: `device_map` needs accelerate, which is not installed.
+        ValueError: Tensors are missing or have other shapes, by name; or `device_map` offloads the
+            modules that the model begins with.
+    """
+    model, found = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map=device_map,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # to name all of them; HF fills them with random numbers
     )
-    return model.to(device).eval()
+    missing, mismatched = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
+    if missing:
+        raise ValueError(
+            f"{role}: expected every weight of {type(model).__name__} in {folder}, got none for "
+            f"{len(missing)} tensors: {names_of(missing)}"
+        )
+    if mismatched:
+        shapes = names_of(
+            f"{name} {list(got)} where the config says {list(wanted)}"
+            for name, got, wanted in mismatched
+        )
+        raise ValueError(
+            f"{role}: expected weights of the shapes that the config says in {folder}, got "
+            f"{len(mismatched)} others: {shapes}"
+        )
+    unexpected = sorted(found["unexpected_keys"])
+    if unexpected:
+        warnings.warn(
+            f"{role}: {folder} has {len(unexpected)} tensors that {type(model).__name__} does not "
+            f"use: {names_of(unexpected)}",
+            stacklevel=2,
+        )
+    if device_map is None:
+        model = model.to(default_device() if device is None else device)
+    elif model.device.type == "meta":  # where the caches and inputs go is where the model begins
+        raise ValueError(
+            f"device_map: expected the first modules of the {role} on a device, got them offloaded"
+        )
+    return model.eval()
 
 
 def check_same_tokenizer(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> None:

@@ -24,8 +24,9 @@ from lvspec.config import Fuse
 from lvspec.families import check_family
 from lvspec.fused import FusedParts
 from lvspec.head import DraftHead
+from lvspec.hf_names import CACHE, CACHE_NAMES
 
-MADE_HERE = ("position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
+MADE_HERE = ("position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
 
 _DYNAMIC_ROPE = ("dynamic", "longrope")
@@ -98,7 +99,11 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.device
+        """Where it computes; weights that accelerate has put elsewhere are on "meta" meanwhile."""
+        hook = getattr(self.text.get_input_embeddings(), "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        is_away = self.hf.device.type == "meta" and device is not None
+        return torch.device(device) if is_away else self.hf.device
 
     @property
     def vocab_size(self) -> int:
@@ -117,7 +122,8 @@ class Model:
         for config in (generation_config, self.hf.config.get_text_config()):
             found = getattr(config, "eos_token_id", None)
             if found is not None:
-                return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+                ids = found if isinstance(found, (list, tuple)) else (found,)
+                return tuple(id_ for id_ in ids if id_ >= 0)  # -1 is a way to say none
         return ()
 
     @property
@@ -169,6 +175,13 @@ class Model:
         """Whether passes over this cache are recorded and replayed."""
         return self.recorder is not None and is_recordable(cache.k.device, cache.workspace)
 
+    def parts(self, cache: SlotCache) -> dict[str, int]:
+        """How many parts of the text model something stands in for in passes over this cache.
+
+        By kind; 0 where nothing of that kind was recognised, and HF's own code computes it.
+        """
+        return self._parts.count(is_recorded=self.records(cache))
+
     def prefill(self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int) -> Tensor:
         """HF's own forward over the prompt of one sequence, into its slot of the cache.
 
@@ -185,7 +198,7 @@ class Model:
             output = self.hf(
                 **{name: value for name, value in inputs.items() if name not in not_passed},
                 position_ids=_as_hf_takes_them(positions),
-                past_key_values=cache.prefill_view(sequence),
+                **{CACHE: cache.prefill_view(sequence)},
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -250,7 +263,7 @@ def run_pass(
     positions = cache.positions.gather(2, index.expand(rows, batch_size, num_slots))
     cache.begin_step(num_slots)
     step = AttentionStep(cache.kv_len, ancestors, cache.visual, scores, cache.plan, cache.workspace)
-    logits = head(text_pass(text, tokens, positions, cache, step))
+    logits = head(text_pass(text, tokens, positions, cache, step)).to(tokens.device)
     return (logits, torch.stack(step.masses), torch.stack(step.peaks)) if scores else (logits,)
 
 
@@ -270,9 +283,9 @@ def text_pass(
         input_ids=tokens,
         position_ids=_as_hf_takes_them(positions),
         attention_mask=_no_mask(tokens.device),
-        past_key_values=cache,
         use_cache=True,
         lvspec_step=step,
+        **{CACHE: cache},
     ).last_hidden_state
 
 

@@ -70,6 +70,8 @@ class DecodeStats:
         num_drafted: Draft tokens that were verified, in all iterations.
         regret: Nats lost by all accepted mismatches together.
         loop: How the last iteration was run: "graph", or "eager" and why.
+        parts: Of "target" and "draft", how many parts of every kind something stands in for in
+            passes. Those of kinds with 0, or of a model with none, are HF's own code.
     """
 
     def __init__(self, device: torch.device, gamma: int, *, depth: int | None = None) -> None:
@@ -80,6 +82,7 @@ class DecodeStats:
         self.num_drafted = 0
         self.regret = 0.0
         self.loop = "eager"
+        self.parts: dict[str, dict[str, int]] = {}
         self._kinds: Tensor | None = None
 
     def record(self, num_accepted: int, num_slots: int, regret_used: float) -> None:
@@ -135,5 +138,6 @@ class DecodeStats:
             "counts": self.counts,
             "regret": self.regret,
             "loop": self.loop,
+            "parts": self.parts,
             "seconds": self.seconds,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from os.path import commonprefix
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
@@ -21,8 +22,8 @@ class Stopping:
         criteria: HF's. They get prompt and output, int64 `[1, n]`, on the CPU wherever the models
             are, for the device must not wait for them; and None for the scores, as from HF unless
             scores are returned.
-        strings: The output ends with the token that completes one of them, special tokens being
-            text too.
+        strings: The output ends with the token that completes one of them, which may begin in the
+            prompt; special tokens are text too.
         tokenizer: Decodes the output for `strings`.
 
     Raises:
@@ -75,9 +76,8 @@ class Stopping:
             new: How many of them were not asked about before.
         """
         prompt_length = ids.shape[0] - num_out
-        output = ids[prompt_length:].tolist() if self._strings else []
         for count in range(num_out - new + 1, num_out + 1):
-            if self._ends_with_a_string(output[:count]):
+            if self._ends_with_a_string(ids[: prompt_length + count], prompt_length):
                 return count - num_out + new
             if self._criteria and bool(
                 self._criteria(ids[None, : prompt_length + count], None).all()
@@ -85,12 +85,19 @@ class Stopping:
                 return count - num_out + new
         return None
 
-    def _ends_with_a_string(self, output: list[int]) -> bool:
+    def _ends_with_a_string(self, ids: Tensor, prompt_length: int) -> bool:
+        """Whether one of the strings ends in the output; it may begin in the prompt, as in HF."""
         if not self._strings:
             return False
-        text = self._tokenizer.decode(
-            output[-self._window :],
-            skip_special_tokens=False,
-            clean_up_tokenization_spaces=False,
+        begin = max(0, len(ids) - self._window)
+        text = self._text(ids[begin:])
+        # What ends in the prompt was there before. Its last character may be half a one.
+        ended = commonprefix([self._text(ids[begin:prompt_length]), text])
+        return any(
+            text.find(string, max(0, len(ended) + 1 - len(string))) >= 0 for string in self._strings
         )
-        return any(string in text for string in self._strings)
+
+    def _text(self, ids: Tensor) -> str:
+        return self._tokenizer.decode(
+            ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )

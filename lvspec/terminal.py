@@ -6,16 +6,16 @@ Colours are `rich`'s matter: where stdout is no terminal there are none.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from lvspec.environment import NotWritten
 from lvspec.trace import KIND_NAMES, Generation
 
 KIND_STYLES = {"exact": "", "loose": "yellow", "shift": "magenta", "bonus": "cyan"}
@@ -132,23 +132,38 @@ def statistics_line(generation: Generation) -> str:
     return " | ".join(parts)
 
 
-def results_table(rows: Sequence[tuple[str, Generation]]) -> Table:
-    """One row of statistics for each (video, generation)."""
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("video", overflow="fold")
-    for heading in ("tokens", "tokens/s", "tau", *KIND_NAMES, "regret"):
-        table.add_column(heading, justify="right")
+def results_table(rows: Sequence[tuple[str, Generation]]) -> Text:
+    """One line of statistics for each (video, generation), and a heading.
+
+    The name comes last and in one piece, however long: one that is broken cannot be copied.
+    """
+    lines = [["tokens", "tokens/s", "tau", *KIND_NAMES, "regret", "video"]]
     for video, generation in rows:
         stats = generation.stats
-        table.add_row(
-            Text(video),
-            str(generation.tokens.shape[1]),
-            f"{tokens_per_second(generation):.1f}",
-            f"{stats.tau:.2f}",
-            *(str(stats.counts[kind]) for kind in KIND_NAMES),
-            f"{stats.regret:.2f}",
-        )
-    return table
+        figures = [str(generation.tokens.shape[1]), f"{tokens_per_second(generation):.1f}"]
+        figures += [f"{stats.tau:.2f}", *(str(stats.counts[kind]) for kind in KIND_NAMES)]
+        lines.append([*figures, f"{stats.regret:.2f}", video])
+    widths = [max(map(len, column)) for column in list(zip(*lines))[:-1]]
+    texts = ["  ".join([*map(str.rjust, line, widths), line[-1]]) for line in lines]
+    return Text("\n").join([Text(texts[0], "bold"), *map(Text, texts[1:])])
+
+
+@contextmanager
+def naming_stdout() -> Iterator[None]:
+    """Within this context what stdout cannot take is an error that says so.
+
+    Raises:
+        BrokenPipeError: Whoever read it has left.
+        NotWritten: It is full, for instance.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise NotWritten(
+            f"stdout: expected room for the captions, got: {error.strerror}"
+        ) from error
 
 
 class PrintStreamer(BaseStreamer):
@@ -190,8 +205,10 @@ class PrintStreamer(BaseStreamer):
         if text:
             # Noted first: a Ctrl-C in answer to the text arrives when `print` returns.
             self._printed += text
-            print(text, end="", file=self._file, flush=True)
+            with naming_stdout():
+                print(text, end="", file=self._file, flush=True)
 
     def _end_line(self) -> None:
         if self._printed:
-            print(file=self._file, flush=True)
+            with naming_stdout():
+                print(file=self._file, flush=True)

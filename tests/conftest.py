@@ -17,9 +17,10 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 import lvspec.decoder
 from lvspec import tree
 from lvspec.draft import Draft, Drafter, DraftShape
-from lvspec.preprocess import VideoProcessorConfig
+from lvspec.hf_names import CACHE
 from lvspec.shapes.model_configs import draft_config, target_config
 from lvspec.shapes.tokenizer import build_tokenizer
+from lvspec.video.config import VideoProcessorConfig
 
 POISON = 0x55  # large as an index, odd as a length, neither 0 nor -1
 
@@ -217,12 +218,12 @@ def _hf_rows(model, inputs, tokens):
     prompt = model(
         **{name: value for name, value in inputs.items() if name != "attention_mask"},
         position_ids=positions,
-        past_key_values=cache,
+        **{CACHE: cache},
     )
     rest = model(
         input_ids=torch.tensor([tokens]),
         position_ids=positions[:, :, -1:] + 1 + torch.arange(len(tokens)),
-        past_key_values=cache,
+        **{CACHE: cache},
         output_attentions=True,
     )
     video = ((ids[0] == 5) | (ids[0] == 6)).nonzero().flatten()

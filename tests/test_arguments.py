@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.families import FAMILIES, check_family
+from lvspec.hf_names import CACHE_NAMES
 from lvspec.relevance import attention_peak, get_scorer
 
 SHORT = {"gamma": 3, "max_new_tokens": 5, "eos_ids": ()}
@@ -144,11 +146,11 @@ def test_inputs_that_are_no_mapping(refused, inputs):
         ([[8, 9]], "list"),
         (torch.tensor([8, 9]), r"\(2,\)"),
         (torch.tensor([[8, 9]] * 2), r"\(2, 2\)"),
-        (torch.tensor([[8]]), r"\(1, 1\)"),
+        (torch.zeros(1, 0, dtype=torch.int64), r"\(1, 0\)"),
     ],
 )
 def test_input_ids(refused, ids, got):
-    message = rf"^target inputs: expected input_ids of shape \(1, T\) with T >= 2, got {got}$"
+    message = rf"^target inputs: expected input_ids of shape \(1, T\) with T >= 1, got {got}$"
     refused(ValueError, message, draft=None, inputs={"input_ids": ids})
 
 
@@ -167,9 +169,9 @@ def test_attention_mask(refused):
         )
     refused(
         ValueError,
-        "^target inputs: expected an attention_mask that keeps at least 2 tokens, got one of 1",
+        "^target inputs: expected an attention_mask that keeps at least one token, got one of 0",
         draft=None,
-        inputs={"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 1]])},
+        inputs={"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 0]])},
     )
 
 
@@ -180,6 +182,14 @@ def test_inputs_that_lvspec_makes_itself(refused, inputs):
         "^target inputs: expected no position_ids, which lvspec makes itself, got one$",
         inputs={**inputs, "position_ids": positions},
     )
+
+
+@pytest.mark.parametrize("name", [*CACHE_NAMES, "cache_params", "past_key_value", "mems", "state"])
+def test_caches_by_every_name(refused, inputs, name):
+    """Of any version: one that went on to the forward would be read instead of ours."""
+    given = {**inputs, name: DynamicCache()}
+    refused(ValueError, f"^target inputs: expected .*\\b{name}\\b", inputs=given)
+    refused(ValueError, f"^draft inputs: expected .*\\b{name}\\b", draft_inputs=given)
 
 
 def test_placeholders_and_pixels(refused, inputs, make_prompt):

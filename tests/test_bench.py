@@ -129,11 +129,12 @@ def test_acceptance_peers_accept_what_we_do(peer, tmp_path):
     script = tmp_path / "compare.py"
     script.write_text(
         "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
-        "import cases, peers; from lvspec import ops; from lvspec.policy import AcceptancePolicy\n"
+        "import case_inputs, cases, peers; from lvspec import ops\n"
+        "from lvspec.policy import AcceptancePolicy\n"
         "policy = AcceptancePolicy.preset('strict' if sys.argv[2] == 'specvlm' else 'fly')\n"
         "chosen = [cases.Case(cases.SMALL, 0, s, 40, t) for s in (2, 9, 33) for t in (0, 1)]\n"
         "for case in chosen[:: 1 if sys.argv[2] == 'specvlm' else 2]:\n"
-        "    inputs = cases.accept_inputs(case, torch.device('cpu'), torch.float32)\n"
+        "    inputs = case_inputs.accept_inputs(case, torch.device('cpu'), torch.float32)\n"
         "    theirs = peers.ACCEPT[sys.argv[2]](case, inputs)()\n"
         "    theirs = theirs[0] if isinstance(theirs, tuple) else theirs\n"
         "    ours = ops.accept(*inputs, policy).num_accepted\n"
@@ -151,6 +152,24 @@ def test_gpu_script_explains_itself(tmp_path):
     assert done.returncode == 0 and "PAIRS=" in done.stdout
     done = run("bash", BENCH / "gpu.sh", "macro")
     assert done.returncode == 2 and "got macro" in done.stderr
+
+
+def test_gpu_script_adds_to_the_path_and_begins_with_attention(tmp_path):
+    """A stand-in for Python says what it is given: packages that PYTHONPATH names stay in reach."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "PATH $PYTHONPATH WORDS $*"\n')
+    python.chmod(0o755)
+    variables = {"DEVICE": "cuda", "OUT": str(tmp_path / "out"), "PYTHON": str(python)}
+    command = ("bash", BENCH / "gpu.sh", "correctness", "micro")
+    done = run(*command, PYTHONPATH="packages:more", **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = (tmp_path / "out" / "cuda-gpu.log").read_text().splitlines()
+    (operations,) = [s for s in said if s.startswith("PATH") and "default_device" in s]
+    assert operations.startswith("PATH bench:packages:more WORDS")
+    (micro,) = [s for s in said if s.startswith("PATH") and "--benchmark-json" in s]
+    files = [word for word in micro.split() if word.startswith("bench/bench_")]
+    assert files[0] == "bench/bench_verify_attention.py"
+    assert sorted(files) == sorted(f"bench/{path.name}" for path in BENCH.glob("bench_*.py"))
 
 
 def test_gpu_script_without_a_gpu(tmp_path):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from lvspec import ops, terminal
 from lvspec.cli import COMMANDS, main
 from lvspec.commands.generate import POLICY_OPTIONS
+from lvspec.commands.info import computes_cuda
 from lvspec.config import DecodeConfig
 from lvspec.cost import best_gamma
 from lvspec.policy import AcceptancePolicy
@@ -272,41 +273,50 @@ def test_nothing_to_quantise(lvspec, draft):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--gamma", 0], ["gamma", "from 1 to 63", "got 0"]),
-        (["--gamma", 64], ["gamma", "from 1 to 63", "got 64"]),
-        (["--tree", "medusa"], ["tree", "specvlm", "got 'medusa'"]),
-        (["--tree", "specvlm", "--adaptive"], ["adaptive", "a chain", "got tree='specvlm'"]),
+        (["--gamma", 0], ["--gamma", "from 1 to 63", "got 0"]),
+        (["--gamma", 64], ["--gamma", "from 1 to 63", "got 64"]),
+        (["--tree", "medusa"], ["--tree", "specvlm", "got 'medusa'"]),
+        (["--tree", "specvlm", "--adaptive"], ["--adaptive", "a chain", "got tree='specvlm'"]),
         (["--gamma", "many"], ["--gamma", "auto", "'many'"]),
-        (["--gamma", "auto", "--tree", "specvlm"], ["gamma", "tree='specvlm'", "auto"]),
-        (["--acceptance", 1.5], ["acceptance", "got 1.5"]),
-        (["--temperature", -1], ["temperature", "got -1"]),
-        (["--sample-top-k", 5], ["top_k", "temperature=0", "got 5"]),
-        (["--temperature", 1, "--sample-top-p", 2], ["top_p", "got 2"]),
-        (["--temperature", 1, "--seed", -1], ["seed", "got -1"]),
-        (["--draft-keep", 2], ["draft_keep", "got 2"]),
+        (["--gamma", "auto", "--tree", "specvlm"], ["--gamma", "tree='specvlm'", "auto"]),
+        (["--acceptance", 1.5], ["--acceptance", "got 1.5"]),
+        (["--temperature", -1], ["--temperature", "got -1"]),
+        (["--sample-top-k", 5], ["--sample-top-k", "temperature=0", "got 5"]),
+        (["--temperature", 1, "--sample-top-p", 2], ["--sample-top-p", "got 2"]),
+        (["--temperature", 1, "--seed", -1], ["--seed", "got -1"]),
+        (["--draft-keep", 2], ["--draft-keep", "got 2"]),
         (["--draft-weights", "int3"], ["--draft-weights", "int8", "int3"]),
-        (["--max-new-tokens", 0], ["max_new_tokens", "got 0"]),
+        (["--max-new-tokens", 0], ["--max-new-tokens", "got 0"]),
         (["--num-frames", 0], ["--num-frames", "at least 2", "got 0"]),
         (["--num-frames", 1], ["--num-frames", "at least 2", "got 1"]),
         (["--num-frames", 999], ["a.mp4", "999", "8 frame"]),
         (["--fps", 0], ["--fps", "> 0", "got 0"]),
         (["--fps", 1, "--num-frames", 4], ["--num-frames", "--fps"]),
-        (["--policy", "strict", "--top-k", 5], ["top_k", "strict", "got 5"]),
-        (["--typical-eps", 0.3], ["typical_eps", "typical_delta=None"]),
-        (["--min-entropy", 2, "--entropy-top", 3], ["min_entropy", "entropy_top=3"]),
-        (["--anchor-threshold", "nan"], ["anchor_threshold", "nan"]),
+        (["--policy", "strict", "--top-k", 5], ["--top-k", "strict", "got 5"]),
+        (["--typical-eps", 0.3], ["--typical-eps, --typical-delta:", "typical_delta=None"]),
+        (["--min-entropy", 2, "--entropy-top", 3], ["--min-entropy", "entropy_top=3"]),
+        (["--anchor-threshold", "nan"], ["--anchor-threshold", "nan"]),
         (["--policy", "loosest"], ["--policy", "loosest", "typical"]),
-        (["--cache-capacity", 30], ["a.mp4", "cache_capacity", "at least", "got 30"]),
+        (["--cache-capacity", 30], ["a.mp4: --cache-capacity", "at least", "got 30"]),
         (["--strict-words", "zebra"], ["--strict-words", "zebra"]),
         (["--device", "tpu"], ["--device", "cpu", "tpu"]),
         (["--device", "cuda:99"], ["--device", "cpu", "cuda:99"]),
         (["--threads", 0], ["--threads", "got 0"]),
-        (["--json", "none/out.json"], ["json", "none/out.json"]),
-        (["--json", "."], ["json", "folder"]),
+        (["--json", "none/out.json"], ["--json", "none/out.json"]),
+        (["--json", "."], ["--json", "folder"]),
         (["--json", "a.mp4"], ["--json", "a.mp4"]),
         (["--no-draft"], ["--draft", "--no-draft"]),
         (["--video", "text.mp4", "--num-frames", 1], ["--num-frames"]),
-        (["--colour"], ["--colour"]),
+        (["--colour"], ["--colour: expected an option", "(lvspec generate --help explains)"]),
+        (["--gama", 5], ["--gama", "did you mean --gamma?", "(lvspec generate --help"]),
+        (["--tok-p=1"], ["--tok-p:", "did you mean --top-k?"]),
+        (["-x"], ["-x", "(lvspec generate --help explains)"]),
+        (["--top-k", 17], ["--top-k: expected an integer from 1 to 16, got 17"]),
+        (["--strict-ids", -1], ["--strict-ids", "-1"]),
+        (["--draft-vocab", "nope"], ["--draft-vocab", "got nope: No such file"]),
+        (["--draft-vocab", "."], ["--draft-vocab", "got .: Is a directory"]),
+        (["--prompt", "\udcff"], ["--prompt: expected text in UTF-8", "udcff"]),
+        (["--strict-words", "red", "\udcff"], ["--strict-words: expected text in UTF-8"]),
     ],
 )
 def test_bad_options(lvspec, options, words):
@@ -572,7 +582,24 @@ def test_info(capsys):
     for text in facts["backends"].values():
         assert text[:3] in ("yes", "no ") and len(text) > 6
     assert facts["computes"]["cpu"].split()[0] == ops.active_backend("cpu")
+    if not torch.cuda.is_available():
+        assert facts["computes"]["cuda"] == "nothing: no CUDA device"
     assert facts["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("there_is_one", "problem", "computes"),
+    [
+        (False, "no CUDA device (TRITON_INTERPRET=1 ...)", "nothing: no CUDA device"),
+        (True, "triton is not installed", "nothing: triton is not installed"),
+        (True, "", "triton"),
+    ],
+)
+def test_info_says_who_computes_on_cuda(there_is_one, problem, computes, monkeypatch):
+    """What is not available computes nothing, whatever would be chosen if it were."""
+    monkeypatch.setattr(ops, "backends", lambda: {"triton": ops.Backend(not problem, problem)})
+    monkeypatch.setattr(ops, "active_backend", lambda kind: "triton")
+    assert computes_cuda(there_is_one) == computes
 
 
 def test_progress_of_the_library_is_said(lvspec, capsys):

@@ -19,6 +19,7 @@ from lvspec.fused.cpu import CpuOperations
 from lvspec.fused.triton import TritonOperations
 from lvspec.inputs import check_inputs
 from lvspec.models import Model
+from lvspec.ops import active_backend
 from lvspec.tree import ancestors_from_parents, depths, paths
 
 ROWS = 160  # of the target's vocabulary; other drafts have fewer, as in Qwen2.5-VL
@@ -645,6 +646,32 @@ def test_parts_that_are_recognised(checkpoints, family, dtype):
     assert parts_of(text, TritonOperations("cpu")) == expected
     if dtype != torch.float32:
         assert not parts_of(text, CpuOperations())
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@every_family
+def test_parts_in_use(checkpoints, monkeypatch, family, backend):
+    """As the statistics have them, for both ends of the range of transformers."""
+    if backend == "cpp" and active_backend("cpu") != "cpp":
+        pytest.skip("the C++ operations are not there")
+    monkeypatch.setattr("lvspec.fused.active_backend", lambda device_type: backend)
+    target, draft, _ = (copy.deepcopy(model).float() for model in checkpoints(family))
+    inputs, is_cpp = narrow(make_inputs(family, "clip")), backend == "cpp"
+    expected = {
+        "layer": 0 if is_cpp else 2,
+        "attention": 2,
+        "mlp": 2 if FAMILIES[family].has_static_pass else 0,
+        "norm": 9 if family.startswith("qwen3") else 5,
+        # In C++ one way of sharing frequencies among time, height and width.
+        "rotary": int(not is_cpp or family in ("qwen2_vl", "qwen2_5_vl")),
+        "linear": 15 if is_cpp else 0,
+    }
+    if is_cpp and not FAMILIES[family].has_static_pass:  # in recorded passes
+        expected = dict.fromkeys(expected, 0)
+    stats = strict(target, draft, inputs, capture=is_cpp).stats.to_dict()
+    assert stats["parts"] == {"target": expected, "draft": expected}
+    stats = strict(target, None, inputs, capture=is_cpp, fuse="none").stats.to_dict()
+    assert stats["parts"] == {"target": dict.fromkeys(expected, 0)}
 
 
 @every_family

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import (
     AutoTokenizer,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     MaxLengthCriteria,
@@ -19,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import lvspec
 from lvspec import AcceptancePolicy, DecodeConfig, generate
+from lvspec.hf_names import CACHE, caches_in
 
 STRICT = AcceptancePolicy.strict()
 COUNT = 20
@@ -104,6 +106,8 @@ def test_the_same_as_generate(pair, inputs, policy, sampling):
         {"bad_words_ids": [[176], [92, 67]]},
         {"sequence_bias": {(176,): -8.0, (19, 92): -8.0}},
         {"eos_token_id": [67, 118]},
+        {"eos_token_id": -1},
+        {"eos_token_id": [67, -1], "min_new_tokens": 9},
         {"eos_token_id": [67, 118], "min_new_tokens": 9},
         {"eos_token_id": [67, 118], "forced_eos_token_id": 67, "max_new_tokens": 4},
         {"begin_suppress_tokens": [19]},
@@ -195,6 +199,53 @@ def test_samples(pair, inputs):
         assert allowed.gather(1, found[0, length:, None]).all()
 
 
+@pytest.mark.parametrize("top_p", [0.0, 1.0])
+def test_the_ends_of_top_p(pair, inputs, top_p):
+    """At 0 HF samples the best token and no other."""
+    fields = {"do_sample": True, "top_p": top_p, "top_k": 0}
+    torch.manual_seed(0)
+    first, second = _inside(pair, inputs, **fields), _inside(pair, inputs, **fields)
+    if top_p:
+        assert not first.equal(second)
+    else:
+        assert first.equal(second) and first.equal(_hf(pair, inputs, **fields))
+
+
+@pytest.mark.parametrize("draft", [True, False])
+def test_a_prompt_of_one_token(pair, draft):
+    inputs = {"input_ids": torch.tensor([[19]]), "attention_mask": torch.ones(1, 1).long()}
+    assert _inside(pair, inputs, draft).equal(_hf(pair, inputs))
+
+
+@pytest.mark.parametrize("draft", [True, False])
+def test_weights_that_are_elsewhere_until_they_are_needed(pair, inputs, draft):
+    """As of accelerate: HF runs such a model, with the pixels where it computes."""
+    accelerate = pytest.importorskip("accelerate")
+    target = copy.deepcopy(pair[0])
+    wanted = _hf((target,), inputs)
+    accelerate.cpu_offload(target, execution_device="cpu")
+    assert target.lm_head.weight.is_meta
+    assert _hf((target,), inputs).equal(wanted)
+    for capture in (True, False):
+        config = DecodeConfig(gamma=5, capture=capture)
+        assert _inside((target, pair[1]), inputs, draft, lvspec_config=config).equal(wanted)
+
+
+def test_caches_that_hf_hands_on(pair, prompts):
+    """Its own, which is empty, by whatever name; one that holds something is refused."""
+    assert set(caches_in({CACHE: DynamicCache(), "later": DynamicCache(), "x": 1})) == {
+        CACHE,
+        "later",
+    }
+    text = prompts["text"]
+    assert _inside(pair, text, **{CACHE: DynamicCache()}).equal(_hf(pair, text))
+    cache = DynamicCache()
+    with torch.no_grad():
+        pair[0](input_ids=text["input_ids"][:, :4], **{CACHE: cache})
+    with pytest.raises(ValueError, match=f"^{CACHE}: expected none, .* got a cache of 4 pos"):
+        _inside(pair, text, **{CACHE: cache})
+
+
 def test_streamer(pair, inputs):
     recorder = Recorder()
     found = _inside(pair, inputs, lvspec_streamer=recorder)
@@ -265,7 +316,7 @@ def test_what_would_be_dropped_or_cannot_be_done(pair, inputs, arguments, messag
 def test_prompts_that_cannot_be_taken(pair, prompts):
     text = prompts["text"]
     two = {name: torch.cat([value, value]) for name, value in text.items()}
-    with pytest.raises(ValueError, match=r"^input_ids: expected one prompt .* got \(2, 9\)"):
+    with pytest.raises(ValueError, match=r"^input_ids: expected one prompt, .* got \(2, 9\)"):
         _inside(pair, two, draft=False)
     padded = {**text, "attention_mask": text["attention_mask"].clone()}
     padded["attention_mask"][0, :2] = 0

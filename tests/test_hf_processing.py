@@ -10,12 +10,13 @@ from transformers import (
     AutoProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.commands.checkpoints import _prepare_alike
 from lvspec.loading import Pair, load_processor
-from lvspec.processing import HFProcessor, Processor
 from lvspec.video import Video, read_video, write_video
+from lvspec.video.processor import HFProcessor, Processor
 
 WORDS = ["<pad>", "<s>", "</s>", "<image>", "<video>", "describe", "the", "video", "assistant"]
 TEMPLATE = (
@@ -49,6 +50,39 @@ def clip(tmp_path_factory):
     return path
 
 
+class DoubleVideoProcessor:
+    """As much of HF's video processors as is called: frames are resized first, by HF's base."""
+
+    def __init__(self, size=16):
+        self.size = size
+
+    def __call__(self, videos, **given):
+        (frames,) = videos
+        return {"pixel_values_videos": self.resize(frames[None], size=self.size, resample=3)}
+
+
+class OwnVideoProcessor(DoubleVideoProcessor):
+    """Resizes in a way of its own."""
+
+    def resize(self, videos, **given):
+        return videos[..., ::2, ::2]
+
+
+@pytest.fixture
+def hf_resize(monkeypatch):
+    """HF's base without torchvision: every second row and third column. Shapes that came."""
+    shapes = []
+
+    def resize(self, image, size, resample):
+        assert (size, resample) == (16, 3)
+        if image.device.type != "meta":
+            shapes.append(tuple(image.shape))
+        return image[..., ::2, ::3]
+
+    monkeypatch.setattr(BaseVideoProcessor, "resize", resize)
+    return shapes
+
+
 class Double:
     """As much of HF's ProcessorMixin as is called, and what it is called with."""
 
@@ -56,7 +90,9 @@ class Double:
 
     def __init__(self, tokenizer, size=16):
         self.tokenizer, self.size = tokenizer, size
+        self.video_processor = DoubleVideoProcessor(size)
         self.apply_chat_template = tokenizer.apply_chat_template
+        self.chat_template = TEMPLATE
         self.given = None
 
     def __call__(self, **given):
@@ -68,18 +104,20 @@ class Double:
 
 
 @pytest.fixture
-def double(tokenizer):
+def double(tokenizer, hf_resize):
     return HFProcessor(Double(tokenizer))
 
 
-def test_what_hf_is_called_with(double, clip):
+def test_what_hf_is_called_with(double, clip, hf_resize):
     inputs = double(clip, "describe the video", num_frames=4)
     assert list(inputs) == ["input_ids"], "what is no tensor is no input of a model"
     given = double.hf.given
     assert given["text"] == ["<s> <video> describe the video assistant"]
     video = read_video(clip, num_frames=4)
     ((frames,),) = given["videos"]
-    assert frames.equal(video.frames.permute(0, 3, 1, 2))
+    assert frames.equal(video.frames.permute(0, 3, 1, 2)[..., ::2, ::3])
+    assert hf_resize == [(1, 1, 3, 48, 64)] * 4, "one frame at a time"
+    assert given["do_resize"] is False
     ((metadata,),) = given["video_metadata"]
     assert metadata["total_num_frames"] == 16
     assert metadata["fps"] == pytest.approx(8) and metadata["duration"] == pytest.approx(2)
@@ -105,6 +143,30 @@ def test_sampling(double, clip, sampling, frames):
     assert isinstance(video, Video)
     double(video, "describe")
     assert len(double.hf.given["videos"][0][0]) == len(video.frames)
+
+
+def test_frames_that_are_of_no_file_are_left_to_hf(double, clip, hf_resize):
+    frames = torch.randint(0, 256, (6, 48, 64, 3), dtype=torch.uint8)
+    video = read_video(clip, num_frames=4)
+    listed = list(frames.numpy())
+    for given, expected in ((frames, frames), (listed, frames), (video, video.frames)):
+        double(given, "describe")
+        ((passed,),) = double.hf.given["videos"]
+        assert passed.equal(expected.permute(0, 3, 1, 2))
+        assert "do_resize" not in double.hf.given
+    assert not hf_resize
+    double(frames.numpy(), "describe", fps=3.0)
+    ((metadata,),) = double.hf.given["video_metadata"]
+    assert metadata["fps"] == 3.0 and metadata["duration"] == 2.0
+    assert metadata["frames_indices"] == list(range(6))
+
+
+def test_a_processor_that_resizes_in_its_own_way_is_named(double, clip):
+    double.hf.video_processor = OwnVideoProcessor()
+    message = "^video processor: expected one .* got OwnVideoProcessor; .*read_video reads frames"
+    with pytest.raises(ValueError, match=message):
+        double(clip, "describe")
+    double(read_video(clip), "describe")
 
 
 def test_bad_arguments(double, clip):

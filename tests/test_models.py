@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from lvspec.attention import lvspec_attention_on
+from lvspec.hf_names import CACHE
 from lvspec.inputs import check_inputs
 from lvspec.models import Model
 from lvspec.tree import ancestors_from_parents, depths, paths
@@ -51,12 +52,12 @@ def _sequential(target, inputs, tokens):
     cache, rows = DynamicCache(), []
     positions = _positions(target, inputs)
     given = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    target.hf(**given, position_ids=positions, past_key_values=cache)
+    target.hf(**given, position_ids=positions, **{CACHE: cache})
     for depth, token in enumerate(tokens):
         output = target.hf(
             input_ids=torch.tensor([[token]]),
             position_ids=positions[:, :, -1:] + 1 + depth,
-            past_key_values=cache,
+            **{CACHE: cache},
         )
         rows.append(output.logits[0, -1])
     return torch.stack(rows)
@@ -68,7 +69,7 @@ def test_prefill_without_capture_is_the_models_own_to_the_bit(target, prompts):
     with torch.no_grad():
         plain.prefill(check_inputs(plain, prompts[0]), ours, 0)
         target.hf.model.rope_deltas = None
-        target.hf(**prompts[0], past_key_values=cache)
+        target.hf(**prompts[0], **{CACHE: cache})
     length = prompts[0]["input_ids"].shape[1]
     for layer, (k, v) in enumerate(zip(ours.k, ours.v)):
         assert k[0, :, :length].equal(cache.layers[layer].keys[0])
@@ -80,7 +81,7 @@ def test_prefill_is_the_models_own_forward(target, prompts, prefilled):
         cache = DynamicCache()
         with torch.no_grad():
             target.hf.model.rope_deltas = None
-            logits = target.hf(**inputs, past_key_values=cache).logits[:, -1]
+            logits = target.hf(**inputs, **{CACHE: cache}).logits[:, -1]
             again = target.prefill(
                 check_inputs(target, inputs),
                 target.new_cache(batch_size=1, capacity=99, num_slots=1),

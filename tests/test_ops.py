@@ -1,5 +1,7 @@
 """ops: registration, fakes, compilation, messages, and the choice of a backend."""
 
+import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from lvspec import ops, reference, tree
-from lvspec.ops import schemas
+from lvspec.ops import registry
 from lvspec.policy import AcceptancePolicy
 
 B, HQ, HKV, S, N, D, V, L, K = 3, 6, 2, 5, 19, 7, 11, 2, 5
@@ -76,7 +78,32 @@ def arguments(name, dtype=torch.float32):
     }
 
 
-NAMES = sorted(schemas.SCHEMAS)
+NAMES = sorted(set(registry.OPERATIONS) & set(ops.__all__))
+SCHEMAS = {
+    "verify_attention": (
+        "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor ancestors, "
+        "Tensor visual, float scale, Tensor? block_table, Tensor? plan_start, Tensor? plan_end, "
+        "Tensor? plan_kind, Tensor? k_scale, Tensor? v_scale, bool scores, "
+        "Tensor(w!)? workspace) -> "
+        "(Tensor out, Tensor lse, Tensor visual_mass, Tensor visual_peak)"
+    ),
+    "accept": (
+        "(Tensor logits, Tensor tokens, Tensor parents, Tensor num_slots, Tensor top_ids, "
+        "Tensor top_logits, Tensor lse, Tensor entropy, Tensor? relevance, Tensor? regret_used, "
+        "Tensor strict_ids, Tensor eos_ids, float anchor_threshold, float max_regret, int top_k, "
+        "float min_log_prob, float typical_log_eps, float typical_log_delta, float min_entropy, "
+        "int entropy_top, int shift_window, int window, int max_run, float regret_budget) -> "
+        "(Tensor path, Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret)"
+    ),
+    "commit_kv": (
+        "(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor kv_len, Tensor path, "
+        "Tensor num_accepted) -> ()"
+    ),
+    "rotary_angles": (
+        "(Tensor positions, Tensor frequencies, Tensor dimensions, float scaling, "
+        "ScalarType dtype) -> (Tensor, Tensor)"
+    ),
+}
 PER_SLOT = ("logits", "tokens", "uniforms")
 
 
@@ -126,6 +153,33 @@ def variants(name):
     if name in ("logit_stats", "expand_tree", "visual_importance"):
         yield arguments(name, torch.float64)
         yield arguments(name, torch.bfloat16)
+
+
+def test_schemas():
+    """By name and in order, as C++, Triton and who calls the operations themselves go by."""
+    schemas = [getattr(torch.ops.lvspec, name).default._schema for name in SCHEMAS]
+    assert [str(schema).removeprefix("lvspec::") for schema in schemas] == [
+        name + schema for name, schema in SCHEMAS.items()
+    ]
+
+
+@pytest.mark.parametrize("name", registry.OPERATIONS)
+def test_launchers_take_what_the_schema_says(name):
+    pytest.importorskip("triton")
+    launcher = getattr(importlib.import_module(f"lvspec.kernels.{name}"), name)
+    schema = getattr(torch.ops.lvspec, name).default._schema
+    taken = inspect.signature(launcher).parameters
+    assert list(taken) == [argument.name for argument in schema.arguments]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checked_functions_take_what_the_reference_takes(name):
+    """And a workspace besides."""
+    ours, theirs = (
+        [(x.name, x.kind, x.default) for x in inspect.signature(function).parameters.values()]
+        for function in (getattr(ops, name), getattr(reference, name))
+    )
+    assert [x for x in ours if x[0] != "workspace"] == theirs
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,17 +13,14 @@ import textwrap
 from dataclasses import replace
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 
-from lvspec import preprocess
-from lvspec.preprocess import (
-    VideoProcessorConfig,
-    load_video_processor,
-    preprocess_video,
-    smart_resize,
-)
-from lvspec.video import Video, sample_indices
+from lvspec.video import Video, patches, sample_indices
+from lvspec.video.config import VideoProcessorConfig
+from lvspec.video.patches import load_video_processor, preprocess_video
+from lvspec.video.resizing import smart_resize
 
 HAS_TORCHVISION = find_spec("torchvision") is not None
 
@@ -57,6 +54,11 @@ STAND_IN = {
         def normalize(image, mean, std, inplace=False):
             mean, std = (torch.as_tensor(part)[:, None, None] for part in (mean, std))
             return (image - mean) / std
+        def crop(image, top, left, height, width):
+            return image[..., top : top + height, left : left + width]
+        def pad(image, padding, fill=0):
+            left, top, right, bottom = padding
+            return torch.nn.functional.pad(image, (left, right, top, bottom), value=fill)
         def grayscale_to_rgb(image):
             return image
         """,
@@ -66,15 +68,19 @@ STAND_IN = {
 HUGGINGFACE = """
     import sys, torch
     torch.set_num_threads(1)
-    from lvspec.preprocess import VideoProcessorConfig, load_video_processor
+    from lvspec.video.config import VideoProcessorConfig
+    from lvspec.video.patches import load_video_processor
     from transformers import Qwen2VLVideoProcessor
     from transformers.video_utils import VideoMetadata
     requests = torch.load(sys.argv[1])
-    answers = {"patches": [], "samples": []}
+    answers = {"patches": [], "parts": [], "samples": [], "families": []}
     for frames, config in requests["patches"]:
         processor = load_video_processor(VideoProcessorConfig(**config), "hf")
         assert processor.backend == "hf"
         answers["patches"].append(tuple(processor.process(frames, sampled_fps=4.0)))
+        parts = [processor.resize(frame, len(frames)) for frame in frames.split(1)]
+        inputs = processor.process(torch.cat(parts), sampled_fps=4.0, resized=True)
+        answers["parts"].append(tuple(inputs))
     for total_frames, fps, request in requests["samples"]:
         metadata = VideoMetadata(total_num_frames=total_frames, fps=fps)
         try:
@@ -86,6 +92,20 @@ HUGGINGFACE = """
     Qwen2VLVideoProcessor(patch_size=12, min_pixels=100, max_pixels=90000).save_pretrained(folder)
     loaded = load_video_processor(sys.argv[4], "auto")
     frames, config = requests["patches"][0]
+    from lvspec.video.hf_resizing import frame_resize
+    import transformers
+    for name, settings in requests["families"].items():
+        processor = getattr(transformers, name)(**settings)
+        resize = frame_resize(processor)
+        for clip in requests["clips"]:
+            given = {"do_sample_frames": False, "return_tensors": "pt"}
+            whole = processor([clip.permute(0, 3, 1, 2)], **given)
+            resized = torch.cat([resize(frame, len(clip)) for frame in clip.split(1)])
+            parts = processor([resized.permute(0, 3, 1, 2)], do_resize=False, **given)
+            assert whole.keys() == parts.keys()
+            kept = resized.shape[1:3] == clip.shape[1:3]
+            same = all(whole[key].equal(parts[key]) for key in whole)
+            answers["families"].append((name, kept, same))
     answers["loaded"] = (loaded.backend, *loaded.process(frames, sampled_fps=4.0))
     torch.save(answers, sys.argv[2])
 """
@@ -130,6 +150,23 @@ SAMPLES = [
 ]
 
 
+# HF's video processors, with settings that make frames of the sizes below larger or smaller.
+FAMILIES = {
+    "Qwen2VLVideoProcessor": {"size": {"shortest_edge": 784, "longest_edge": 20000}},
+    "Qwen3VLVideoProcessor": {"size": {"shortest_edge": 4096, "longest_edge": 6 * 20000}},
+    "LlavaOnevisionVideoProcessor": {"size": {"height": 48, "width": 48}},
+    "LlavaNextVideoVideoProcessor": {
+        "size": {"shortest_edge": 32},
+        "crop_size": {"height": 28, "width": 28},
+    },
+    "InternVLVideoProcessor": {"size": {"height": 56, "width": 56}},
+    "SmolVLMVideoProcessor": {
+        "size": {"longest_edge": 90},
+        "max_image_size": {"longest_edge": 64},
+    },
+}
+
+
 def noise(num_frames, height, width, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(
@@ -148,7 +185,9 @@ def huggingface(tmp_path_factory):
             (folder / name).write_text(textwrap.dedent(text))
     VideoProcessorConfig(**CONFIGS[CASES[0][0]]).save_pretrained(folder / "ours")
     requests = [(noise(count, *size), CONFIGS[name]) for name, size, count in CASES]
-    torch.save({"patches": requests, "samples": SAMPLES}, folder / "requests.pt")
+    clips = [noise(6, *size) for size in ((83, 121), (240, 322), (64, 48))]
+    asked = {"patches": requests, "samples": SAMPLES, "families": FAMILIES, "clips": clips}
+    torch.save(asked, folder / "requests.pt")
     (folder / "ask.py").write_text(textwrap.dedent(HUGGINGFACE))
     paths += [path for path in [os.environ.get("PYTHONPATH")] if path]
     command = [sys.executable, "ask.py", "requests.pt", "answers.pt", "saved", "ours"]
@@ -173,6 +212,59 @@ def test_patches_equal_huggingface(huggingface, name):
         assert inputs.video_grid_thw.tolist() == expected[1].tolist()
         torch.testing.assert_close(inputs.pixel_values_videos, expected[0], rtol=0, atol=1e-6)
         assert inputs.second_per_grid_ts.tolist() == expected[2].tolist()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_frames_resized_one_at_a_time_give_the_same(huggingface, name):
+    """Bit for bit, here and by HuggingFace's own resizing."""
+    answers = huggingface[1]
+    processor = load_video_processor(VideoProcessorConfig(**CONFIGS[name]), "torch")
+    for case, whole, parts in zip(CASES, answers["patches"], answers["parts"]):
+        if case[0] != name:
+            continue
+        assert all(one.equal(other) for one, other in zip(whole, parts))
+        frames = noise(case[2], *case[1])
+        resized = torch.cat([processor.resize(frame, len(frames)) for frame in frames.split(1)])
+        for one, other in zip(processor.process(frames), processor.process(resized, resized=True)):
+            assert one.equal(other)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families_resize_one_at_a_time_as_huggingface_does(huggingface, name):
+    answers = [answer[1:] for answer in huggingface[1]["families"] if answer[0] == name]
+    assert len(answers) == 3 and all(same for _, same in answers)
+    assert not all(kept for kept, _ in answers), "nothing was resized"
+
+
+def test_frames_as_a_list_or_an_array():
+    frames = noise(4, 60, 80)
+    processor = load_video_processor(VideoProcessorConfig(min_pixels=784), "torch")
+    expected = processor.process(frames)
+    array = frames.numpy()
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    reversed_twice = np.ascontiguousarray(array[..., ::-1])[..., ::-1]
+    pictures = [pytest.importorskip("PIL.Image").fromarray(frame) for frame in array]
+    for given in (array, read_only, reversed_twice, list(array), list(frames), pictures):
+        for one, other in zip(processor.process(given), expected):
+            assert one.equal(other)
+
+
+@pytest.mark.parametrize(
+    ("frames", "error", "message"),
+    [
+        ([], ValueError, "frames: expected frames .* of one size, got none"),
+        ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)], ValueError, "of one size"),
+        (["a.mp4", "b.mp4"], TypeError, "frames: expected numbers, got an array of <U5"),
+        (np.zeros((2, 8, 8, 3)), TypeError, "uint8 tensor, got torch.float64"),
+        (np.zeros((8, 8, 3), np.uint8), ValueError, r"must be \[T, H, W, 3\].*got \[8, 8, 3\]"),
+        ({"frames": 3}, TypeError, "uint8 tensor, got dict"),
+    ],
+)
+def test_what_are_no_frames(frames, error, message):
+    processor = load_video_processor(VideoProcessorConfig(min_pixels=784), "torch")
+    with pytest.raises(error, match=message):
+        processor.process(frames)
 
 
 def test_samples_equal_huggingface(huggingface):
@@ -428,7 +520,7 @@ def test_backend_is_a_choice():
 
 def test_without_torchvision(monkeypatch):
     obstacle = RuntimeError("operator torchvision::nms does not exist")
-    monkeypatch.setattr(preprocess, "_huggingface_obstacle", lambda: obstacle)
+    monkeypatch.setattr(patches, "_huggingface_obstacle", lambda: obstacle)
     assert load_video_processor(VideoProcessorConfig()).backend == "torch"
     with pytest.raises(ImportError, match="pip install pillow torchvision.*nms does not exist"):
         load_video_processor(VideoProcessorConfig(), "hf")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lvspec.processing import Processor
 from lvspec.video import read_video, write_video
+from lvspec.video.processor import Processor
 
 VIDEO, START, END, IM_START, IM_END = 6, 3, 4, 1, 2
 
@@ -61,6 +61,53 @@ def test_sampling(processor, clip, sampling, frames):
     inputs = processor(clip, "describe the video", **sampling)
     assert inputs["video_grid_thw"].tolist() == [[frames // 2, 6, 6]]
     assert inputs["second_per_grid_ts"].tolist() == [pytest.approx(2 * 2 / frames)]
+
+
+def test_frames_of_no_file(processor, clip):
+    """A list, an array or a tensor; how many are a second is for `fps` to say."""
+    video = read_video(clip, num_frames=8)
+    wanted = processor(video, "describe the video")
+    frames = video.frames
+    for given in (frames, frames.numpy(), list(frames.numpy()), tuple(frames)):
+        inputs = processor(given, "describe the video", fps=4.0)
+        assert list(inputs) == list(wanted)
+        for name, value in wanted.items():
+            assert inputs[name].equal(value), name
+    assert processor(frames, "describe")["second_per_grid_ts"].tolist() == [pytest.approx(2 / 24)]
+    with pytest.raises(ValueError, match="^num_frames: expected None for frames .* no file, got 4"):
+        processor(frames, "describe", num_frames=4)
+    with pytest.raises(ValueError, match="^fps: expected a number > 0, got 0"):
+        processor(frames, "describe", fps=0)
+    with pytest.raises(TypeError, match="uint8 tensor, got torch.float32"):
+        processor(frames.float(), "describe")
+
+
+def test_a_picture_is_no_video(processor, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (84, 84)).save(tmp_path / "one.jpg")
+    with pytest.raises(ValueError, match=r"^expected a video, got a picture \(mjpeg\).*one\.jpg"):
+        processor(tmp_path / "one.jpg", "describe")
+
+
+@pytest.mark.parametrize("size", [(1080, 1920), (500, 300)])
+def test_no_more_than_a_frame_is_kept_at_full_size(processor, tmp_path, monkeypatch, size):
+    """The same pixels as from all frames at once, bit for bit."""
+    frames = torch.randint(0, 256, (6, *size, 3), dtype=torch.uint8)
+    write_video(tmp_path / "clip.mp4", frames, fps=8)
+    wanted = processor(read_video(tmp_path / "clip.mp4"), "describe")
+    kept = []
+    new_empty = torch.Tensor.new_empty
+
+    def watched(tensor, *shape, **options):
+        kept.append(shape)
+        return new_empty(tensor, *shape, **options)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", watched)
+    inputs = processor(tmp_path / "clip.mp4", "describe", fps=8.0)
+    _, rows, columns = inputs["video_grid_thw"][0].tolist()
+    assert kept == [(6, 14 * rows, 14 * columns, 3)]
+    for name, value in wanted.items():
+        assert inputs[name].equal(value), name
 
 
 def test_sampling_twice(processor, clip):

@@ -16,6 +16,7 @@ from lvspec.draft.pruning import (
     prompt_importance,
     rows_to_keep,
 )
+from lvspec.hf_names import CACHE
 from lvspec.inputs import check_inputs
 from lvspec.models import Model
 
@@ -191,12 +192,12 @@ def _pruned_rows(model, inputs, rows, tokens):
     positions = Model(model, "draft").family.prompt_positions(model, inputs)
     cache = DynamicCache()
     given = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    model(**given, position_ids=positions, past_key_values=cache)
+    model(**given, position_ids=positions, **{CACHE: cache})
     for layer in cache.layers:
         layer.keys, layer.values = (x[:, :, rows[:-1]] for x in (layer.keys, layer.values))
     fed = torch.cat([ids[:, -1:], torch.tensor([tokens])], dim=1)
     places = positions[:, :, -1:] + torch.arange(fed.shape[1])
-    return model(input_ids=fed, position_ids=places, past_key_values=cache).logits[0]
+    return model(input_ids=fed, position_ids=places, **{CACHE: cache}).logits[0]
 
 
 @torch.no_grad()

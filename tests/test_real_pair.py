@@ -21,7 +21,7 @@ from lvspec.shapes.real import (
     weights,
 )
 from lvspec.shapes.tasks import TASKS
-from lvspec.video import read_video
+from lvspec.video.files import read_video
 
 HAS_GGUF = importlib.util.find_spec("gguf") is not None
 HAS_WHEEL = HAS_GGUF and importlib.util.find_spec(weights.PACKAGE) is not None
@@ -314,7 +314,8 @@ def test_anchor_flags_follow_the_words(tokenizer):
 
 @needs_gguf
 def test_patches_are_what_the_processor_makes(tokenizer):
-    from lvspec.preprocess import VideoProcessorConfig, preprocess_video
+    from lvspec.video.config import VideoProcessorConfig
+    from lvspec.video.patches import preprocess_video
 
     for scene in drawn("training", 4):
         video = clips.frames(scene)

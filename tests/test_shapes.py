@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lvspec.preprocess import VideoProcessorConfig, preprocess_video
 from lvspec.shapes import captions, clips, data, scenes, train
 from lvspec.shapes.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from lvspec.video import read_video
+from lvspec.video.config import VideoProcessorConfig
+from lvspec.video.patches import preprocess_video
 
 RED_RING = scenes.Shape("small", "red", "ring", "right", None, (14, 42))
 BLUE_CROSS = scenes.Shape("large", "blue", "cross", "bottom", "top", (56, 0))

@@ -117,6 +117,43 @@ def test_stop_strings_across_tokens_as_in_hf(pair, prompts, whole, pieces, with_
         assert recorder.ends == 1
 
 
+def test_stop_strings_that_begin_in_the_prompt(pair, prompts, pieces):
+    """In a text prompt of words that the tokenizer knows; HF ends there as well."""
+    inputs = prompts[1]
+    ids = inputs["input_ids"][0]
+    first = _run(pair, inputs).tokens[0]
+    prompt, output = pieces.decode(ids), pieces.decode(first)
+    whole = pieces.decode(torch.cat([ids, first]))
+    strings = {whole[len(prompt) - more : len(prompt) + count] for more, count in [(1, 1), (3, 4)]}
+    strings = {string for string in strings if "\ufffd" not in string}
+    assert whole == prompt + output and strings
+    for string in strings:
+        found = pair[0].generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=24,
+            eos_token_id=None,
+            pad_token_id=0,
+            stop_strings=[string],
+            tokenizer=pieces,
+        )
+        wanted = found[0, len(ids) :].tolist()
+        assert len(wanted) <= 4
+        for with_draft in (True, False):
+            _check(_run(pair, inputs, with_draft, stop_strings=string, tokenizer=pieces), wanted)
+    inside = prompt[2:5]
+    if inside not in prompt[-2:] + output:  # it stands in the prompt alone
+        result = _run(pair, inputs, stop_strings=inside, tokenizer=pieces)
+        _check(result, first.tolist())
+
+
+def test_a_character_of_prompt_and_output(pieces):
+    ids = pieces.convert_tokens_to_ids(["a", "Ã", "©", "b"])
+    stopping = Stopping(None, "aé", pieces)
+    assert stopping.first_stop(torch.tensor(ids), 2, 2) == 1
+    assert stopping.first_stop(torch.tensor(ids), 1, 1) is None
+
+
 def test_a_character_of_two_tokens(pieces):
     """é is Ã and ©: found when the second is there."""
     ids = pieces.convert_tokens_to_ids(["a", "Ã", "©", "b"])

@@ -1,13 +1,16 @@
 """Streamers get the prompt, then every token once, in order, as it is committed."""
 
+import copy
 import math
 import threading
 
 import pytest
+import torch
 from transformers import AutoTokenizer, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from lvspec import AcceptancePolicy, DecodeConfig, generate
+import lvspec
+from lvspec import AcceptancePolicy, DecodeConfig, Decoder, NonFiniteLogits, generate
 
 
 class _Recorder(BaseStreamer):
@@ -20,6 +23,20 @@ class _Recorder(BaseStreamer):
 
     def end(self):
         self.ends += 1
+
+
+@pytest.fixture
+def broken(random_pair):
+    """A target whose logits are NaN from a while on."""
+    target = copy.deepcopy(random_pair[0])
+    calls = []
+
+    def hook(module, args, output):
+        calls.append(1)
+        return output * math.nan if len(calls) > 4 else output
+
+    target.lm_head.register_forward_hook(hook)
+    return target
 
 
 @pytest.fixture
@@ -99,3 +116,61 @@ def test_text_needs_a_tokenizer(random_pair, inputs, tokenizer):
     assert generation.to_dict()["text"] is None
     with pytest.raises(ValueError, match=r"tokenizer: expected one in generate\(.*got None"):
         generation.text  # noqa: B018
+
+
+def test_an_end_after_nan(broken, inputs, tokenizer):
+    """By every way in; a consumer in another thread waits for it."""
+    config = DecodeConfig(gamma=2, max_new_tokens=24, eos_ids=())
+    streamer = TextIteratorStreamer(tokenizer, timeout=60)
+    texts = []
+    reader = threading.Thread(target=lambda: texts.extend(streamer))
+    reader.start()
+    with pytest.raises(NonFiniteLogits):
+        generate(broken, None, inputs, config=config, streamer=streamer)
+    reader.join(60)
+    assert not reader.is_alive() and texts[-1:] == [""]
+
+
+def test_an_end_by_every_way_in(random_pair, broken, inputs):
+    config = DecodeConfig(gamma=2, max_new_tokens=24, eos_ids=())
+    recorders = [_Recorder() for _ in range(3)]
+    with pytest.raises(NonFiniteLogits):
+        generate(broken, None, [inputs] * 3, config=config, streamer=recorders)
+    decoder, kept = Decoder(random_pair[0], None, config=config), _Recorder()
+    with pytest.raises(ValueError, match="^target inputs: expected inputs that"):
+        decoder.generate(inputs | {"pixels": 1}, streamer=kept)
+    inside = _Recorder()
+    with pytest.raises(ValueError, match="^lvspec_tokenizer: expected one"):
+        random_pair[0].generate(
+            **inputs,
+            custom_generate=lvspec.custom_generate,
+            lvspec_streamer=inside,
+            stop_strings=["a"],
+            max_new_tokens=3,
+        )
+    unknown = _Recorder()
+    with pytest.raises(ValueError, match="^draft: expected a transformers model"):
+        generate(random_pair[0], "ngrams", inputs, streamer=unknown)
+    assert [recorder.ends for recorder in (*recorders, kept, inside, unknown)] == [1] * 6
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_an_end_after_errors_of_others(random_pair, inputs, error):
+    def criterion(ids, scores):
+        if ids.shape[1] > inputs["input_ids"].shape[1] + 5:
+            raise error
+        return torch.tensor([False])
+
+    recorder = _Recorder()
+    with pytest.raises(error):
+        generate(random_pair[0], None, inputs, stopping_criteria=[criterion], streamer=recorder)
+    assert recorder.ends == 1 and len(recorder.puts) == 6
+
+    class Failing(_Recorder):
+        def put(self, value):
+            raise error
+
+    recorder = Failing()
+    with pytest.raises(error):
+        generate(random_pair[0], None, inputs, streamer=recorder)
+    assert recorder.ends == 1

@@ -103,6 +103,17 @@ def test_statistics(generation):
     )
 
 
+def test_names_in_the_table_stay_whole(generation):
+    """One line a row, whatever the width: figures line up, a name is the last word of its line."""
+    names = ["a.mp4", "a/long/name/" * 9 + "b.mp4", "with spaces, and more.mp4"]
+    lines = results_table([(name, generation) for name in names]).plain.splitlines()
+    assert len(lines) == 4 and lines[0].endswith("  regret  video")
+    place = lines[0].index("video")
+    assert [line[place:] for line in lines[1:]] == names
+    assert lines[1][:place].split() == ["12", "24.0", "3.67", "6", "2", "1", "3", "1.25"]
+    assert all(line.rstrip() == line and len(line[:place]) < 75 for line in lines)
+
+
 @pytest.mark.parametrize("sentence", ["naïve café 🙂 — 漢字", "plain", " é"])
 def test_characters_of_several_tokens_come_whole(byte_tokenizer, sentence):
     pieces = TokenText(byte_tokenizer)

@@ -1,16 +1,18 @@
 """Reading and writing video files; every file is made here."""
 
 import os
+import re
+import struct
 import warnings
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 import torch
 
-from lvspec import video as video_module
-from lvspec.video import read_video, sample_indices, write_video
+from lvspec.video import read_video, sample_indices, write_video, writing
+
+av = pytest.importorskip("av")
 
 SHADES = [16 * index + 8 for index in range(12)]
 
@@ -50,6 +52,46 @@ def encode(path, frames, *, times=None, rotation=0, container_format=None):
                 frame.pts, frame.time_base = times[index], Fraction(1, 100)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def encode_pictures(path, frames, codec, container_format, pixel_format):
+    """Writes frames [T, H, W, 3] in a format for pictures or animations."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV is without {codec}")
+    with av.open(str(path), "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixel_format
+        for pixels in frames.contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def encode_h264(path, frames, display_orientation=""):
+    """Raw H.264 of one group of pictures, with an orientation inside the stream."""
+    if "libx264" not in av.codecs_available:
+        pytest.skip("this PyAV is without libx264")
+    plain = path.with_suffix(".plain.h264")
+    with av.open(str(plain), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for pixels in frames.contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    settings = f"=display_orientation=insert:{display_orientation}" if display_orientation else ""
+    with av.open(str(plain)) as source:
+        stream = source.streams.video[0]
+        context = av.bitstream.BitStreamFilterContext(f"h264_metadata{settings}", stream)
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        packets = [filtered for packet in packets for filtered in context.filter(packet)]
+        path.write_bytes(b"".join(bytes(packet) for packet in packets + context.filter(None)))
+
+
+def quadrants(frame):
+    """Mean brightness of the four quarters of `[H, W, 3]`, as `[2, 2]`."""
+    height, width = frame.shape[0] // 2, frame.shape[1] // 2
+    return frame.float().reshape(2, height, 2, width, 3).mean(dim=(1, 3, 4))
 
 
 def encode_audio(path, *, cover=None):
@@ -203,10 +245,137 @@ def test_rotation_is_applied(tmp_path, rotation, corner):
     encode(tmp_path / "clip.mp4", frames, rotation=rotation)
     upright = read_video(tmp_path / "clip.mp4").frames
     assert upright.shape[1:3] == ((64, 32) if rotation in (90, -90) else (32, 64))
-    height, width = upright.shape[1] // 2, upright.shape[2] // 2
-    quadrants = upright[0].float().reshape(2, height, 2, width, 3).mean(dim=(1, 3, 4))
-    assert divmod(quadrants.argmax().item(), 2) == corner
-    assert quadrants.flatten().sort().values[:3].max() < 20 < 230 < quadrants.max()
+    bright = quadrants(upright[0])
+    assert divmod(bright.argmax().item(), 2) == corner
+    assert bright.flatten().sort().values[:3].max() < 20 < 230 < bright.max()
+
+
+@pytest.mark.parametrize("a, b, c, d", [(1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_display_matrix(tmp_path, a, b, c, d, transposed):
+    """QuickTime: a pixel in column x and row y is shown at a x + c y and b x + d y."""
+    if transposed:
+        a, b, c, d = b, a, d, c
+    frames = torch.zeros(2, 32, 64, 3, dtype=torch.uint8)
+    frames[:, :16, :32] = 250  # top left
+    frames[:, :16, 32:] = 120  # top right
+    encode(tmp_path / "clip.mp4", frames)
+    content = bytearray((tmp_path / "clip.mp4").read_bytes())
+    at = content.index(b"tkhd") + 44  # after the header, six numbers and four short ones
+    assert content[at : at + 36] == struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    matrix = [65536 * number for number in (a, b, 0, c, d, 0, 0, 0)]
+    content[at : at + 36] = struct.pack(">9i", *matrix, 1 << 30)
+    (tmp_path / "clip.mp4").write_bytes(content)
+    expected = torch.zeros(2, 2)
+    for x, y, shade in ((-1, -1, 250), (1, -1, 120)):
+        column, row = a * x + c * y, b * x + d * y
+        expected[(row + 1) // 2, (column + 1) // 2] = shade
+    shown = read_video(tmp_path / "clip.mp4").frames
+    assert shown.shape == ((2, 64, 32, 3) if transposed else (2, 32, 64, 3))
+    for frame in shown:
+        assert (quadrants(frame) - expected).abs().max() < 8
+
+
+@pytest.mark.parametrize(
+    "first, second, corners",
+    [
+        ("rotate=90", "", [(1, 0), (0, 0)]),
+        ("", "rotate=90", [(0, 0), (1, 0)]),
+        ("rotate=180", "flip=horizontal", [(1, 1), (0, 1)]),
+        ("rotate=90:flip=vertical", "rotate=270", [(1, 1), (0, 1)]),
+    ],
+)
+def test_an_orientation_inside_the_stream_holds_until_it_changes(tmp_path, first, second, corners):
+    """On the first frame of each group only, as encoders write it."""
+    frames = torch.zeros(5, 64, 64, 3, dtype=torch.uint8)
+    frames[:, :32, :32] = 255
+    for name, settings in (("first.h264", first), ("second.h264", second)):
+        encode_h264(tmp_path / name, frames, settings)
+    both = (tmp_path / "first.h264").read_bytes() + (tmp_path / "second.h264").read_bytes()
+    (tmp_path / "both.h264").write_bytes(both)
+    shown = [quadrants(frame) for frame in read_video(tmp_path / "both.h264").frames]
+    assert [divmod(bright.argmax().item(), 2) for bright in shown] == (
+        [corners[0]] * 5 + [corners[1]] * 5
+    )
+
+
+def test_the_best_stream_is_read_and_not_the_first(tmp_path):
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        thumbnail = container.add_stream("mjpeg", rate=10)
+        thumbnail.width, thumbnail.height, thumbnail.pix_fmt = 16, 16, "yuvj420p"
+        stream = container.add_stream("mpeg4", rate=10, options={"qscale": "2"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.disposition = av.stream.Disposition.default.value
+        black = np.zeros((16, 16, 3), np.uint8)
+        container.mux(thumbnail.encode(av.VideoFrame.from_ndarray(black, format="rgb24")))
+        for pixels in shade_clip(SHADES).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(thumbnail.encode())
+        container.mux(stream.encode())
+    video = read_video(tmp_path / "clip.mkv")
+    assert video.frames.shape == (12, 32, 48, 3)
+    assert shades_of(video.frames) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["2024-01-01T12:30:00.mp4", "file:clip.mp4", "concat:a|b.mp4", "50%d.mp4", "caf\udce9.mp4"],
+)
+def test_a_relative_name_is_a_name_whatever_is_in_it(tmp_path, monkeypatch, name):
+    write_video(tmp_path / "clip.mp4", shade_clip(SHADES))
+    try:
+        os.rename(tmp_path / "clip.mp4", tmp_path / name)
+    except OSError:
+        pytest.skip("no such names in this file system")
+    monkeypatch.chdir(tmp_path)
+    for path in (name, os.fsencode(name)):
+        video = read_video(path)
+        assert shades_of(video.frames) == list(range(12))
+        assert video.path == name
+
+
+PICTURES = [
+    ("mjpeg", "mjpeg", "yuvj420p", "mjpeg"),
+    ("png", "image2pipe", "rgb24", "png"),
+    ("bmp", "image2pipe", "bgr24", "bmp"),
+    ("libwebp", "webp", "yuv420p", "webp"),
+    ("libsvtav1", "avif", "yuv420p", ".*av1.*|.*dav1d"),
+]
+
+
+@pytest.mark.parametrize("name", ["one.jpg", "clip.mp4", "one"])
+@pytest.mark.parametrize("codec, container_format, pixel_format, said", PICTURES)
+def test_pictures_are_refused(tmp_path, name, codec, container_format, pixel_format, said):
+    frames = shade_clip(SHADES[:1], 64, 64)
+    encode_pictures(tmp_path / name, frames, codec, container_format, pixel_format)
+    with pytest.raises(
+        ValueError, match=rf"^expected a video, got a picture \(({said})\)"
+    ) as caught:
+        read_video(tmp_path / name)
+    assert name in str(caught.value) and "AutoProcessor" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, codec, container_format, pixel_format",
+    [
+        ("clip.gif", "gif", None, "rgb8"),
+        ("clip.png", "apng", "apng", "rgb24"),
+        ("clip.mjpeg", "mjpeg", None, "yuvj420p"),
+        ("clip.avif", "libsvtav1", "avif", "yuv420p"),
+    ],
+)
+def test_moving_pictures_are_videos(tmp_path, name, codec, container_format, pixel_format):
+    frames = shade_clip(SHADES[::4], 64, 64)
+    encode_pictures(tmp_path / name, frames, codec, container_format, pixel_format)
+    assert shades_of(read_video(tmp_path / name).frames) == [0, 4, 8]
+
+
+def test_an_animated_webp_is_called_so(tmp_path):
+    frames = shade_clip(SHADES[::4])
+    encode_pictures(tmp_path / "clip.webp", frames, "libwebp_anim", "webp", "yuv420p")
+    message = "animated WebP, for which this build of FFmpeg has no decoder: convert it to MP4"
+    with pytest.raises(ValueError, match=rf"{message} first: .*clip\.webp"):
+        read_video(tmp_path / "clip.webp")
 
 
 def test_a_stream_that_changes_size_is_scaled_to_its_first_frame(tmp_path):
@@ -299,6 +468,82 @@ def test_truncated_file_gives_what_is_left(tmp_path, request_):
     assert lengths == sorted(lengths)
 
 
+def lost_of(caught):
+    """The number in the one warning; 0 without a warning."""
+    assert len(caught) <= 1
+    return int(re.search(r"(\d+) frame\(s\) are lost", str(caught[0].message))[1]) if caught else 0
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+@pytest.mark.parametrize("percent", [40, 60, 85])
+def test_a_cut_file_says_how_many_frames_are_lost(tmp_path, suffix, percent):
+    name = f"whole{suffix}"
+    frames = torch.randint(0, 256, (48, 48, 64, 3), dtype=torch.uint8)
+    if suffix == ".mp4":  # with its index in front
+        write_video(tmp_path / name, frames, fps=10)
+    else:
+        encode(tmp_path / name, frames)
+    result, caught = read_damaged(tmp_path / name)
+    assert len(result.frames) == 48 and not caught
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / f"cut{suffix}").write_bytes(whole[: len(whole) * percent // 100])
+    result, caught = read_damaged(tmp_path / f"cut{suffix}")
+    assert lost_of(caught) in (48 - len(result.frames), 48 - len(result.frames) + 1)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi"])
+@pytest.mark.parametrize("request_", [{}, {"num_frames": 12}])
+def test_damage_in_the_middle_is_said_once(tmp_path, suffix, request_):
+    path = tmp_path / f"clip{suffix}"
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randint(0, 256, (24, 48, 64, 3), dtype=torch.uint8, generator=generator)
+    encode(path, frames)
+    assert not read_damaged(path, **request_)[1]
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 3
+    content[middle : middle + 400] = bytes(torch.randint(0, 256, (400,), generator=generator))
+    path.write_bytes(content)
+    result, caught = read_damaged(path, **request_)
+    assert 1 <= lost_of(caught) <= 24 and len(result.frames) >= 2
+    assert str(path) in str(caught[0].message)
+
+
+def not_coded(time, bits):
+    """A packet of MPEG-4 part 2 with a picture that is not coded: show the last one again."""
+    word = "01" + "0" + "1" + f"{time:0{bits}b}" + "1" + "0"
+    word += "0" + "1" * (-(len(word) + 1) % 8)
+    return b"\0\0\1\xb6" + int(word, 2).to_bytes(len(word) // 8, "big")
+
+
+@pytest.mark.parametrize("request_", [{}, {"num_frames": 12}, {"fps": 5.0}])
+@pytest.mark.parametrize("kind", ["held", "skipped"])
+def test_moments_without_a_picture_are_no_damage(tmp_path, kind, request_):
+    """B-frames in an AVI: the header counts moments at which nothing new is shown."""
+    path = tmp_path / "xvid.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10, options={"qscale": "2", "vtag": "xvid"})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.max_b_frames = 1
+        place = 0
+        packets = []
+        for pixels in shade_clip(SHADES).contiguous().numpy():
+            packets += stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24"))
+        for index, packet in enumerate([*packets, *stream.encode()]):
+            packet.pts, packet.dts = None, place
+            container.mux(packet)
+            place += 1
+            if index in (2, 6, 8):  # behind a B-frame, at the time of the frame that comes after it
+                if kind == "skipped":
+                    empty = av.Packet(not_coded(index, bits=4))
+                    empty.stream, empty.dts, empty.time_base = stream, place, packet.time_base
+                    container.mux(empty)
+                place += 1
+    result, caught = read_damaged(path, **request_)
+    assert not caught
+    wanted = sample_indices(12, 10.0, **request_).tolist()
+    assert shades_of(result.frames) == wanted
+
+
 def test_an_index_that_was_cut_off_is_not_a_video(tmp_path):
     encode(tmp_path / "whole.mp4", shade_clip(SHADES))
     whole = (tmp_path / "whole.mp4").read_bytes()
@@ -354,7 +599,7 @@ def test_odd_sizes(tmp_path):
 
 
 def test_without_libx264(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_module.av, "codecs_available", {"mpeg4"})
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
     write_video(tmp_path / "clip.mp4", shape_clip(), fps=4)
     error = (read_video(tmp_path / "clip.mp4").frames.int() - shape_clip().int()).abs().float()
     assert error.median() <= 3 and error.mean() < 8
@@ -370,7 +615,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(video_module.os, "replace", fail)
+    monkeypatch.setattr(writing.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_video(path, shade_clip(SHADES))
     assert path.read_bytes() == before

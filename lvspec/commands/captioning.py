@@ -20,15 +20,22 @@ from transformers.utils import logging as transformers_logging
 
 from lvspec.commands import say
 from lvspec.commands.checkpoints import Models, find_device, load_models, token_ids_of
+from lvspec.commands.generate import CALL_OPTIONS
+from lvspec.commands.options import by_option
 from lvspec.config import DecodeConfig
 from lvspec.decoder import Decoder, GenerationInterrupted
 from lvspec.engine import NonFiniteLogits
-from lvspec.environment import environment, write_json
+from lvspec.environment import NotWritten, environment, write_json
 from lvspec.policy import AcceptancePolicy
-from lvspec.processing import DEFAULT_FPS
-from lvspec.terminal import PrintStreamer, caption_text, legend, results_table, statistics_line
+from lvspec.terminal import (
+    PrintStreamer,
+    caption_text,
+    legend,
+    naming_stdout,
+    results_table,
+    statistics_line,
+)
 from lvspec.trace import Generation
-from lvspec.video import read_video
 
 
 def caption_videos(
@@ -57,7 +64,7 @@ def caption_videos(
     record.document.update(_describe(arguments, policy, config))
     captioner = None
     try:
-        with _status("loading the models"):
+        with _status("loading the models"), _plain_warnings():
             models = load_models(
                 arguments.target,
                 arguments.draft,
@@ -98,10 +105,15 @@ def _describe(
 
 
 class _Record:
-    """The JSON file, written anew after every video."""
+    """The JSON file, written anew after every video.
+
+    Attributes:
+        is_behind: Whether the file lacks results because it could not be written.
+    """
 
     def __init__(self, path: str | None, facts: dict[str, Any]) -> None:
         self.path = path
+        self.is_behind = False
         self.results: list[dict[str, Any]] = []
         self.document = {**facts, "interrupted": False, "results": self.results}
 
@@ -112,9 +124,16 @@ class _Record:
         self.save()
 
     def save(self) -> None:
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             with _no_interrupt():
                 write_json(self.path, self.document)
+            self.is_behind = False
+        except NotWritten as error:  # the next attempt has everything in it again
+            if not self.is_behind:
+                say(f"--json: {error}; captions are printed all the same", kind="error")
+            self.is_behind = True
 
     def interrupt(self) -> None:
         """Keep what there is, and say where."""
@@ -127,8 +146,10 @@ class _Record:
             where = f"after {unfinished['video']}"
         else:
             where = "before the first caption"
-        if self.path is not None:
+        if self.path is not None and not self.is_behind:
             say(f"interrupted {where}; what was generated is in {self.path}")
+        elif self.is_behind:
+            say(f"interrupted {where}; what was generated is not in {self.path}")
         elif self.results:
             say(f"interrupted {where}; what was generated stands above (--json FILE keeps it)")
         else:
@@ -195,8 +216,10 @@ class _Captioner:
             generation, facts, failure = error.generation, {"interrupted": True}, error
         if facts and streamer is not None:
             streamer.stop(generation.text)
-        self.record.add(path, arguments.prompt, generation, **facts)
-        self._show(path, generation)
+        try:
+            self._show(path, generation)
+        finally:  # what cannot be printed is kept
+            self.record.add(path, arguments.prompt, generation, **facts)
         self.rows.append((path, generation))
         if "error" in facts:
             say(_about(path, facts["error"]), kind="error")
@@ -205,28 +228,32 @@ class _Captioner:
 
     def finish(self) -> None:
         if len(self.rows) > 1:
-            self._print(results_table(self.rows))
+            self._print(Text())
+            self._print(results_table(self.rows), wraps=False)
 
     def exit_code(self) -> int:
         failed = [entry for entry in self.record.results if entry["error"]]
         if not failed:
-            return 0
+            return 1 if self.record.is_behind else 0
         return 2 if self.num_refused == len(self.record.results) else 1
 
     def _inputs(self, path: str) -> tuple[dict, dict | None]:
         arguments, models = self.arguments, self.models
-        fps = arguments.fps
-        if fps is None and arguments.num_frames is None:
-            fps = DEFAULT_FPS
-        video = read_video(path, num_frames=arguments.num_frames, fps=fps)
-        device = models.target.device
-        inputs = models.processor(video, arguments.prompt, device=device)
+        given = {
+            "num_frames": arguments.num_frames,
+            "fps": arguments.fps,
+            "device": models.target.device,
+        }
+        inputs = models.processor(path, arguments.prompt, **given)
         if models.draft_processor is None:
             return inputs, None
-        return inputs, models.draft_processor(video, arguments.prompt, device=device)
+        # Read twice, because each keeps frames at its own size; what is wrong with them was said.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return inputs, models.draft_processor(path, arguments.prompt, **given)
 
     def _refuse(self, path: str, error: object) -> None:
-        message = _about(path, error)
+        message = _about(path, by_option(error, CALL_OPTIONS))
         say(message, kind="error")
         self.num_refused += 1
         self.record.add(path, self.arguments.prompt, None, error=message)
@@ -240,16 +267,15 @@ class _Captioner:
             self._print(caption_text(generation, anchors))
         self._print(Text(statistics_line(generation), "dim"))
 
-    def _print(self, what: object) -> None:
+    def _print(self, text: Text, *, wraps: bool = True) -> None:
         # In a pipe a caption is one line. On a terminal the bar makes room for it.
-        with tqdm.external_write_mode(file=sys.stdout):
-            wrapped = self.console.is_terminal or not isinstance(what, Text)
-            self.console.print(what, soft_wrap=not wrapped)
+        with tqdm.external_write_mode(file=sys.stdout), naming_stdout():
+            self.console.print(text, soft_wrap=not (wraps and self.console.is_terminal))
             self.console.file.flush()
 
 
-def _about(path: str, error: object) -> str:
-    return str(error) if path in str(error) else f"{path}: {error}"
+def _about(path: str, error: str) -> str:
+    return error if path in error else f"{path}: {error}"
 
 
 def _status(message: str) -> Any:

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel
 
+from lvspec.checkpoint import check_files, find_checkpoint
 from lvspec.commands.generate import DRAFT_WORDS
 from lvspec.draft import DraftChoice
-from lvspec.loading import Pair, load_model, load_pair, load_processor
-from lvspec.preprocess import VideoProcessorConfig
-from lvspec.processing import HFProcessor, Processor
+from lvspec.loading import Pair, default_device, load_model, load_pair, load_processor
 from lvspec.quantization import Weights
 from lvspec.shapes import pair as embedded
+from lvspec.video.config import VideoProcessorConfig
+from lvspec.video.processor import HFProcessor, Processor
 
 
 @dataclass(frozen=True)
@@ -34,33 +33,6 @@ class Models:
     draft_processor: Processor | HFProcessor | None
 
 
-def find_checkpoint(option: str, name: str) -> Path:
-    """The folder of a checkpoint, given by its path or by its name in the hub's cache.
-
-    Nothing is downloaded.
-
-    Raises:
-        OSError: There is none; names `option`.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if (path / "config.json").is_file():
-            return path
-        raise FileNotFoundError(f"{option}: expected a folder with config.json in it, got {name}")
-    if path.exists():
-        raise NotADirectoryError(f"{option}: expected the folder of a checkpoint, got file {name}")
-    try:
-        config = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:  # no name that the hub could know
-        config = None
-    if not isinstance(config, str):
-        raise FileNotFoundError(
-            f"{option}: expected the folder of a checkpoint, or the name of one in the hub's "
-            f"cache, got {name}, which is neither"
-        )
-    return Path(config).parent
-
-
 def find_device(name: str | None) -> torch.device:
     """The device of this name; None is a GPU where there is one, else the CPU.
 
@@ -69,7 +41,7 @@ def find_device(name: str | None) -> torch.device:
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
-        return torch.device("cuda" if count else "cpu")
+        return default_device()
     here = " or ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
     try:
         device = torch.device(name)
@@ -101,8 +73,7 @@ def load_models(
         draft_weights: As for `lvspec.loading.load_pair`.
 
     Raises:
-        OSError, ValueError: See `find_checkpoint` and `lvspec.loading.load_pair`; or a checkpoint
-            is damaged.
+        OSError, ValueError: See `lvspec.loading.load_pair`; or a checkpoint is damaged.
     """
     has_model = with_draft and draft not in DRAFT_WORDS
     if target is None:
@@ -114,12 +85,12 @@ def load_models(
         dtype = "float32" if dtype == "auto" else dtype
         folders = [embedded.TARGET, embedded.DRAFT]
     else:
-        folders = [find_checkpoint("--target", target)]
-        folders += [find_checkpoint("--draft", draft)] if has_model else []
+        folders = [_complete(target, "--target")]
+        folders += [_complete(draft, "--draft")] if has_model else []
     try:
         if not has_model:
             processor = load_processor(folders[0], "target")
-            model = load_model(folders[0], dtype=dtype, device=device)
+            model = load_model(folders[0], "target", dtype=dtype, device=device)
             return Models(model, draft if with_draft else None, processor, None)
         pair = load_pair(*folders, dtype=dtype, device=device, draft_weights=draft_weights)
     except (OSError, ValueError):
@@ -136,6 +107,12 @@ def load_models(
     return Models(
         pair.target, pair.draft, pair.processor, None if same_inputs else pair.draft_processor
     )
+
+
+def _complete(name: str, option: str) -> Path:
+    folder = find_checkpoint(name, option)
+    check_files(folder, option)
+    return folder
 
 
 def _prepare_alike(pair: Pair, folders: list[Path]) -> bool:

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from lvspec.commands import say
-from lvspec.policy import PRESETS, AcceptancePolicy
+from lvspec.commands.options import errors_by_option, options_of
+from lvspec.policy import MAX_MISMATCHES, MAX_TOP_K, PRESETS, AcceptancePolicy
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DRAFT_WORDS = ("self", "ngram")
@@ -22,18 +23,22 @@ CONFIG_OPTIONS = (
 )
 POLICY_OPTIONS: dict[str, tuple[type, str]] = {
     "anchor_threshold": (float, "visual relevance from which on nothing is loose (write =-inf)"),
-    "max_regret": (float, "largest regret in nats"),
-    "top_k": (int, "the token must be among this many best of the target"),
-    "min_prob": (float, "smallest target probability"),
-    "typical_eps": (float, "epsilon of typical acceptance"),
-    "typical_delta": (float, "delta of typical acceptance"),
-    "min_entropy": (float, "smallest entropy of the best tokens in nats"),
-    "entropy_top": (int, "how many tokens --min-entropy looks at"),
-    "shift_window": (int, "how many positions a right token may be off"),
-    "window": (int, "exact tokens that must follow a mismatch"),
-    "max_run": (int, "mismatches in a row at most"),
-    "regret_budget": (float, "summed regret in nats at most, for each caption"),
+    "max_regret": (float, "largest regret in nats, >= 0"),
+    "top_k": (int, f"the token must be among this many best of the target, 1 to {MAX_TOP_K}"),
+    "min_prob": (float, "smallest target probability, above 0 and up to 1"),
+    "typical_eps": (float, "epsilon of typical acceptance, above 0 and up to 1"),
+    "typical_delta": (float, "delta of typical acceptance, above 0"),
+    "min_entropy": (float, "smallest entropy of the best tokens in nats, >= 0"),
+    "entropy_top": (int, f"how many tokens --min-entropy looks at, 1 to {MAX_TOP_K} (default 3)"),
+    "shift_window": (int, f"how many positions a right token may be off, 0 to {MAX_MISMATCHES}"),
+    "window": (int, f"exact tokens that must follow a mismatch, 0 to {MAX_MISMATCHES}"),
+    "max_run": (int, "mismatches in a row at most, >= 1"),
+    "regret_budget": (float, "summed regret in nats at most, for each caption, >= 0"),
 }
+CALL_OPTIONS = options_of(
+    (*CONFIG_OPTIONS, "draft_vocab", "num_frames", "fps", "prompt"), prefix="sample_"
+)
+"""Field: option, of what decoding and reading a video may refuse."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -78,11 +83,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     sampling.add_argument(
         "--sample-top-p", type=float, metavar="X", help="from the fewest with this probability"
     )
-    sampling.add_argument("--seed", type=int, metavar="N", help="repeats a run")
+    sampling.add_argument("--seed", type=int, metavar="N", help="repeats a run, >= 0")
 
     frames = parser.add_argument_group("frames").add_mutually_exclusive_group()
     frames.add_argument("--fps", type=float, metavar="X", help="frames per second (default 2)")
-    frames.add_argument("--num-frames", type=int, metavar="N", help="frames of each video")
+    frames.add_argument("--num-frames", type=int, metavar="N", help="frames of each video, >= 2")
 
     policy = parser.add_argument_group(
         "policy", "what may be accepted: a preset, and changes to it"
@@ -162,7 +167,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         OSError, ValueError: Bad input.
     """
-    policy = _policy(arguments)
+    with errors_by_option(options_of((*POLICY_OPTIONS, "strict_ids"))):
+        policy = _policy(arguments)
     _check_options(arguments)
     obstacles = {path: obstacle for path in arguments.video if (obstacle := _obstacle(path))}
     if len(obstacles) == len(set(arguments.video)):
@@ -179,7 +185,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if arguments.draft_vocab is not None:
         chosen["draft_vocab"] = _tokens_in(arguments.draft_vocab)
-    config = DecodeConfig(**chosen)
+    with errors_by_option(CALL_OPTIONS):
+        config = DecodeConfig(**chosen)
 
     from lvspec.commands.captioning import caption_videos
 
@@ -194,6 +201,10 @@ def _tokens_in(path: str) -> tuple[int, ...]:
         results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
         captions = [result["tokens"] for result in results if "tokens" in result]
         return frequent_tokens(captions, sys.maxsize)
+    except OSError as error:
+        raise ValueError(
+            f"--draft-vocab: expected a file that --json wrote, got {path}: {error.strerror}"
+        ) from error
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"--draft-vocab: expected captions that --json wrote, got {path}: "
@@ -238,6 +249,13 @@ def _check_options(arguments: argparse.Namespace) -> None:
                 "--draft-weights: expected torchao, which is not installed (pip install "
                 f"lvspec[quant]), got {arguments.draft_weights}"
             )
+    for option, texts in (
+        ("--prompt", [arguments.prompt]),
+        ("--strict-words", arguments.strict_words),
+    ):
+        for text in texts:
+            if not _is_text(text):
+                raise ValueError(f"{option}: expected text in UTF-8, got {text!r}")
     if arguments.threads is not None and arguments.threads < 1:
         raise ValueError(f"--threads: expected at least 1, got {arguments.threads}")
     if arguments.num_frames is not None and arguments.num_frames < 2:
@@ -254,6 +272,15 @@ def _check_options(arguments: argparse.Namespace) -> None:
         place = Path(arguments.json).resolve()
         if any(Path(video).resolve() == place for video in arguments.video):
             raise ValueError(f"--json: expected another file than the videos, got {arguments.json}")
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word of the command line is more than bytes of some other encoding."""
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _obstacle(path: str) -> str | None:

@@ -43,7 +43,7 @@ def collect() -> dict[str, dict[str, Any]]:
         name: f"{'yes' if backend else 'no '}  {backend.reason}"
         for name, backend in ops.backends().items()
     }
-    used = {kind: ops.active_backend(kind) for kind in ("cpu", "cuda")}
+    used = {"cpu": ops.active_backend("cpu"), "cuda": computes_cuda(on_cuda)}
     if used["cpu"] == "cpp":
         used["cpu"] += f" ({cpp_backend.instruction_set()})"
     devices = {"cpu": f"{versions['cpu']}, {versions['threads']} threads"}
@@ -71,3 +71,14 @@ def collect() -> dict[str, dict[str, Any]]:
         "devices": devices,
         "optional packages": optional,
     }
+
+
+def computes_cuda(there_is_one: bool) -> str:
+    """Who computes on CUDA devices, or why nobody can; a call there would raise for that reason."""
+    from lvspec import ops
+
+    if not there_is_one:
+        return "nothing: no CUDA device"
+    name = ops.active_backend("cuda")
+    backend = ops.backends()[name]
+    return name if backend else f"nothing: {backend.reason}"

@@ -19,7 +19,7 @@ from lvspec.config import Fuse
 from lvspec.fused.cpu import CpuOperations
 from lvspec.fused.operations import Operations
 from lvspec.fused.patches import Patch, fused
-from lvspec.fused.recognise import recognise
+from lvspec.fused.recognise import Patches, recognise
 from lvspec.fused.regions import compiled, compiled_regions
 from lvspec.fused.triton import TritonOperations
 from lvspec.ops import active_backend
@@ -32,7 +32,7 @@ class _Recognised:
 
     def __init__(self) -> None:
         self.weights: list[tuple[int, torch.dtype]] = []
-        self.patches: dict[str, list[Patch]] = {}
+        self.patches: dict[str, Patches] = {}
 
 
 _RECOGNISED: WeakKeyDictionary[nn.Module, _Recognised] = WeakKeyDictionary()
@@ -58,45 +58,52 @@ class FusedParts:
             self._recognised.weights = places
             self._recognised.patches.clear()
 
-    def recorded(self) -> list[Patch]:
+    def recorded(self) -> Patches:
         """What stands in for parts in recorded passes, and where a prompt is read beside them."""
         if self.fuse != "kernels" or self._backend != "cpp":
-            return []
+            return Patches()
         return self._patches("cpp")
 
-    def beside(self, made: nn.Module) -> list[Patch]:
+    def beside(self, made: nn.Module) -> Patches:
         """The same for what a recorded pass has beside the model, such as a head of its own."""
         if not self.recorded():
-            return []
+            return Patches()
         known = set(self._modules)
         with torch.inference_mode(False), torch.no_grad():
             others = [module for module in made.modules() if module not in known]
             return recognise(others, CpuOperations())
 
+    def count(self, *, is_recorded: bool) -> dict[str, int]:
+        """How many parts of every kind something stands in for, in passes; see `Patches.counts`."""
+        return dict((self.recorded() if is_recorded else self._unrecorded()).counts)
+
     def in_passes(self) -> AbstractContextManager[None]:
         """A context for passes that are not recorded; a patch a module is all that it costs."""
-        if self.fuse == "compile":
-            return compiled(self._patches("compile"))
-        return self.in_prompts()
+        return (compiled if self.fuse == "compile" else fused)(self._unrecorded())
 
     def in_prompts(self) -> AbstractContextManager[None]:
         """A context for reading a prompt, where passes are not recorded."""
-        if self.fuse != "kernels" or self._backend != "triton":
-            return nullcontext()
-        return fused(self._patches("triton"))
+        return nullcontext() if self.fuse == "compile" else self.in_passes()
+
+    def _unrecorded(self) -> Patches:
+        """What stands in for parts in passes that are not recorded."""
+        if self.fuse == "compile":
+            return self._patches("compile")
+        is_triton = self.fuse == "kernels" and self._backend == "triton"
+        return self._patches("triton") if is_triton else Patches()
 
     @property
     def _backend(self) -> str:
         return active_backend(self._device_type)
 
-    def _patches(self, maker: str) -> list[Patch]:
+    def _patches(self, maker: str) -> Patches:
         found = self._recognised.patches
         if maker not in found:
             with torch.inference_mode(False), torch.no_grad():
                 found[maker] = self._found(maker)
         return found[maker]
 
-    def _found(self, maker: str) -> list[Patch]:
+    def _found(self, maker: str) -> Patches:
         if maker == "compile":
             return compiled_regions(self._modules)
         is_cpp = maker == "cpp"

@@ -6,6 +6,8 @@ give what the module's own code gives, or the module is left as it is.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,10 +19,31 @@ from lvspec.attention import NAME, AttentionStep, lvspec_attention
 from lvspec.cache import SlotCache
 from lvspec.fused.operations import Angles, Operations
 from lvspec.fused.patches import Patch, fused, has_forward, is_patched
+from lvspec.hf_names import CACHE
 from lvspec.tree import chain_ancestors
 
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_OF_A_LAYER = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 
-def recognise(modules: Iterable[nn.Module], operations: Operations) -> list[Patch]:
+
+class Patches(list[Patch]):
+    """Patches, and how many parts of every kind they are for."""
+
+    @functools.cached_property
+    def counts(self) -> dict[str, int]:
+        """By kind: "layer", "attention", "mlp", "norm", "rotary", "linear"; 0 where none is."""
+        kinds = {
+            "layer": _is_decoder_layer,
+            "attention": _is_attention,
+            "mlp": is_gated_mlp,
+            "norm": is_rms_norm,
+            "rotary": is_rotary,
+            "linear": lambda module: isinstance(module, nn.Linear),
+        }
+        return {kind: sum(is_one(module) for module, _ in self) for kind, is_one in kinds.items()}
+
+
+def recognise(modules: Iterable[nn.Module], operations: Operations) -> Patches:
     """The parts that have an operation of their own.
 
     Args:
@@ -35,12 +58,15 @@ def recognise(modules: Iterable[nn.Module], operations: Operations) -> list[Patc
             forward = make(module, operations)
             if forward is not None:
                 found[module] = forward
+    for module in filter(_is_decoder_layer, modules):
+        if module.self_attn in found and not _hands_on_the_cache(module):
+            del found[module.self_attn]
     if operations.add_rms_norm is not None:
         for module in modules:
             forward = _decoder_layer(module, operations, found)
             if forward is not None:
                 found[module] = forward
-    return list(found.items())
+    return Patches(found.items())
 
 
 def is_rms_norm(module: nn.Module) -> bool:
@@ -68,6 +94,21 @@ def is_rotary(module: nn.Module) -> bool:
         and "dynamic" not in kind
         and kind != "longrope"
     )
+
+
+def _is_attention(module: nn.Module) -> bool:
+    layers = [getattr(module, name, None) for name in _PROJECTIONS]
+    return (
+        all(isinstance(layer, nn.Module) for layer in layers)
+        and isinstance(getattr(module, "layer_idx", None), int)
+        and isinstance(getattr(module, "head_dim", None), int)
+        and isinstance(getattr(module, "scaling", None), float)
+    )
+
+
+def _is_decoder_layer(module: nn.Module) -> bool:
+    parts = [getattr(module, name, None) for name in _OF_A_LAYER]
+    return all(isinstance(part, nn.Module) for part in parts)
 
 
 def _linear(module: nn.Module, operations: Operations) -> Callable | None:
@@ -119,29 +160,25 @@ def _rotary_angles(module: nn.Module, operations: Operations) -> Callable | None
         return True
 
     for forward in operations.rotary_forwards(module):
-        if _holds(lambda forward=forward: same(forward)):
+        if _holds(module, lambda forward=forward: same(forward)):
             return forward
     return None
 
 
 def _attention(module: nn.Module, operations: Operations) -> Callable | None:
-    layers = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    is_attention = (
-        all(operations.takes_layer(layer) for layer in layers)
-        and isinstance(getattr(module, "layer_idx", None), int)
-        and isinstance(getattr(module, "head_dim", None), int)
-        and isinstance(getattr(module, "scaling", None), float)
-    )
+    if not _is_attention(module):
+        return None
+    layers = [getattr(module, name) for name in _PROJECTIONS]
+    if not all(operations.takes_layer(layer) for layer in layers):
+        return None
 
     def forward(
         self: nn.Module,
         hidden_states: Tensor,
         *args: Any,
-        past_key_values: Any = None,
-        position_embeddings: Angles | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        cache, angles = past_key_values, position_embeddings
+        cache, angles = kwargs.get(CACHE), kwargs.get("position_embeddings")
         row = (*hidden_states.shape[:2], self.head_dim)
         is_step = (
             not args
@@ -152,7 +189,6 @@ def _attention(module: nn.Module, operations: Operations) -> Callable | None:
             and all(tuple(x.shape) == row for x in angles)
         )
         if not is_step:
-            kwargs |= {"past_key_values": cache, "position_embeddings": angles}
             return type(self).forward(self, hidden_states, *args, **kwargs)
         projected = [layer(hidden_states) for layer in (self.q_proj, self.k_proj, self.v_proj)]
         for index, name in enumerate(("q_norm", "k_norm")):
@@ -164,6 +200,7 @@ def _attention(module: nn.Module, operations: Operations) -> Callable | None:
             *projected, *angles, cache.k, cache.v, self.layer_idx, cache.kv_len
         )
         key, value = cache.k[self.layer_idx], cache.v[self.layer_idx]
+        del kwargs[CACHE], kwargs["position_embeddings"]
         kwargs |= {"attention_mask": None, "scaling": self.scaling}
         out, _ = lvspec_attention(self, query, key, value, **kwargs)
         return self.o_proj(out.reshape(*row[:2], -1)), None
@@ -188,9 +225,9 @@ def _attention(module: nn.Module, operations: Operations) -> Callable | None:
             module,
             hidden,
             attention_mask=None,
-            past_key_values=cache,
             position_embeddings=angles,
             lvspec_step=step,
+            **{CACHE: cache},
         )
         return out, k, v, *step.masses, *step.peaks
 
@@ -198,18 +235,16 @@ def _attention(module: nn.Module, operations: Operations) -> Callable | None:
         with _attention_set(module):
             return _are_close(run(forward), run(type(module).forward), 1e-5)
 
-    return forward if is_attention and _holds(same) else None
+    return forward if _holds(module, same) else None
 
 
 def _decoder_layer(
     module: nn.Module, operations: Operations, found: dict[nn.Module, Callable]
 ) -> Callable | None:
     """A layer's first sum and its second norm in one."""
-    names = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
-    parts = [getattr(module, name, None) for name in names]
-    norm, attention = parts[2], parts[1]
-    if not all(isinstance(part, nn.Module) for part in parts) or norm not in found:
+    if not _is_decoder_layer(module) or module.post_attention_layernorm not in found:
         return None
+    norm, attention = module.post_attention_layernorm, module.self_attn
     if not isinstance(getattr(attention, "head_dim", None), int):
         return None
     norm_forward = found[norm]
@@ -236,7 +271,34 @@ def _decoder_layer(
         with _attention_set(attention), fused([(norm, norm_forward)]):
             return _are_close(run(forward), run(type(module).forward), 1e-5)
 
-    return forward if _holds(same) else None
+    return forward if _holds(module, same) else None
+
+
+def _hands_on_the_cache(layer: nn.Module) -> bool:
+    """Whether a layer's attention is given the cache under the name that its patch looks for.
+
+    Without it the patch would be called and leave all to HF's code. A layer with patches of others
+    is taken for one that does: they are not to see a call that nobody made.
+    """
+    if any(map(is_patched, layer.children())):
+        return True
+    cache, seen = object(), []
+
+    def forward(self: nn.Module, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
+        seen.append(kwargs.get(CACHE))
+        return hidden_states, None
+
+    def is_handed_on() -> bool:
+        weight = layer.self_attn.q_proj.weight
+        hidden = torch.zeros(1, 1, layer.self_attn.q_proj.in_features, **_like(weight))
+        with fused([(layer.self_attn, forward)]):
+            given = {"attention_mask": None, "position_embeddings": None, CACHE: cache}
+            type(layer).forward(layer, hidden, **given)
+        if seen != [cache]:
+            raise TypeError(f"expected a layer that hands {CACHE!r} on to its attention")
+        return True
+
+    return _holds(layer.self_attn, is_handed_on)
 
 
 @contextmanager
@@ -281,14 +343,27 @@ def _agrees(module: nn.Module, forward: Callable, weight: Tensor, tolerance: flo
             for x in (rows, rows[:, 1:2])
         )
 
-    return _holds(same)
+    return _holds(module, same)
 
 
-def _holds(condition: Callable[[], bool]) -> bool:
+def _holds(module: nn.Module, condition: Callable[[], bool]) -> bool:
+    """Whether it does; where it raises, as a kernel that does not compile, that is said."""
     try:
         return condition()
-    except Exception:  # whatever this is, it is not the code that was expected
+    except Exception as error:
+        _warn_once(type(module).__name__, f"{type(error).__name__}: {error}")
         return False
+
+
+@functools.cache
+def _warn_once(name: str, error: str) -> None:
+    """Not once a layer."""
+    warnings.warn(
+        f"lvspec: {name} is run by HF's code, slower, for what would stand in for it failed: "
+        f"{error}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _are_close(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], tolerance: float) -> bool:

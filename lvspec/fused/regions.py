@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lvspec.fused.patches import Patch, fused, is_patched
-from lvspec.fused.recognise import is_gated_mlp, is_rms_norm, is_rotary
+from lvspec.fused.recognise import Patches, is_gated_mlp, is_rms_norm, is_rotary
 
 MAX_SHAPES = 64
 """Shapes that a class is compiled for: of target and draft, of trees' levels. torch allows 8."""
@@ -25,14 +25,14 @@ def _compiled(code: Callable) -> Callable:
     return torch.compile(code, dynamic=False)
 
 
-def compiled_regions(modules: Iterable[nn.Module]) -> list[Patch]:
+def compiled_regions(modules: Iterable[nn.Module]) -> Patches:
     """The compiled forwards of these modules; nothing is compiled before they are called."""
-    return [
+    return Patches(
         (module, _compiled(type(module).forward))
         for module in modules
         if not is_patched(module)
         and (is_rms_norm(module) or is_gated_mlp(module) or is_rotary(module))
-    ]
+    )
 
 
 @contextmanager

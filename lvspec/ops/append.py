@@ -1,29 +1,33 @@
-"""Schema and shape function of `append`, which is the loop's own: `lvspec.commit` calls it with
-tensors of which it knows shapes and dtypes, so it has no checked function in `lvspec.ops`."""
+(
+    """append: what was accepted becomes output.
+
+`lvspec.commit` calls it with tensors of which it knows shapes and dtypes, so it has no checked
+function.
+"""
+    ""
+)
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from lvspec.ops.registry import define
 from lvspec.reference.append import append
 
-SCHEMA = (
-    "(Tensor(a!) out_ids, Tensor(b!) out_kinds, Tensor(c!) out_relevance, Tensor(d!) num_out, "
-    "Tensor max_new, Tensor(e!) last_two, Tensor(f!) regret_used, Tensor(g!) finished, "
-    "Tensor eos_ids, Tensor(h!) kv_len, Tensor tokens, Tensor num_slots, Tensor path, "
-    "Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret, Tensor lse, "
-    "Tensor? relevance, int head, int bonus_kind, int no_nan) -> Tensor"
+_WRITTEN = (
+    "out_ids",
+    "out_kinds",
+    "out_relevance",
+    "num_out",
+    "last_two",
+    "regret_used",
+    "finished",
+    "kv_len",
 )
 
 
-def _fake(*arguments: Tensor | int | None) -> Tensor:
-    tokens, head = arguments[10], arguments[-3]
+def _shapes(tokens: Tensor, head: int) -> Tensor:
     return tokens.new_empty(tokens.shape[0], head + tokens.shape[1])
 
 
-def register(library: torch.library.Library) -> None:
-    """Define the operation, for all devices by its specification."""
-    library.define("append" + SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl("append", append, "CompositeExplicitAutograd")
-    torch.library.register_fake("lvspec::append", _fake, lib=library)
+define("append", append, _shapes, written=_WRITTEN)

@@ -14,32 +14,13 @@ import torch
 
 from lvspec.ops.backends import VARIABLE, triton_is_interpreted
 
-OPERATIONS = (
-    "verify_attention",
-    "logit_stats",
-    "accept",
-    "accept_sampled",
-    "commit_kv",
-    "visual_importance",
-    "expand_tree",
-    "append",
-    "rms_norm",
-    "add_rms_norm",
-    "silu_multiply",
-    "rotary_angles",
-    "rotate_and_write",
-    "scaled_linear",
-)
-"""Every operation; the launcher of `name` is `lvspec.kernels.<name>.<name>`."""
+
+def register(library: torch.library.Library, name: str, key: str) -> None:
+    """Compute an operation with `lvspec.kernels.<name>.<name>` on tensors of dispatch key `key`."""
+    library.impl(name, _launcher(name, key), key)
 
 
-def register(library: torch.library.Library, key: str) -> None:
-    """Compute every operation on tensors of dispatch key `key` with Triton."""
-    for name in OPERATIONS:
-        library.impl(name, _launcher(name, key), key)
-
-
-def refuse(library: torch.library.Library, key: str) -> None:
+def refuse(library: torch.library.Library, name: str, key: str) -> None:
     """Raise for tensors of dispatch key `key`, for which the backend that was asked for is none."""
 
     def refused(*arguments: Any) -> Any:
@@ -47,8 +28,7 @@ def refuse(library: torch.library.Library, key: str) -> None:
             f"lvspec.ops: expected tensors on the CPU, as {VARIABLE} asks for, got {key} tensors"
         )
 
-    for name in OPERATIONS:
-        library.impl(name, refused, key)
+    library.impl(name, refused, key)
 
 
 def _launcher(name: str, key: str) -> Callable[..., Any]:

@@ -66,7 +66,7 @@ class NoiseBank:
 def patches(frames: Tensor) -> Tensor:
     """Frames `[B, T, H, W, 3]` (0 to 255) to Qwen2.5-VL's patches `[B * patches, 1176]`.
 
-    A batched form of `lvspec.preprocess` for clips that need no resizing; a test holds the two
+    A batched form of `lvspec.video.patches` for clips that need no resizing; a test holds the two
     against each other.
     """
     mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from lvspec.shapes.evaluation import (
 )
 from lvspec.shapes.tasks import TASKS, Task
 from lvspec.terminal import caption_text, legend
+from lvspec.tree import MAX_SLOTS
 
 REFERENCE = "autoregression"
 
@@ -34,17 +36,30 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "demo", help="caption held-out clips with a trained pair, by every method in one run"
     )
-    parser.add_argument("--clips", type=int, default=24, help="held-out clips (default 24)")
-    parser.add_argument("--gamma", type=int, default=12, help="draft tokens per pass (default 12)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
-    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the MP4s")
-    parser.add_argument("--json", type=Path, help="write rows and environment to this file")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--clips", type=int, default=24, metavar="N", help="held-out clips (default 24)")
+    add(
+        "--gamma",
+        type=int,
+        default=12,
+        metavar="N",
+        help=f"draft tokens per pass, 1 to {MAX_SLOTS - 1} (default 12)",
+    )
+    add("--threads", type=int, default=1, metavar="N", help="torch threads (default 1)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("demo-out"),
+        metavar="FOLDER",
+        help="where the MP4s go (default demo-out)",
+    )
+    add(
         "--pair",
         choices=sorted(TASKS),
         default="embedded",
         help="embedded (default), or real: a pretrained language model, set up by make real",
     )
+    add("--json", type=Path, metavar="FILE", help="write rows and environment to this file")
     parser.set_defaults(func=run)
 
 
@@ -53,18 +68,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         ImportError: `--pair real` needs what is not installed; says how to install it.
+        OSError: `--out` or `--json` cannot be written; the latter is found out before, if it can.
         ValueError: `--clips` or `--threads` is below 1, or gamma out of range.
     """
     for name in ("clips", "threads"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
     if arguments.json:
         check_json_path(arguments.json)
+    _make_folder(arguments.out)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
-    config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
     console = Console()
     task = TASKS[arguments.pair]
     pair = task.load()
@@ -98,6 +117,17 @@ def run(arguments: argparse.Namespace) -> int:
         write_json(arguments.json, {"rows": rows, **facts, "environment": environment()})
         console.print(f"rows written to {arguments.json}")
     return 130 if interrupted else 0
+
+
+def _make_folder(path: Path) -> None:
+    """The folder of `--out`, made if need be, and one that can be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = "a file" if path.is_file() else error.strerror
+        raise OSError(f"--out: expected a folder, got {path}: {got}") from error
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"--out: expected a folder that can be written, got {path}")
 
 
 def _table(rows: list[dict], clips: int, gamma: int, pair: str) -> Table:

@@ -23,7 +23,6 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from lvspec.preprocess import VideoProcessorConfig
 from lvspec.shapes.data import (
     GRID,
     IGNORE,
@@ -37,6 +36,7 @@ from lvspec.shapes.data import (
 from lvspec.shapes.model_configs import draft_config, target_config
 from lvspec.shapes.scenes import BACKGROUNDS, COLORS, DIRECTIONS, FRAME_SIZE, KINDS, SIZES
 from lvspec.shapes.tokenizer import build_tokenizer
+from lvspec.video.config import VideoProcessorConfig
 
 STAGES = ("vision", "caption")
 PATCH_CLASSES = (1 + len(COLORS), len(KINDS), len(SIZES), len(DIRECTIONS), len(BACKGROUNDS))

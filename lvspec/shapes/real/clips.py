@@ -11,7 +11,7 @@ import torch
 from lvspec.shapes.clips import coverage
 from lvspec.shapes.real.scenes import FPS, PAIR, Scene
 from lvspec.shapes.scenes import BACKGROUNDS, COLORS, SIZES
-from lvspec.video import write_video
+from lvspec.video.writing import write_video
 
 
 @lru_cache

@@ -1,23 +1,11 @@
-"""accept: walk down the draft tree and cut the path, one sequence a program.
-
-Reads about `S * (60 + 4 * top_k)` bytes a sequence, of which 32 are the sector of a node's logit;
-writes `5 S + 16`. Its cost is not these bytes but the steps of the walk, one after the other. Grid:
-one program a sequence. Specification: lvspec.reference.accept.
-
-Everything a sequence has fits in the registers of one warp: vectors over slots (what a node is) and
-vectors over indices of the path (what became of it), with `slot` for the positions of both. A step
-to an exact child is one integer minimum over the warp, a step to a mismatch a few; no step waits
-for memory. What a mismatch needs in order to stand is written down as the least length of the path
-with which it does, so that the cut is a search for the first mismatch that needs more.
-"""
+"""The walk of one sequence, from what its nodes are to where its path is cut."""
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from lvspec.kernels import launch
+from lvspec.kernels.accept.nodes import from_ordered_bits, late_slots, ordered_bits
 
 _INFINITY = tl.constexpr(float("inf"))
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
@@ -25,55 +13,6 @@ _LOWEST = tl.constexpr(-3.4028234663852886e38)
 _NEVER = tl.constexpr(1 << 20)
 # Behind every key of a finite float.
 _LAST_KEY = tl.constexpr(0x7FFFFFFF)
-
-
-@triton.jit
-def _bitwise_or(left, right):
-    return left | right
-
-
-@triton.jit
-def _ordered_bits(value):
-    """An integer that sorts as the float does, since minima of integers take one instruction."""
-    bits = (value + 0.0).to(tl.int32, bitcast=True)  # -0.0 + 0.0 is 0.0
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def _from_ordered_bits(bits):
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _late_slots(
-    token,
-    parent,
-    has_parent,
-    slot,
-    parents_row,
-    top_ids_row,
-    shift_window,
-    parents_stride_slot,
-    top_ids_stride_slot,
-):
-    """Whether a node at most `shift_window` levels below brings what the slot displaced.
-
-    Every node looks upwards and votes for the ancestors that wanted its token.
-    """
-    votes = slot.to(tl.int64) * 0
-    ancestor = parent
-    reached = has_parent
-    for _ in range(shift_window):
-        node = tl.where(reached, ancestor, 0).to(tl.int64)
-        above = tl.load(parents_row + node * parents_stride_slot, mask=reached, other=-1)
-        reached &= (above >= 0) & (above < ancestor)
-        row = tl.where(reached, above, 0).to(tl.int64)
-        displaced = tl.load(top_ids_row + row * top_ids_stride_slot, mask=reached, other=-1)
-        one = tl.full(slot.shape, 1, tl.int64)
-        votes |= tl.where(reached & (token == displaced), one << node, 0)
-        ancestor = above
-    elected = tl.reduce(votes, 0, _bitwise_or)
-    return ((elected >> slot.to(tl.int64)) & 1) != 0
 
 
 # The numbers of a policy and the sizes of a call are no reason to compile again.
@@ -235,7 +174,7 @@ def accept_kernel(
         log_prob = own - norm
         # A NaN fails these comparisons as an infinity does.
         is_open = is_mismatch & ~guarded & (tl.abs(norm) < _INFINITY) & (tl.abs(cost) < _INFINITY)
-        key = _ordered_bits(cost)
+        key = ordered_bits(cost)
 
         # Limits that are off hold numbers that no open node fails.
         loose = is_open & (cost <= max_regret) & (log_prob >= min_log_prob)
@@ -280,7 +219,7 @@ def accept_kernel(
                 gate -= tl.exp(listed_log_prob) * tl.maximum(listed_log_prob, _LOWEST)
             loose &= gate >= min_entropy
         if shift_window > 0:
-            late = is_open & _late_slots(
+            late = is_open & late_slots(
                 token,
                 parent,
                 has_parent,
@@ -327,7 +266,7 @@ def accept_kernel(
             )
             child = choice >> 2
             if child < BLOCK_S:
-                cost_here = _from_ordered_bits(least).to(tl.float64)
+                cost_here = from_ordered_bits(least).to(tl.float64)
                 total += cost_here
                 spent += cost_here
                 run += 1
@@ -377,114 +316,3 @@ def accept_kernel(
     tl.store(num_accepted + sequence, length - 1)
     tl.store(bonus_id + sequence, bonus.to(tl.int64))
     tl.store(regret + sequence, total.to(tl.float32))
-
-
-# One warp, whose minima are single instructions and which has no one to wait for.
-_LAUNCH = {
-    "sm80": {"num_warps": 1, "num_stages": 1},
-    "sm90": {"num_warps": 1, "num_stages": 1},
-    "sm100": {"num_warps": 1, "num_stages": 1},
-}
-
-
-def accept(
-    logits: torch.Tensor,
-    tokens: torch.Tensor,
-    parents: torch.Tensor,
-    num_slots: torch.Tensor,
-    top_ids: torch.Tensor,
-    top_logits: torch.Tensor,
-    lse: torch.Tensor,
-    entropy: torch.Tensor,
-    relevance: torch.Tensor | None,
-    regret_used: torch.Tensor | None,
-    strict_ids: torch.Tensor,
-    eos_ids: torch.Tensor,
-    anchor_threshold: float,
-    max_regret: float,
-    top_k: int,
-    min_log_prob: float,
-    typical_log_eps: float,
-    typical_log_delta: float,
-    min_entropy: float,
-    entropy_top: int,
-    shift_window: int,
-    window: int,
-    max_run: int,
-    regret_budget: float,
-) -> tuple[torch.Tensor, ...]:
-    """Launch `lvspec.ops.accept`."""
-    batch_size, num_rows, vocabulary = logits.shape
-    device = logits.device
-    path = torch.empty((batch_size, num_rows), dtype=torch.int32, device=device)
-    num_accepted = torch.empty(batch_size, dtype=torch.int32, device=device)
-    bonus_id = torch.empty(batch_size, dtype=torch.int64, device=device)
-    kind = torch.empty((batch_size, num_rows), dtype=torch.uint8, device=device)
-    regret = torch.empty(batch_size, dtype=torch.float32, device=device)
-    if not batch_size:
-        return path, num_accepted, bonus_id, kind, regret
-
-    table = _LAUNCH[launch.device_class(device)]
-    with launch.device_guard(logits):
-        accept_kernel[(batch_size,)](
-            logits=logits,
-            tokens=tokens,
-            parents=parents,
-            num_slots=num_slots,
-            top_ids=top_ids,
-            top_logits=top_logits,
-            lse=lse,
-            entropy=entropy,
-            relevance=relevance,
-            regret_used=regret_used,
-            strict_ids=strict_ids,
-            eos_ids=eos_ids,
-            anchor_threshold=anchor_threshold,
-            max_regret=max_regret,
-            top_k=top_k,
-            min_log_prob=min_log_prob,
-            typical_log_eps=typical_log_eps,
-            typical_log_delta=typical_log_delta,
-            min_entropy=min_entropy,
-            entropy_top=entropy_top,
-            shift_window=shift_window,
-            window=window,
-            max_run=max_run,
-            regret_budget=regret_budget,
-            path=path,
-            num_accepted=num_accepted,
-            bonus_id=bonus_id,
-            kind=kind,
-            regret=regret,
-            num_rows=num_rows,
-            vocabulary=vocabulary,
-            num_strict_ids=strict_ids.shape[0],
-            num_eos_ids=eos_ids.shape[0],
-            logits_stride_batch=logits.stride(0),
-            logits_stride_slot=logits.stride(1),
-            logits_stride_token=logits.stride(2),
-            tokens_stride_batch=tokens.stride(0),
-            tokens_stride_slot=tokens.stride(1),
-            parents_stride_batch=parents.stride(0),
-            parents_stride_slot=parents.stride(1),
-            num_slots_stride=num_slots.stride(0),
-            top_ids_stride_batch=top_ids.stride(0),
-            top_ids_stride_slot=top_ids.stride(1),
-            top_ids_stride_rank=top_ids.stride(2),
-            top_logits_stride_batch=top_logits.stride(0),
-            top_logits_stride_slot=top_logits.stride(1),
-            top_logits_stride_rank=top_logits.stride(2),
-            lse_stride_batch=lse.stride(0),
-            lse_stride_slot=lse.stride(1),
-            entropy_stride_batch=entropy.stride(0),
-            entropy_stride_slot=entropy.stride(1),
-            relevance_stride_batch=relevance.stride(0) if relevance is not None else 0,
-            relevance_stride_slot=relevance.stride(1) if relevance is not None else 0,
-            regret_used_stride=regret_used.stride(0) if regret_used is not None else 0,
-            HAS_RELEVANCE=relevance is not None,
-            HAS_REGRET_USED=regret_used is not None,
-            BLOCK_S=32 if num_rows <= 32 else 64,
-            num_warps=table["num_warps"],
-            num_stages=table["num_stages"],
-        )
-    return path, num_accepted, bonus_id, kind, regret
