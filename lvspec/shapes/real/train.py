@@ -9,7 +9,7 @@ every video token. `ideal`: adapters of the language model learn to caption from
 labels, as a perfect tower would give; this needs no tower, so both can run at once. `joint`: both
 go on together, from pixels; the draft on captions that the target has written (`write.py`). Each
 command goes on from its checkpoint when it is given again, also with another `--steps`: the
-schedule is a function of step / steps.
+schedule is a function of step / steps. SIGTERM ends it behind a step, saved.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import argparse
 import json
 import os
 import random
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,9 +262,11 @@ class Trainer:
         else:
             maker = BatchMaker(self.tokenizer, seed, tokens=tokens, shares=SHARES[self.stage])
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        stopped = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stopped.set())
         started = saved = time.time()
         with open(self.out / f"{self.role}-{self.stage}.log", "a") as log:
-            while self.step < self.steps:
+            while self.step < self.steps and not stopped.is_set():
                 for group in optimizer.param_groups:
                     group["lr"] = group["base"] * schedule(self.step, self.steps)
                 batch = maker.next()
