@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lvspec.cli import main
 from lvspec.shapes.real import (
     captions,
     clips,
@@ -423,6 +424,15 @@ def test_what_is_missing_is_named_with_how_to_install_it(monkeypatch, absent):
     with pytest.raises(ImportError, match=r"real pair: .*make real.*pip install.*got no ") as error:
         pair.load_real_pair()
     assert absent.replace("_", "-") in str(error.value).rpartition("got no")[2]
+
+
+def test_the_demo_says_what_to_install(monkeypatch, tmp_path, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == weights.PACKAGE else real(name)
+    )
+    assert main(["demo", "--pair", "real", "--out", str(tmp_path)]) != 0
+    assert weights.INSTALL in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_another_version_of_the_wheel_is_named(monkeypatch, tmp_path):
