@@ -58,7 +58,7 @@ SEE, IDEAL, JOINT = "see", "ideal", "joint"
 SHARES = {
     SEE: (0.8, 0.0, 0.2, 0.0),
     IDEAL: (0.75, 0.15, 0.07, 0.03),
-    JOINT: (0.6, 0.2, 0.13, 0.07),
+    JOINT: (0.7, 0.15, 0.1, 0.05),
 }
 
 
@@ -78,7 +78,9 @@ class Recipe:
     rate: float = 2e-3
     joint_rate: float = 1e-3
     tower_rate: float = 2e-4
-    batch_tokens: int = 2048
+    see_batch_tokens: int = 2048
+    ideal_batch_tokens: int = 1024
+    joint_batch_tokens: int = 1024
     seed: int = 1
 
 
@@ -255,7 +257,8 @@ class Trainer:
         if not self.resume(optimizer):
             self.start(init)
         # A resumed run draws other batches than an unbroken one, never the same ones again.
-        seed, tokens = self.seed + self.step, self.recipe.batch_tokens
+        seed = self.seed + self.step
+        tokens = getattr(self.recipe, f"{self.stage}_batch_tokens")
         if self.stage == JOINT and self.role == "draft":
             written = torch.load(self.out / "captions.pt", weights_only=False)
             maker = GivenCaptions(written, self.tokenizer, seed, tokens=tokens)
