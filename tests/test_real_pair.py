@@ -9,6 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lvspec.cli import main
+from lvspec.config import DecodeConfig
+from lvspec.policy import AcceptancePolicy
+from lvspec.shapes.evaluation import lvspec_method
 from lvspec.shapes.real import (
     captions,
     clips,
@@ -578,3 +581,33 @@ def test_both_pairs_have_a_task():
 
 def test_the_tree_holds_less_than_ten_megabytes():
     assert sum(pair.adapter_file(role).stat().st_size for role in pair.ROLES) < 10e6
+
+
+@pytest.fixture(scope="module")
+def real_pair(tmp_path_factory):
+    return pair.load_real_pair(cache=tmp_path_factory.mktemp("cache"))
+
+
+@needs_wheel
+@pytest.mark.slow
+def test_strict_says_what_hf_says(real_pair, tmp_path):
+    config = DecodeConfig(gamma=8, max_new_tokens=40, trace=True)
+    clip = evaluation.make_clips(real_pair, "evaluation", 1, tmp_path)[0]
+    strict = lvspec_method(real_pair, AcceptancePolicy.strict(), config)(clip)
+    with torch.no_grad():
+        sequence = real_pair.target.generate(**clip.inputs, do_sample=False, max_new_tokens=40)
+    assert torch.equal(
+        strict.generation.tokens[0], sequence[0, clip.inputs["input_ids"].shape[1] :]
+    )
+
+
+@needs_wheel
+@pytest.mark.slow
+def test_the_target_is_still_a_language_model(real_pair):
+    tokenizer = real_pair.processor.tokenizer
+    assert evaluation.perplexity(real_pair.target, tokenizer, evaluation.ENGLISH) < 60
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    sequence = real_pair.target.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=2
+    )
+    assert " Paris" in tokenizer.decode(sequence[0])
