@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lvspec import ops
@@ -9,6 +10,9 @@ from lvspec.draft import Draft
 from lvspec.policy import AcceptancePolicy
 from lvspec.sampling import Sampler, draw, draw_coupled
 from lvspec.verify import Verification
+
+LOOSE, SHIFT = 1, 2
+"""Kinds of a mismatch on a path, as `ops.accept` has them."""
 
 
 def accept(
@@ -18,6 +22,7 @@ def accept(
     regret_used: Tensor,
     workspace: Tensor | None = None,
     sampler: Sampler | None = None,
+    is_strict: Tensor | None = None,
 ) -> tuple[ops.Acceptance, ops.LogitStats]:
     """Apply the policy to a verified draft.
 
@@ -36,6 +41,8 @@ def accept(
         regret_used: float32 `[B]`, nats spent so far.
         workspace: Scratch for the operations, see `lvspec.ops.workspace_size`.
         sampler: None: the target wants its best token.
+        is_strict: bool `[B]`, sequences for which nothing but what the target wants is accepted,
+            whatever the policy; None: none is.
 
     Returns:
         What stands, and the statistics with what the target wants in `top_ids[..., 0]`.
@@ -44,17 +51,36 @@ def accept(
     if sampler is not None:
         wanted = _samples(verification.logits, draft, sampler)
         stats = stats._replace(top_ids=_wanted_first(stats.top_ids, wanted, policy.top_k or 1))
+    judged = stats
+    if is_strict is not None:
+        # No mismatch is ever accepted from a row whose sum is no number.
+        judged = stats._replace(lse=stats.lse.masked_fill(is_strict[:, None], torch.nan))
     acceptance = ops.accept(
         verification.logits,
         draft.tokens,
         draft.shape.parents,
         draft.shape.num_slots,
-        stats,
+        judged,
         verification.relevance,
         policy,
         regret_used=regret_used,
     )
     return acceptance, stats
+
+
+def regrets(
+    logits: Tensor, draft: Draft, stats: ops.LogitStats, acceptance: ops.Acceptance
+) -> Tensor:
+    """What each token of the accepted path costs, in nats: `[B, S]` in the dtype of `stats`.
+
+    Aligned with `path`; 0 for the root, for exact tokens and behind the path.
+    """
+    slot = acceptance.path.clamp(min=0).long()
+    token, row = draft.tokens.gather(1, slot), slot.roll(1, dims=1)
+    own = logits.flatten(1).gather(1, row * logits.shape[2] + token)
+    costs = stats.top_logits[..., 0].gather(1, row) - own.to(stats.lse.dtype)
+    is_mismatch = (acceptance.kind == LOOSE) | (acceptance.kind == SHIFT)
+    return costs.masked_fill(~is_mismatch, 0)
 
 
 def _samples(logits: Tensor, draft: Draft, sampler: Sampler) -> Tensor:

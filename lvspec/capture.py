@@ -2,7 +2,8 @@
 
 On a CPU, a pass of a small model is mostly Python: some thirty module calls a layer. The pass is
 the same every time but for its tensors, so it is traced once for each number of sequences and slots
-and replayed: the same kernels on the same weights. HF's modules are left as they are. Where the C++
+and replayed, as long as the model is found unchanged (`lvspec.watch`): the same kernels on the same
+weights. HF's modules are left as they are. Where the C++
 operations are there, float32 models call those meanwhile, for products of a few rows and for
 sequences of small operations that one can do (`lvspec.fused`).
 """
@@ -20,16 +21,22 @@ from torch import Tensor, nn
 
 from lvspec.config import Fuse
 from lvspec.fused import FusedParts, Patch, fused
+from lvspec.warmup import warming_up
+from lvspec.watch import Watch
+
+_FIRST_CALLS = 2
+"""Calls in which torch optimises what was recorded; they are made when it is recorded."""
 
 Pass = Callable[..., tuple[Tensor, ...]]
 _Key = tuple[Hashable, ...]
 
 
 class _Recordings:
-    """The passes of one model, as long as its weights stay where they are."""
+    """The passes of one model, as long as it stays as it is."""
 
     def __init__(self) -> None:
-        self.weights: list[tuple[int, torch.dtype]] = []
+        self.revision = 0
+        self.obstacle: str | None = None
         self.passes: dict[_Key, Pass | None] = {}
 
 
@@ -41,36 +48,33 @@ class PassRecorder:
 
     Args:
         text: The text model; its recordings live as long as it does.
-        head: What makes logits of its output.
-        parts: What stands in for parts of the two.
+        parts: What stands in for parts of it and its head.
+        watch: Of the text model.
     """
 
-    def __init__(self, text: nn.Module, head: nn.Module, parts: FusedParts) -> None:
+    def __init__(self, text: nn.Module, parts: FusedParts, watch: Watch) -> None:
         by_fuse = _RECORDINGS.setdefault(text, {})
         self._recordings = by_fuse.setdefault(parts.fuse, _Recordings())
-        self._parts = parts
-        modules = [*text.modules(), *head.modules()]
-        weights = [*text.parameters(), *head.parameters()]
-        buffers = [*text.buffers(), *head.buffers()]
-        # What a hook does in Python would not be recorded, and quantised weights are more than one
-        # tensor each: parameters of a class of their own, or integers in buffers.
-        self._is_plain = (
-            all(type(weight) is nn.Parameter for weight in weights)
-            and all(buffer.is_floating_point() for buffer in buffers)
-            and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-        )
-        if self._is_plain:
-            places = [(weight.data_ptr(), weight.dtype) for weight in weights]
-            if self._recordings.weights != places:  # moved, converted or replaced since
-                self._recordings.weights = places
-                self._recordings.passes.clear()
+        self._parts, self._watch = parts, watch
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why passes of the model as it was last looked at are not recorded."""
+        recordings = self._recordings
+        if recordings.revision != self._watch.revision:
+            recordings.revision = self._watch.revision
+            recordings.passes.clear()
+            recordings.obstacle = self._watch.obstacle
+            if recordings.obstacle is None and not _has_plain_tensors(self._parts.modules):
+                recordings.obstacle = "quantised weights"
+        return recordings.obstacle
 
     def fused(self) -> AbstractContextManager[None]:
         """Within this context the model's parts call operations of `csrc/`, recorded or not."""
         return fused(self._patches())
 
     def _patches(self) -> list[Patch]:
-        return self._parts.recorded() if self._is_plain else []
+        return self._parts.recorded() if self.obstacle is None else []
 
     def get(
         self,
@@ -85,7 +89,7 @@ class PassRecorder:
             make_pass: Makes the pass as a module of tensors; it may write into its arguments.
             example: Makes arguments to record with; any of the right shapes.
         """
-        if not self._is_plain:
+        if self.obstacle is not None:
             return None
         passes = self._recordings.passes
         if key not in passes:
@@ -94,6 +98,7 @@ class PassRecorder:
         return passes[key]
 
 
+@warming_up()
 def _record(
     module: nn.Module, example: Callable[[], tuple[Tensor, ...]], patches: list[Patch]
 ) -> Pass | None:
@@ -102,7 +107,10 @@ def _record(
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constants: shapes are the key, values are not
             with fused(patches):
-                return torch.jit.trace(module, example(), check_trace=False)
+                traced = torch.jit.trace(module, example(), check_trace=False)
+                for _ in range(_FIRST_CALLS):
+                    traced(*example())
+                return traced
     except Exception as error:
         warnings.warn(
             f"lvspec: passes are run by HF's Python instead of recorded, slower: {error}",
@@ -110,6 +118,15 @@ def _record(
             stacklevel=2,
         )
         return None
+
+
+def _has_plain_tensors(modules: list[nn.Module]) -> bool:
+    """Whether each weight is one tensor: quantised ones are more than one, or integers."""
+    weights = [x for module in modules for x in module.parameters(recurse=False)]
+    buffers = [x for module in modules for x in module.buffers(recurse=False)]
+    return all(type(weight) is nn.Parameter for weight in weights) and all(
+        buffer.is_floating_point() for buffer in buffers
+    )
 
 
 def is_recordable(device: Any, workspace: Tensor | None) -> bool:

@@ -19,6 +19,9 @@ def commit(
     acceptance: ops.Acceptance,
     relevance: Tensor | None,
     lse: Tensor,
+    *,
+    regrets: Tensor | None = None,
+    anchor_threshold: float | None = None,
 ) -> Tensor:
     """Append the accepted tokens and the bonus token, and move the target's `kv_len` on.
 
@@ -32,18 +35,31 @@ def commit(
         acceptance: From phase 3.
         relevance: float32 `[B, S]`, or None.
         lse: float32 `[B, S]`, of the target's rows; NaN where a logit is.
+        regrets: `[B, S]` along the path, of each of its tokens; None: the report has none.
+        anchor_threshold: Relevance from which on a row is an anchor, with `regrets` and `relevance`
+            alone; None: the report says nothing of anchors.
 
     Returns:
-        What the host wants to know, int64 `[B, HEAD + S]`: the fields of `reports.Report`, the
-        regret as the bits of a float64.
+        What the host wants to know, int64 `[B, HEAD + parts * S]`: the fields of `reports.Report`,
+        regrets as the bits of float64 numbers. There are one to three parts: tokens, regrets,
+        anchors.
     """
     if not draft.shape.is_chain:
         ops.commit_kv(cache.k, cache.v, cache.kv_len, acceptance.path, acceptance.num_accepted)
     drafted = (draft.tokens, draft.shape.num_slots)
     given = (*state.tensors(), cache.kv_len, *drafted, *acceptance, lse, relevance)
     if _is_fast(cache.kv_len.device, relevance, lse, state.regret_used):
-        return torch.ops.lvspec.cpu_append(*given, BONUS, NO_NAN)
-    return torch.ops.lvspec.append(*given, HEAD, BONUS, NO_NAN)
+        report = torch.ops.lvspec.cpu_append(*given, BONUS, NO_NAN)
+    else:
+        report = torch.ops.lvspec.append(*given, HEAD, BONUS, NO_NAN)
+    if regrets is None:
+        return report
+    # A path begins with the root, which is no output.
+    parts = [report, regrets.roll(-1, dims=1).double().view(torch.int64)]
+    if anchor_threshold is not None:
+        row = acceptance.path.clamp(min=0).long()
+        parts.append((relevance.gather(1, row) >= anchor_threshold).long())
+    return torch.cat(parts, dim=1)
 
 
 def _is_fast(device: torch.device, relevance: Tensor | None, *same: Tensor) -> bool:

@@ -69,6 +69,12 @@ class DecodeConfig:
         top_k: Sample from the `top_k` largest logits only, >= 1; None: from all.
         top_p: Sample from the fewest tokens that together have at least this probability, in
             (0, 1]; applied behind `top_k`, as HF does. None: from all.
+        generation_config: Whether what the target's generation config says of logits is applied as
+            HF's `generate` applies it: penalties, bans, forced tokens, least lengths, watermarks
+            (`DecodeStats.generation_config` says what that was). Sampling, `max_new_tokens` and
+            stop strings are said here and in `generate`, never by the generation config. A setting
+            that looks at earlier tokens, such as a repetition penalty, is worked out for every
+            drafted token by itself, and on CUDA iterations are then no graph.
         seed: Of the samples. A sequence's depend on it, on the index of the request and on nothing
             else. None: drawn from torch's global generator.
         scorer: Visual relevance of a row: a name in `lvspec.relevance.SCORERS`, or a function of
@@ -113,6 +119,7 @@ class DecodeConfig:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    generation_config: bool = True
     seed: int | None = None
     scorer: str | Callable[..., Tensor] = "attention_peak"
     capture: bool = True
@@ -131,6 +138,11 @@ class DecodeConfig:
         if self.draft_keep_by not in KEEP_BY:
             raise ValueError(
                 f"draft_keep_by: expected one of {', '.join(KEEP_BY)}, got {self.draft_keep_by!r}"
+            )
+        if not isinstance(self.generation_config, bool):
+            raise TypeError(
+                "generation_config: expected True or False (the target's own, target."
+                f"generation_config, is applied or not), got {self.generation_config!r}"
             )
         if self.fuse not in FUSE:
             raise ValueError(f"fuse: expected one of {', '.join(FUSE)}, got {self.fuse!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count as numbers
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.config import DecodeConfig
+from lvspec.defaults import GenerationDefaults, eos_ids_of
 from lvspec.draft import DraftChoice, draft_model, make_drafter
 from lvspec.engine import Engine
 from lvspec.inputs import check_inputs
+from lvspec.keywords import refuse_keywords
 from lvspec.models import Model
 from lvspec.policy import AcceptancePolicy
-from lvspec.processors import Processors, sampling_warpers
+from lvspec.processors import Processors, check_list, sampling_warpers
 from lvspec.sequence import Request
 from lvspec.stopping import Stopping
 from lvspec.streams import ends_streamers
@@ -43,6 +46,9 @@ class GenerationInterrupted(KeyboardInterrupt):
         super().__init__(f"interrupted after {count} tokens")
         self.generations = generations
 
+    def __reduce__(self) -> tuple[type[GenerationInterrupted], tuple[list[Generation]]]:
+        return type(self), (self.generations,)
+
     @property
     def generation(self) -> Generation:
         """The first of them; there is one whenever a single prompt was interrupted."""
@@ -55,14 +61,16 @@ class Decoder:
     What one call needs beyond the models is made by the first call and used by all: keys and values
     of `batch_size` sequences, and on CUDA the graph of an iteration. Caches grow with the longest
     prompt, after which the graph is captured anew; `DecodeConfig(cache_capacity=...)` makes them
-    large enough from the beginning. One call at a time.
+    large enough from the beginning. The models may change between calls. One call at a time; of
+    several decoders that share a model, in several threads, one at a time uses it.
 
     Args:
         target, draft, policy, config, tokenizer: As for `generate`.
         logits_processor, stopping_criteria, stop_strings: As for `generate`.
         batch_size: Sequences that are decoded together, >= 1.
-        warps: Whether temperature, top-k and top-p of `config` are applied to the target's rows;
-            False if `logits_processor` has them already.
+        warps: Whether temperature, top-k and top-p of `config` and the target's generation config
+            (as it is now) are applied to the target's rows; False if `logits_processor` has them
+            already.
 
     Raises:
         TypeError, ValueError: As `generate`.
@@ -82,7 +90,9 @@ class Decoder:
         stop_strings: str | Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         warps: bool = True,
+        **unknown: Any,
     ) -> None:
+        refuse_keywords(Decoder.__init__, unknown)
         check_count("batch_size", batch_size)
         config = DecodeConfig() if config is None else config
         if policy is None:
@@ -92,30 +102,59 @@ class Decoder:
         _check_type("policy", policy, AcceptancePolicy)
         stopping = Stopping(stopping_criteria, stop_strings, tokenizer)
         self.tokenizer = tokenizer
-        self.target = Model(target, "target", capture=config.capture, fuse=config.fuse)
-        self.draft = draft_model(draft, config)
-        self._draft = draft if self.draft is None else self.draft
+        self._given = target, draft
         self._policy, self._config, self._batch_size = policy, config, batch_size
         self._stopping = stopping
-        self._processors = Processors(
-            () if logits_processor is None else logits_processor,
-            sampling_warpers(config) if warps else (),
-            batch_size=batch_size,
-        )
+        self._processors_given, self._warps = check_list(logits_processor), warps
         self._numbers = numbers()
-        self._is_busy = False
+        self._busy = Lock()
+        self._take_models()
+
+    def _take_models(self) -> None:
+        """Make everything for the models as they are now."""
+        target, draft = self._given
+        config = self._config
+        self.target = Model(target, "target", capture=config.capture, fuse=config.fuse)
+        self.draft = draft_model(draft, config)
+        self._taken = self._facts()
+        self._processors = Processors(
+            self._processors_given,
+            sampling_warpers(config) if self._warps else (),
+            batch_size=self._batch_size,
+            defaults=self._defaults() if self._warps and config.generation_config else None,
+        )
         self.engine = self._new_engine()
 
-    def _new_engine(self) -> Engine:
-        return Engine(
-            self.target,
-            make_drafter(self.target, self._draft, self._config, self._policy.eos_ids),
-            self._policy,
-            self._config,
-            batch_size=self._batch_size,
-            processors=self._processors,
-            stopping=self._stopping,
+    def _facts(self) -> list[tuple]:
+        """What caches and heads were made for. (Whatever else changes is seen where it matters.)"""
+        models = [model for model in (self.target, self.draft) if model is not None]
+        return [
+            (model.family.text_model(model.hf), model.hf.lm_head, model.text.dtype, model.device)
+            for model in models
+        ]
+
+    def _defaults(self) -> GenerationDefaults | None:
+        """What the target's generation config does to logits; None if that is nothing."""
+        if self.target.hf.generation_config is None:
+            return None
+        eos_ids = eos_ids_of(self.target, self._policy, self._config)
+        found = GenerationDefaults(
+            self.target.hf, self._config, eos_ids=eos_ids, given=self._processors_given
         )
+        return found if found.applied else None
+
+    def _new_engine(self) -> Engine:
+        draft = self._given[1] if self.draft is None else self.draft
+        with torch.inference_mode(False), torch.no_grad():
+            return Engine(
+                self.target,
+                make_drafter(self.target, draft, self._config, self._policy.eos_ids),
+                self._policy,
+                self._config,
+                batch_size=self._batch_size,
+                processors=self._processors,
+                stopping=self._stopping,
+            )
 
     @ends_streamers("streamer")
     def generate(
@@ -136,9 +175,9 @@ class Decoder:
             self.request(*each, index=index)
             for index, each in enumerate(zip(prompts, draft_prompts, streamers, strict=True))
         ]
-        self._check_free()
-        self.engine.reserve(max(request.prompt.shape[1] for request in requests))
-        generations = list(self.run(iter(requests), ordered=True, return_exceptions=False))
+        longest = max(request.prompt.shape[1] for request in requests)
+        run = self.run(iter(requests), ordered=True, return_exceptions=False, longest=longest)
+        generations = list(run)
         return generations if is_batch else generations[0]
 
     def generate_many(
@@ -178,20 +217,33 @@ class Decoder:
             draft_inputs = None
         return Request(found, draft_inputs, index, number, self.tokenizer, streamer)
 
-    def _check_free(self) -> None:
-        if self._is_busy:
-            raise RuntimeError("Decoder: expected one call at a time, got another in between")
-
-    @torch.inference_mode()
+    # A caller's inference mode ends here: its tensors are no use outside, and caches are kept.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def run(
-        self, requests: Iterator[Request | Exception], *, ordered: bool, return_exceptions: bool
+        self,
+        requests: Iterator[Request | Exception],
+        *,
+        ordered: bool,
+        return_exceptions: bool,
+        longest: int | None = None,
     ) -> Iterator[Generation | Exception]:
-        """Results of all requests."""
-        self._check_free()
-        self._is_busy = True
+        """Results of all requests.
+
+        Args:
+            requests: Taken when a place is free.
+            ordered, return_exceptions: As for `generate_many`.
+            longest: Tokens of the longest prompt, if that is known.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("Decoder: expected one call at a time, got another in between")
         waiting: dict[int, Generation | Exception] = {}
         following = 0
         try:
+            if self._facts() != self._taken:
+                self._take_models()
+            if longest is not None:
+                self.engine.reserve(longest)
             for index, result in self._completed(requests, waiting):
                 waiting[index] = result
                 while (following in waiting) if ordered else waiting:
@@ -203,7 +255,7 @@ class Decoder:
                     yield result
         finally:
             self.engine.abandon()
-            self._is_busy = False
+            self._busy.release()
 
     def _completed(
         self,

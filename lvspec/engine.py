@@ -6,18 +6,21 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lvspec.accept import accept
+from lvspec.accept import accept, regrets
 from lvspec.cache import SlotCache
 from lvspec.commit import commit
 from lvspec.config import DecodeConfig
+from lvspec.defaults import eos_ids_of
 from lvspec.draft import CachedDrafter, Draft, Drafter
-from lvspec.graph import GraphedLoop, make_loop
+from lvspec.gate import warn_of_gate
+from lvspec.graph import GraphedLoop, make_loop, models_obstacle
 from lvspec.iteration import Iteration, Launched
-from lvspec.models import Model
+from lvspec.models import Model, held
 from lvspec.ops import Acceptance, LogitStats
 from lvspec.policy import AcceptancePolicy
 from lvspec.processors import Processors
@@ -40,6 +43,9 @@ class NonFiniteLogits(RuntimeError):
     def __init__(self, message: str, generation: Generation) -> None:
         super().__init__(message)
         self.generation = generation
+
+    def __reduce__(self) -> tuple[type[NonFiniteLogits], tuple[str, Generation], dict[str, Any]]:
+        return type(self), (str(self), self.generation), vars(self)
 
 
 class Engine:
@@ -84,12 +90,13 @@ class Engine:
         self.places: list[Sequence | None] = [None] * batch_size
         self.ended: deque[Sequence] = deque()
         self.num_slots = drafter.gamma + 1
-        eos_ids = config.eos_ids
-        if eos_ids is None:
-            eos_ids = policy.eos_ids or target.eos_ids
+        eos_ids = eos_ids_of(target, policy, config)
         if drafter.gamma == 0:
             policy = AcceptancePolicy.strict()  # nothing to be loose about
         self.policy = replace(policy, eos_ids=eos_ids)
+        # Relevance from which on a row is an anchor; None: it decides nothing.
+        gated = self.policy.needs_relevance
+        self._threshold = self.policy.rule.anchor_threshold if gated else None
         scorer = get_scorer(config.scorer)
         wants_scores = drafter.gamma > 0 and (policy.needs_relevance or config.trace)
         self.scorer = scorer if wants_scores else None
@@ -108,9 +115,12 @@ class Engine:
         lag = (1 if target.device.type == "cuda" else 0) if config.lag is None else config.lag
         # What processors look at must be known on the host.
         self._lag = 0 if obstacle else lag
-        models = [target, drafter.model] if isinstance(drafter, CachedDrafter) else [target]
+        self._models = [target]
+        if isinstance(drafter, CachedDrafter) and drafter.model is not target:
+            self._models.append(drafter.model)
+        self._revisions: tuple[int, ...] = ()
         self.loop: GraphedLoop[Iteration] = make_loop(
-            models, capture=config.capture, obstacle=obstacle
+            self._models, capture=config.capture, obstacle=obstacle
         )
         self._is_timed = True
         self._allocations = 0
@@ -118,6 +128,7 @@ class Engine:
         self._mailbox = Mailbox(
             batch_size=batch_size,
             num_slots=self.num_slots,
+            parts=1 if self.policy.is_exact else 2 + gated,
             device=target.device,
             size=self._lag + 1,
         )
@@ -144,10 +155,12 @@ class Engine:
         """Room in the caches for a prompt, what is generated and one draft behind it.
 
         Raises:
-            ValueError: `cache_capacity` is less than that.
+            ValueError: `cache_capacity` is less than that, or a model takes no sequence as long.
         """
         count = self.config.max_new_tokens
-        needed = prompt_length + count + self.num_slots
+        needed = prompt_length + self._following
+        for model in self._models:
+            model.check_length(needed)
         fixed = self.config.cache_capacity
         if fixed is not None and fixed < needed:
             raise ValueError(
@@ -183,15 +196,22 @@ class Engine:
         """
         place = self.free_place
         prompt = request.prompt
-        stats = DecodeStats(self.target.device, self.drafter.gamma, depth=self.drafter.depth)
+        stats = DecodeStats(
+            self.target.device,
+            self.drafter.gamma,
+            depth=self.drafter.depth,
+            generation_config=self.processors.applied,
+        )
         trace = Trace(place) if self.config.trace else None
         sequence = Sequence(request, place, stats, trace, self.stopping)
         self.places[place] = sequence
         try:
-            with self._on_device(), stats.timer.phase("prefill"):
+            with self._on_device(), held(self._models), stats.timer.phase("prefill"):
                 self.reserve(prompt.shape[1])
                 stats.parts = self._parts()
-                logits = self.target.prefill(request.inputs, self.cache, place)
+                logits = self.target.prefill(
+                    request.inputs, self.cache, place, following=self._following
+                )
                 if request.draft_inputs is not None:
                     # One length counts the rows of both caches.
                     length = request.draft_inputs["input_ids"].shape[1]
@@ -204,11 +224,19 @@ class Engine:
                     request.draft_inputs, place, prompt=prompt, target_cache=self.cache
                 )
                 if self.processors:
-                    logits = self.processors.rows(logits, [prompt[0]])
+                    self.processors.begin(place, prompt)
+                    logits = self.processors.rows(logits, [prompt[0]], [place])
                 first = self._first_token(sequence, logits)
                 self.state.begin(place, prompt[0, -1:], first)
-                flags = torch.stack([logits.isnan().any(), self.state.finished[place]])
-                is_nan, is_finished, token = torch.cat([flags.long(), first]).tolist()
+                self.state.is_text[place] = (self.cache.visual[place] == 0).all()
+                found = (
+                    logits.isnan().any(),
+                    self.state.finished[place],
+                    self.state.is_text[place],
+                )
+                flags = torch.cat([torch.stack(found).long(), first])
+                is_nan, is_finished, is_text, token = flags.tolist()
+                stats.is_gated, stats.is_text = self.policy.needs_relevance, bool(is_text)
         except Exception:
             self.places[place] = None
             raise
@@ -225,6 +253,11 @@ class Engine:
             found["draft"] = self.drafter.model.parts(self.drafter.cache)
         return found
 
+    @property
+    def _following(self) -> int:
+        """Positions behind a prompt: what is generated and one draft behind it."""
+        return self.config.max_new_tokens + self.num_slots
+
     def _first_token(self, sequence: Sequence, logits: Tensor) -> Tensor:
         """int64 `[1]`, by the last row of the prompt, `[1, V]`."""
         sampler = self.state.sampler
@@ -234,12 +267,33 @@ class Engine:
 
     @contextmanager
     def attention(self) -> Iterator[None]:
-        """`iterate` is called within this context, prompts are admitted outside."""
+        """`iterate` is called within this context, prompts are admitted outside.
+
+        The models are this thread's within it, and are found as they are when it is entered.
+        """
         with ExitStack() as stack:
             stack.enter_context(self._on_device())
+            stack.enter_context(held(self._models))
+            self._settle()
             stack.enter_context(self.target.active())
             stack.enter_context(self.drafter.active())
             yield
+
+    def _settle(self) -> None:
+        """Iterations are run in a way that is right for the models as they are now."""
+        revisions = tuple(model.watch.revision for model in self._models)
+        if revisions != self._revisions:
+            self._revisions = revisions
+            self.loop.obstacle = models_obstacle(self._models)
+        caches = [self.cache]
+        if isinstance(self.drafter, CachedDrafter):
+            caches.append(self.drafter.cache)
+        passes = {
+            model.role: model.passes(cache)
+            for model, cache in zip(self._models, caches, strict=False)
+        }
+        for sequence in self.active:
+            sequence.stats.passes = passes
 
     def _on_device(self) -> AbstractContextManager:
         """Events and graphs are of the current device: it is the target's."""
@@ -265,7 +319,7 @@ class Engine:
 
     def _launch(self) -> None:
         """One iteration, by a graph if there is one, and its report on the way to the host."""
-        if self.loop.is_due(self._allocations, self.cache.plan is None):
+        if self.loop.is_due((self._allocations, self._revisions), self.cache.plan is None):
             with self._phase("capture"):
                 self._is_timed = False
                 self.loop.capture(self.run_phases)
@@ -276,7 +330,7 @@ class Engine:
         else:
             done = self.run_phases()
         trace = done.trace_tensors() if self.config.trace else None
-        self._launched.append(Launched(tuple(self.places), trace))
+        self._launched.append(Launched(tuple(self.places), self.loop.is_warming_up, trace))
         self._mailbox.send(done.report)
 
     def _look(self) -> None:
@@ -291,11 +345,10 @@ class Engine:
         if report.nan_row != NO_NAN:
             self._fail(sequence, f"iteration {stats.num_iterations}, row {report.nan_row}")
             return
-        stats.record(report.num_accepted, report.num_slots, report.regret_used)
         stats.loop = self.loop.description
         if sequence.trace is not None:
             sequence.trace.record(*launched.trace)
-        is_stopped = sequence.advance(report.tokens[: report.num_out - sequence.count])
+        is_stopped = sequence.take(report, is_warm_up=launched.is_warm_up)
         if report.finished or is_stopped:
             self._release(sequence)
 
@@ -312,18 +365,29 @@ class Engine:
         with self._phase("verify"):
             verification = verify(self.target, cache, draft, self.scorer)
         with self._phase("accept"):
-            acceptance, logit_stats = self._accept(self._processed(verification, draft), draft)
+            processed = self._processed(verification, draft)
+            acceptance, logit_stats = self._accept(processed, draft)
+            costs = None
+            if not self.policy.is_exact:
+                costs = regrets(processed.logits, draft, logit_stats, acceptance)
         with self._phase("commit"):
             relevance = verification.relevance
             self.drafter.commit(draft, acceptance, cache.kv_len)
-            report = commit(state, cache, draft, acceptance, relevance, logit_stats.lse)
+            report = commit(
+                *(state, cache, draft, acceptance, relevance, logit_stats.lse),
+                regrets=costs,
+                anchor_threshold=self._threshold,
+            )
         return Iteration(draft, acceptance, logit_stats.top_ids[..., 0], relevance, report)
 
     def _accept(self, verification: Verification, draft: Draft) -> tuple[Acceptance, LogitStats]:
         """Phase 3, on the device."""
         regret_used, sampler = self.state.regret_used, self.state.sampler
-        workspace = self.cache.workspace
-        return accept(verification, draft, self.policy, regret_used, workspace, sampler)
+        is_strict = None if self._threshold is None else self.state.is_text
+        return accept(
+            *(verification, draft, self.policy, regret_used, self.cache.workspace),
+            *(sampler, is_strict),
+        )
 
     def _processed(self, verification: Verification, draft: Draft) -> Verification:
         """With the rows as the logits processors leave them."""
@@ -346,6 +410,8 @@ class Engine:
         if not self._is_timed:  # events of a graph tell no time
             yield
             return
+        if self.loop.is_warming_up and name != "capture":
+            name = "warm-up"
         timers = [sequence.stats.timer for sequence in self.active]
         start = timers[0].now()
         yield
@@ -370,6 +436,8 @@ class Engine:
 
     def _release(self, sequence: Sequence) -> None:
         sequence.finish(self.state)
+        if self._threshold is not None:
+            warn_of_gate(self.target.hf, self._threshold, sequence.stats)
         self._vacate(sequence)
         self.ended.append(sequence)
 

@@ -92,7 +92,9 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         _replace(_place(path), content)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise NotWritten(f"{path}: expected a file that can be written, got: {reason}") from error
+        raise NotWritten(
+            f"--json: expected a file that can be written, got {path}: {reason}"
+        ) from error
 
 
 def _replace(place: Path, content: bytes) -> None:

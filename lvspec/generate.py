@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from lvspec.config import DecodeConfig
 from lvspec.decoder import Decoder, Inputs
 from lvspec.draft import DraftChoice
+from lvspec.keywords import refuse_keywords
 from lvspec.policy import AcceptancePolicy
 from lvspec.streams import ends_streamers
 from lvspec.trace import Generation
@@ -43,6 +44,7 @@ def generate(
     logits_processor: LogitsProcessorList | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
     stop_strings: str | Sequence[str] | None = None,
+    **unknown: Any,
 ) -> Generation | list[Generation]:
     """Generate with the target, sooner.
 
@@ -52,9 +54,11 @@ def generate(
     rounding alone, less than 1e-4 in float32, the other token may be taken. In bfloat16 and float16
     this happens more often.) A looser policy measures on the rows as they are sampled from.
 
-    The target's generation config is not looked at, but for its end-of-sequence ids: what it
-    says of sampling, penalties or lengths is given here, or by HF's own `generate` with
-    `custom_generate=lvspec.custom_generate`.
+    What the target's generation config does to logits (a repetition penalty, bans, forced tokens,
+    ...) is applied as HF's `generate` applies it, see `DecodeConfig.generation_config`. Whether to
+    sample, how many tokens, and what stops besides an end of sequence are said here alone; HF's own
+    `generate` with `custom_generate=lvspec.custom_generate` follows the generation config in these
+    too.
 
     Args:
         target: HF model of a supported family (`lvspec.families.FAMILIES`), unchanged.
@@ -76,23 +80,30 @@ def generate(
             once, after an error too. No token is ever taken back. For several prompts a list of
             them.
         logits_processor: HF's logits processors, or functions of (input_ids, scores): applied to
-            every row of the target, in order, before `config`'s temperature, top-k and top-p. Those
+            every row of the target, in order, behind what the generation config says and before
+            `config`'s temperature, top-k and top-p. One that the generation config asks for too
+            takes its place. Those
             that look at earlier tokens get prompt, output and the drafted tokens before the row, of
             one sequence at a time, without padding. The draft knows nothing of them.
         stopping_criteria: HF's stopping criteria, asked after every token of every sequence by
             itself, before the token is streamed. They get its ids on the CPU.
         stop_strings: A sequence ends with the token that completes one of these, which may begin in
             the prompt, as in HF; the string remains in the output.
+        **unknown: None: a keyword that belongs to `config`, to `policy` or to HF's `generate` is
+            refused with a word on where it goes.
 
     Returns:
         The tokens, what kind each is, and statistics; a list where `inputs` is one.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it, what was expected and
-            what came. That includes logits processors that keep state from token to token.
+            what came. That includes logits processors that keep state from token to token,
+            torch.autocast, and sequences longer than what a dynamic rotary embedding has one set of
+            frequencies for.
         NonFiniteLogits: The target's logits were NaN; carries what was generated.
         GenerationInterrupted: Ctrl-C; carries what was generated.
     """
+    refuse_keywords(generate, unknown)
     decoder = Decoder(
         target,
         draft,
@@ -121,6 +132,7 @@ def generate_many(
     stop_strings: str | Sequence[str] | None = None,
     ordered: bool = True,
     return_exceptions: bool = False,
+    **unknown: Any,
 ) -> Iterator[Generation | Exception]:
     """Generate for any number of prompts, `batch_size` at a time.
 
@@ -145,6 +157,7 @@ def generate_many(
     Raises:
         TypeError, ValueError, NonFiniteLogits, GenerationInterrupted: As `generate`.
     """
+    refuse_keywords(generate_many, unknown)
     decoder = Decoder(
         target,
         draft,

@@ -77,6 +77,7 @@ class GraphedLoop(Generic[Result]):
         reason: Why there is none.
 
     Attributes:
+        obstacle: Why iterations are run from Python for the time being, although there is one.
         description: How iterations are run: "graph", or "eager" and why.
     """
 
@@ -85,13 +86,15 @@ class GraphedLoop(Generic[Result]):
         self._key: Hashable = None
         self._runs = 0
         self._captured: dict[Hashable, _Captured[Result]] = {}
+        self.obstacle: str | None = None
         self.description = f"eager: {reason}" if reason else _WARMING_UP
 
     def is_due(self, addresses: Hashable, kind: Hashable) -> bool:
         """Whether an iteration is to be captured now. Called before each one.
 
         Args:
-            addresses: Changes when a tensor of the loop moves. Graphs over old ones are dropped.
+            addresses: Changes when a tensor of the loop moves, or what Python decides from. Graphs
+                of before are dropped.
             kind: What else an iteration's work depends on; each kind has a graph of its own.
         """
         if self._capturer is None:
@@ -100,6 +103,9 @@ class GraphedLoop(Generic[Result]):
             self._captured.clear()
         if (addresses, kind) != self._key:
             self._key, self._runs = (addresses, kind), 0
+        if self.obstacle is not None:
+            self.description = f"eager: {self.obstacle}"
+            return False
         self._runs += 1
         if kind in self._captured:
             return False
@@ -133,9 +139,15 @@ class GraphedLoop(Generic[Result]):
         )
 
     @property
+    def is_warming_up(self) -> bool:
+        """Whether the iteration that `is_due` was asked about is run to be captured later."""
+        return self._capturer is not None and not self.is_captured
+
+    @property
     def is_captured(self) -> bool:
         """Whether there is a graph of the kind that `is_due` was told."""
-        return bool(self._captured) and self._key[1] in self._captured
+        is_there = bool(self._captured) and self._key[1] in self._captured
+        return is_there and self.obstacle is None
 
     def replay(self) -> Result:
         """Replay that graph; returns what its capture returned, its tensors written anew."""
@@ -148,15 +160,15 @@ class GraphedLoop(Generic[Result]):
 def make_loop(models: Iterable[Model], *, capture: bool, obstacle: str | None) -> GraphedLoop:
     """The loop for these models: on a CUDA device with graphs if nothing stands against it.
 
+    (What stands against it in the models themselves may come and go: see `models_obstacle`.)
+
     Args:
         models: All whose passes are part of an iteration; at least one.
         capture: Whether graphs are wanted.
         obstacle: Why an iteration cannot be captured, if the caller knows a reason.
     """
-    models = list(models)
-    device = models[0].device
+    device = next(iter(models)).device
     reasons = ["DecodeConfig(capture=False)" if not capture else None, obstacle]
-    reasons += [_obstacle(model) for model in models]
     if device.type != "cuda":
         reasons.insert(0, "not on a CUDA device")
     reason = next((reason for reason in reasons if reason), None)
@@ -165,14 +177,18 @@ def make_loop(models: Iterable[Model], *, capture: bool, obstacle: str | None) -
     return GraphedLoop(CudaCapturer(device))
 
 
+def models_obstacle(models: Iterable[Model]) -> str | None:
+    """Why passes of the models, as they are now, cannot be captured."""
+    return next(filter(None, map(_obstacle, models)), None)
+
+
 def _obstacle(model: Model) -> str | None:
-    """Why passes of a model cannot be captured."""
     if not model.is_static:
         return f"the {model.role} chooses in Python what to compute"
-    modules = [*model.text.modules(), *model.hf.lm_head.modules()]
-    if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
-        return f"modules of the {model.role} have hooks, which a graph leaves out"
-    devices = {weight.device for module in modules for weight in module.parameters(recurse=False)}
-    if devices - {model.device}:
+    with model.held():
+        if model.watch.obstacle is not None:
+            return f"the {model.role} has what a graph may leave out: {model.watch.obstacle}"
+    weights = (*model.text.parameters(), *model.hf.lm_head.parameters())
+    if {weight.device for weight in weights} - {model.device}:
         return f"the weights of the {model.role} are on several devices"
     return None

@@ -36,7 +36,9 @@ _INSTEAD = {
     "streamer": "lvspec_streamer=...",
     "synced_gpus": "nothing: every process decodes by itself",
 }
-_DECIDED_BY_HF = ("max_new_tokens", "eos_ids", "temperature", "top_k", "top_p")
+_DECIDED_BY_HF = (
+    *("max_new_tokens", "eos_ids", "temperature", "top_k", "top_p", "generation_config"),
+)
 _RETURNED_ONLY_BY_HF = (
     "output_scores",
     "output_logits",

@@ -20,7 +20,7 @@ class Iteration:
         acceptance: What stood.
         wanted: int32 `[B, S]`, the target's choice at each slot.
         relevance: float32 `[B, S]`, or None where it was not computed.
-        report: int64 `[B, HEAD + S]`, see `commit`.
+        report: int64 `[B, HEAD + parts * S]`, see `commit`.
     """
 
     draft: Draft
@@ -41,7 +41,14 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Launched:
-    """An iteration on whose report the host has not looked: whose it is, and for their traces."""
+    """An iteration on whose report the host has not looked: whose it is, and for their traces.
+
+    Attributes:
+        sequences: In their places.
+        is_warm_up: Whether its time counts as warm-up.
+        trace: What traces keep, see `Iteration.trace_tensors`; None where there are none.
+    """
 
     sequences: tuple[Sequence | None, ...]
+    is_warm_up: bool
     trace: tuple[Draft, Tensor, Tensor | None, Acceptance] | None

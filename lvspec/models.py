@@ -7,29 +7,30 @@ forward with explicit positions and a `SlotCache`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from lvspec.attention import AttentionStep, lvspec_attention_on
 from lvspec.cache import SlotCache
 from lvspec.capture import PassRecorder, is_recordable
 from lvspec.config import Fuse
 from lvspec.families import check_family
-from lvspec.fused import FusedParts
+from lvspec.fused import FusedParts, is_patched
 from lvspec.head import DraftHead
 from lvspec.hf_names import CACHE, CACHE_NAMES
+from lvspec.watch import watch_of
 
 MADE_HERE = ("position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
 
-_DYNAMIC_ROPE = ("dynamic", "longrope")
+_STATE_OF_PROMPTS = ("rope_deltas",)
 
 
 @dataclass
@@ -62,6 +63,8 @@ class Model:
 
     Attributes:
         is_static: Whether a pass computes the same whatever the length of the sequence.
+        length_limit: Positions up to which its rotary embedding computes the same for all rows,
+            where that follows the length of the sequence; else None.
     """
 
     def __init__(
@@ -90,12 +93,13 @@ class Model:
         self.visual_ids = self.family.visual_ids(model)
         self._forward_inputs = frozenset(inspect.signature(model.forward).parameters)
         # Rotary embeddings that follow the length of the sequence decide in Python what to compute.
-        rope = getattr(self.text.config, "rope_parameters", None) or {}
-        self.is_static = self.family.has_static_pass and rope.get("rope_type") not in _DYNAMIC_ROPE
-        self._parts = FusedParts(self.text, model.lm_head, fuse)
+        self.length_limit = _length_limit(self.text.config)
+        self.is_static = self.family.has_static_pass and self.length_limit is None
+        self.watch = watch_of(self.text)
+        self._parts = FusedParts(model, self.text, fuse, self.watch)
         self.recorder = None
         if capture and self.is_static and fuse != "compile":  # compiled code cannot be traced
-            self.recorder = PassRecorder(self.text, model.lm_head, self._parts)
+            self.recorder = PassRecorder(self.text, self._parts, self.watch)
 
     @property
     def device(self) -> torch.device:
@@ -162,18 +166,56 @@ class Model:
             device=self.device,
         )
 
+    def check_length(self, count: int) -> None:
+        """Refuse sequences in which rows of one pass would need different rotary frequencies.
+
+        Args:
+            count: Rotary positions of prompt, new tokens and the slots behind them.
+
+        Raises:
+            ValueError: There are more than `length_limit`. From there on frequencies follow the
+                length of the sequence as each token is decoded, and a pass over several slots or
+                sequences has one set for all.
+        """
+        if self.length_limit is not None and count > self.length_limit:
+            raise ValueError(
+                f"{self.role}: expected at most {self.length_limit} positions (prompt, new tokens "
+                "and slots), up to which the frequencies of its rotary embedding "
+                f"({self.text.config.rope_parameters['rope_type']}) stay as they are, got {count}"
+            )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A context in which no other thread uses the model, found as it is when this is entered.
+
+        What stands in for its parts and its passes is up to date within it.
+
+        Raises:
+            RuntimeError: Another text model stands where this one was.
+        """
+        if self.family.text_model(self.hf) is not self.text:
+            raise RuntimeError(
+                f"{self.role}: expected the text model that was there in the beginning, got "
+                "another one; make a new Decoder"
+            )
+        with self.watch.held(self.text, self.hf.lm_head, self.role):
+            yield
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """A context for steps: the text model has lvspec's attention and its small operations.
 
         Entered once for many steps. Within it the model computes what it computes otherwise.
         """
-        with lvspec_attention_on(self.text), self._parts.in_passes():
+        with self.held(), lvspec_attention_on(self.text), self._parts.in_passes():
             yield
 
     def records(self, cache: SlotCache) -> bool:
         """Whether passes over this cache are recorded and replayed."""
-        return self.recorder is not None and is_recordable(cache.k.device, cache.workspace)
+        if self.recorder is None or not is_recordable(cache.k.device, cache.workspace):
+            return False
+        with self.held():
+            return self.recorder.obstacle is None
 
     def parts(self, cache: SlotCache) -> dict[str, int]:
         """How many parts of the text model something stands in for in passes over this cache.
@@ -182,11 +224,34 @@ class Model:
         """
         return self._parts.count(is_recorded=self.records(cache))
 
-    def prefill(self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int) -> Tensor:
+    def passes(self, cache: SlotCache) -> str:
+        """How passes over this cache are run: "recorded", or "eager" and why, if that is known.
+
+        (Whether they are part of a CUDA graph is another matter.)
+        """
+        if self.records(cache):
+            return "recorded"
+        reason = self.watch.obstacle
+        if reason is None and self.recorder is not None:
+            reason = self.recorder.obstacle
+        return "eager" if reason is None else f"eager: {reason}"
+
+    def prefill(
+        self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int, *, following: int = 0
+    ) -> Tensor:
         """HF's own forward over the prompt of one sequence, into its slot of the cache.
+
+        Args:
+            inputs: The prompt.
+            cache: This model's cache.
+            sequence: The slot.
+            following: Positions that may be taken behind the prompt.
 
         Returns:
             logits of the last prompt token, `[1, V]`.
+
+        Raises:
+            ValueError: See `check_length`.
         """
         ids = inputs["input_ids"]
         not_passed = {"position_ids", "attention_mask"}
@@ -194,7 +259,10 @@ class Model:
         positions = inputs.get("position_ids")  # there if HF's `generate` has prepared them
         if positions is None:
             positions = self.family.prompt_positions(self.hf, inputs)
-        with self.recorder.fused() if self.records(cache) else self._parts.in_prompts():
+        if self.length_limit is not None:
+            last = max(int(positions.max()), int(positions[..., -1].max()) + following)
+            self.check_length(last + 1)
+        with self._reading(cache):
             output = self.hf(
                 **{name: value for name, value in inputs.items() if name not in not_passed},
                 position_ids=_as_hf_takes_them(positions),
@@ -207,6 +275,26 @@ class Model:
             visual |= ids[0] == token
         cache.finish_prefill(sequence, positions[:, 0], visual)
         return output.logits[:, -1]
+
+    @contextmanager
+    def _reading(self, cache: SlotCache) -> Iterator[None]:
+        """A context for HF's forward over a prompt, which leaves nothing behind on the model."""
+        state = vars(self.hf.model)
+        # What HF's own loop would go on with, be it from a call of the user's before this one.
+        kept = {name: state[name] for name in _STATE_OF_PROMPTS if name in state}
+        with self.held():
+            for module in (self.hf, self.hf.model):
+                if module._forward_hooks or module._forward_pre_hooks or is_patched(module):
+                    self.watch.say(
+                        f"{type(module).__name__} of the {self.role} has hooks or another forward "
+                        "than its class: they see prompts, but not the passes behind them, which "
+                        "are of the text model and the head"
+                    )
+            try:
+                with self.recorder.fused() if self.records(cache) else self._parts.in_prompts():
+                    yield
+            finally:
+                state.update(kept)
 
     def step(
         self,
@@ -245,6 +333,28 @@ class Model:
         else:
             output = recorded(*arguments)
         return StepOutput(*_with_scores(output))
+
+
+@contextmanager
+def held(models: Iterable[Model]) -> Iterator[None]:
+    """`Model.held` of several models, for decoding with them.
+
+    Raises:
+        ValueError: torch.autocast is on: HF's forward would compute in other types than the caches
+            have, and recorded passes would not.
+    """
+    with ExitStack() as stack:
+        # Always in the same order, or two threads could wait for each other.
+        for model in sorted(models, key=lambda model: model.watch.number):
+            device_type = model.device.type
+            if torch.is_autocast_enabled(device_type):
+                raise ValueError(
+                    f"torch.autocast: expected it to be off for {device_type} while lvspec "
+                    "decodes, got on; convert the models (model.to(torch.bfloat16)), or decode "
+                    f'within torch.autocast("{device_type}", enabled=False)'
+                )
+            stack.enter_context(model.held())
+        yield
 
 
 def run_pass(
@@ -305,6 +415,14 @@ def _no_mask(device: torch.device) -> Tensor:
     """
     with torch.inference_mode(False):
         return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
+def _length_limit(text_config: PretrainedConfig) -> int | None:
+    """See `Model.length_limit`."""
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return rope["original_max_position_embeddings"]
+    return text_config.max_position_embeddings if rope.get("rope_type") == "dynamic" else None
 
 
 def _as_hf_takes_them(positions: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ class AcceptancePolicy:
     Args:
         anchor_threshold: A row whose visual relevance is at least this is an anchor, and nothing is
             loose there. -inf: every row is an anchor. +inf: no row is (no visual gate, relevance is
-            not needed).
+            not needed). With a finite one a prompt without image or video tokens is decoded
+            strictly: there is nothing by which to tell its anchors.
         max_regret: Largest regret in nats (target's best logit minus the token's), or None.
         top_k: The token must be among the target's `top_k` best, 1 to 16, or None. Where the target
             samples, the sample is one of them and the others are the best of the rest.

@@ -7,7 +7,8 @@ every slot, and what stands before a slot is prompt, output and the slots on the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from transformers.generation.logits_process import (
 )
 
 from lvspec.config import DecodeConfig
+from lvspec.defaults import GenerationDefaults
 
 # By name, because not every supported version of transformers has all of them.
 _ROW_ONLY = (
@@ -76,12 +78,14 @@ class Processors:
         processors: HF's, or functions `(input_ids, scores) -> scores`.
         warpers: More of them, applied behind those.
         batch_size: Sequences that are decoded together.
+        defaults: Makes the processors of each sequence, in place of `processors` and `warpers`,
+            which it knows; None: they are the same for all.
 
     Attributes:
         need_paths: Whether any looks at what stands before a row.
 
     Raises:
-        TypeError: One is not callable, or takes other arguments.
+        TypeError: They are no list, one is not callable, or takes other arguments.
         ValueError: One cannot be applied to a row by itself.
     """
 
@@ -91,27 +95,48 @@ class Processors:
         warpers: Iterable[LogitsProcessor] = (),
         *,
         batch_size: int = 1,
+        defaults: GenerationDefaults | None = None,
     ) -> None:
-        if isinstance(processors, LogitsProcessor) or not isinstance(processors, Iterable):
-            raise TypeError(
-                f"logits_processor: expected a list, got {type(processors).__name__} alone"
-            )
-        self._steps = []
-        for processor in (*processors, *warpers):
-            _check(processor, batch_size)
-            self._steps.append((type(processor) in _ROW_ONLY_CLASSES, processor))
-        self.need_paths = not all(is_row_only for is_row_only, _ in self._steps)
+        self._defaults = defaults
+        given = check_list(processors)
+        steps = [*given, *warpers]
+        for processor in steps:
+            _check("logits_processor", processor, batch_size)
+        if defaults is not None:
+            steps = defaults.example()
+            for processor in steps:
+                if processor not in given:
+                    _check("generation_config", processor, batch_size)
+        self._is_row_only = [type(processor) in _ROW_ONLY_CLASSES for processor in steps]
+        self._of_place = [steps] * batch_size
+        self.need_paths = not all(self._is_row_only)
 
     def __bool__(self) -> bool:
-        return bool(self._steps)
+        return bool(self._is_row_only)
 
-    def rows(self, scores: Tensor, prefixes: Sequence[Tensor | None] = ()) -> Tensor:
+    @property
+    def applied(self) -> Mapping[str, Any]:
+        """What of the target's generation config is among them, by name."""
+        return {} if self._defaults is None else self._defaults.applied
+
+    def begin(self, place: int, prompt: Tensor) -> None:
+        """A sequence with this prompt, int64 `[1, T]`, takes the place."""
+        if self._defaults is not None:
+            self._of_place[place] = self._defaults.processors(prompt)
+
+    def rows(
+        self,
+        scores: Tensor,
+        prefixes: Sequence[Tensor | None] = (),
+        places: Sequence[int] | None = None,
+    ) -> Tensor:
         """Apply all of them to `scores`.
 
         Args:
             scores: `[n, V]`.
             prefixes: Of every row the ids before it, int64 `[T]`, or None for a row that nobody
                 reads; needed if `need_paths`.
+            places: Of every row the place of its sequence; None: all are of place 0.
 
         Returns:
             `[n, V]`, float64 if `scores` are, else float32, as HF has it.
@@ -119,12 +144,13 @@ class Processors:
         dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
         scores = scores.to(dtype, copy=True)
         ids = torch.zeros(scores.shape[0], 1, dtype=torch.int64, device=scores.device)
-        for is_row_only, processor in self._steps:
+        for step, is_row_only in enumerate(self._is_row_only):
             if is_row_only:
-                scores = processor(ids, scores)
+                scores = self._of_place[0][step](ids, scores)
                 continue
             for row, prefix in enumerate(prefixes):
                 if prefix is not None:
+                    processor = self._of_place[0 if places is None else places[row]][step]
                     scores[row] = processor(prefix[None], scores[row : row + 1].clone())[0]
         return scores.to(dtype)
 
@@ -149,6 +175,8 @@ class Processors:
             `[B, S, V]`, float64 if `logits` are, else float32.
         """
         prefixes: list[Tensor | None] = []
+        batch_size, slots = tokens.shape
+        places = [place for place in range(batch_size) for _ in range(slots)]
         if self.need_paths:
             seen_by, counts = ancestors.tolist(), num_slots.tolist()
             for b, before in enumerate(committed):
@@ -159,7 +187,7 @@ class Processors:
                     # A slot stands behind its ancestors, so they are in the order of the path.
                     path = [j for j in range(1, t + 1) if seen >> j & 1]
                     prefixes.append(torch.cat([before, tokens[b, path]]))
-        return self.rows(logits.flatten(0, 1), prefixes).view(logits.shape)
+        return self.rows(logits.flatten(0, 1), prefixes, places).view(logits.shape)
 
 
 def sampling_warpers(config: DecodeConfig) -> list[LogitsProcessor]:
@@ -174,19 +202,33 @@ def sampling_warpers(config: DecodeConfig) -> list[LogitsProcessor]:
     return warpers
 
 
-def _check(processor: LogitsProcessor, batch_size: int) -> None:
+def check_list(processors: Iterable[LogitsProcessor] | None) -> tuple[LogitsProcessor, ...]:
+    """What a user gives as `logits_processor`, None being none.
+
+    Raises:
+        TypeError: It is no list.
+    """
+    if isinstance(processors, LogitsProcessor) or not isinstance(processors, Iterable | None):
+        raise TypeError(f"logits_processor: expected a list, got {type(processors).__name__} alone")
+    return tuple(processors or ())
+
+
+def _check(source: str, processor: LogitsProcessor, batch_size: int) -> None:
     name = type(processor).__name__
     if not callable(processor):
-        raise TypeError(f"logits_processor: expected callable entries, got {name}")
+        raise TypeError(f"{source}: expected callable entries, got {name}")
+    ignored = ""
+    if source == "generation_config":
+        ignored = "; DecodeConfig(generation_config=False) leaves the generation config out"
     for refused, refused_name in _REFUSED_CLASSES.items():
         if isinstance(processor, refused):
             raise ValueError(
-                "logits_processor: expected functions of (input_ids, scores) that can be applied "
-                f"to the row of any drafted token, got {name}, which {_REFUSED[refused_name]}"
+                f"{source}: expected functions of (input_ids, scores) that can be applied to the "
+                f"row of any drafted token, got {name}, which {_REFUSED[refused_name]}{ignored}"
             )
     if isinstance(processor, PrefixConstrainedLogitsProcessor) and batch_size > 1:
         raise ValueError(
-            f"logits_processor: expected no {name} with {batch_size} prompts at a time, because it "
+            f"{source}: expected no {name} with {batch_size} prompts at a time, because it "
             "is told which of a batch a row belongs to, got one"
         )
     required = [
@@ -197,6 +239,6 @@ def _check(processor: LogitsProcessor, batch_size: int) -> None:
     ]
     if len(required) > 2:
         raise TypeError(
-            "logits_processor: expected functions of (input_ids, scores), got "
+            f"{source}: expected functions of (input_ids, scores), got "
             f"{name}({', '.join(required)})"
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from lvspec.reports import Report
 from lvspec.state import DecodeState
 from lvspec.stats import DecodeStats
 from lvspec.stopping import Stopping
@@ -84,7 +85,21 @@ class Sequence:
         """int64 `[T + n]` on the device: prompt and output."""
         return torch.cat([self.request.prompt[0], state.out_ids[self.place, : self.count]])
 
-    def advance(self, tokens: list[int]) -> bool:
+    def take(self, report: Report, *, is_warm_up: bool) -> bool:
+        """An iteration gave more output: `advance`, and count what is shown of it.
+
+        Args:
+            report: Of the iteration.
+            is_warm_up: Whether its time counts as warm-up.
+
+        Returns:
+            As `advance`.
+        """
+        return self.advance(report.tokens[: report.num_out - self.count], report, is_warm_up)
+
+    def advance(
+        self, tokens: list[int], report: Report | None = None, is_warm_up: bool = False
+    ) -> bool:
         """There are more output tokens: stream them, up to where a criterion stops.
 
         The prompt is streamed before the first of them.
@@ -99,6 +114,16 @@ class Sequence:
             kept = self.stopping.first_stop(ids, len(output), len(tokens))
         tokens = tokens[:kept]
         self.tokens += tokens
+        if report is not None:  # before a streamer can interrupt
+            shown = len(tokens)
+            self.stats.record(
+                report.num_accepted,
+                report.num_slots,
+                max(report.regret_used - sum(report.regrets[shown:]), 0.0),
+                num_tokens=shown,
+                num_anchors=sum(report.anchors[:shown]),
+                is_warm_up=is_warm_up,
+            )
         streamer = self.request.streamer
         if streamer is not None and before == 0:
             streamer.put(self._prompt)

@@ -27,6 +27,7 @@ class DecodeState:
         last_two: int64 `[B, 2]`, the last two committed tokens, the prompt's included.
         regret_used: float32 (float64 for a float64 target) `[B]`, nats.
         finished: bool `[B]`, at first all.
+        is_text: bool `[B]`, whether there is nothing visual in the prompt.
         sampler: Random numbers of this iteration; None if the target's choice is its best token.
     """
 
@@ -51,10 +52,11 @@ class DecodeState:
         self.last_two = torch.zeros(batch_size, 2, dtype=torch.int64, device=device)
         self.regret_used = torch.zeros(batch_size, dtype=regret_dtype, device=device)
         self.finished = torch.ones(batch_size, dtype=torch.bool, device=device)
+        self.is_text = torch.zeros(batch_size, dtype=torch.bool, device=device)
         self.sampler = sampler
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of it, in the order in which `commit` takes it."""
+        """All that an iteration changes, in the order in which `commit` takes it."""
         return (
             self.out_ids,
             self.out_kinds,

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-PHASES = ("prefill", "draft", "verify", "accept", "commit", "capture", "iteration")
-"""`iteration` is draft, verify, accept and commit in one, replayed as a CUDA graph, and `capture`
-the making of that graph."""
+from lvspec.warmup import warm_up_seconds
+
+WARM_UP_PHASES = ("warm-up", "capture")
+PHASES = ("prefill", "draft", "verify", "accept", "commit", "iteration", *WARM_UP_PHASES)
+"""`iteration` is draft, verify, accept and commit in one, replayed as a CUDA graph; `capture` the
+making of that graph; `warm-up` what else is done once (passes recorded, parts recognised, code
+compiled, and the iterations that a CUDA graph needs before it), which no other phase includes."""
+
+LEAST_ROWS = 32
+"""Of fewer rows a share says nothing."""
+_FEW, _MOST = 0.01, 0.99
+
+
+class Moment(NamedTuple):
+    """A point in time: of the device or host, and how much of warm-up there was until then."""
+
+    time: float | torch.cuda.Event
+    warm_up: float
 
 
 class PhaseTimer:
-    """Time per phase: wall clock on the CPU, CUDA events on a GPU."""
+    """Time per phase, warm-up apart: wall clock on the CPU, CUDA events on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._on_cuda = device.type == "cuda"
-        self._spans: dict[str, list[tuple]] = {phase: [] for phase in PHASES}
+        self._spans: dict[str, list[tuple[Moment, Moment]]] = {phase: [] for phase in PHASES}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -30,66 +46,128 @@ class PhaseTimer:
         finally:
             self.add(name, start, self.now())
 
-    def add(self, name: str, start: float | torch.cuda.Event, end: float | torch.cuda.Event):
+    def add(self, name: str, start: Moment, end: Moment) -> None:
         """A span of the phase `name`, between two results of `now`."""
         self._spans[name].append((start, end))
 
-    def now(self) -> float | torch.cuda.Event:
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain numbers: events of a device are of this process alone."""
+        start = Moment(0.0, 0.0)
+        spans = {
+            name: [(start, Moment(seconds, 0.0))] for name, seconds in self.seconds().items()
+        }
+        return {"_device": torch.device("cpu"), "_on_cuda": False, "_spans": spans}
+
+    def now(self) -> Moment:
         if not self._on_cuda:
-            return time.perf_counter()
+            return Moment(time.perf_counter(), warm_up_seconds())
         event = torch.cuda.Event(enable_timing=True)
         event.record()
-        return event
+        return Moment(event, warm_up_seconds())
 
     def seconds(self) -> dict[str, float]:
         """Seconds in each phase so far."""
         if self._on_cuda:
             torch.cuda.synchronize(self._device)
-            return {
-                name: sum(start.elapsed_time(end) for start, end in spans) / 1e3
-                for name, spans in self._spans.items()
-            }
-        spans = self._spans.items()
-        return {name: sum(end - start for start, end in pairs) for name, pairs in spans}
+        found, apart = dict.fromkeys(PHASES, 0.0), 0.0
+        for name, spans in self._spans.items():
+            for start, end in spans:
+                warm_up = end.warm_up - start.warm_up
+                # A device that waits for the host meanwhile has the same between its events.
+                found[name] += max(self._between(start, end) - warm_up, 0.0)
+                apart += warm_up
+        found["warm-up"] += apart
+        return found
+
+    def _between(self, start: Moment, end: Moment) -> float:
+        return start.time.elapsed_time(end.time) / 1e3 if self._on_cuda else end.time - start.time
 
 
 class DecodeStats:
     """Counters of one generation.
 
-    Everything but `counts` of kinds is about passes: tokens accepted by the last pass behind the
-    end of the output are included, in `tau` and `regret` too. In a batch, times of a phase are
-    those of all sequences together.
+    What is said of tokens is said of those that are output: where the last pass accepted more than
+    was asked for, or a stop cut it, the rest does not count in `num_accepted`, `tau`, `regret` and
+    `num_anchors`. What the target said of drafted tokens (`num_drafted`, `acceptance_by_position`,
+    rejected ones) is about whole passes. In a batch, times of a phase are those of all sequences
+    together.
 
     Args:
         device: Where the run takes place.
         gamma: Draft tokens per iteration at most, 0 for autoregression.
         depth: Draft tokens that one iteration can accept at most; None: `gamma`, as of a chain.
+        generation_config: What of the target's generation config is applied to its logits.
 
     Attributes:
-        num_accepted: Accepted draft tokens of every iteration.
+        num_accepted: Of every iteration the tokens that it gave, less one: the accepted draft
+            tokens before its bonus token, or before the last that was output.
         num_drafted: Draft tokens that were verified, in all iterations.
         regret: Nats lost by all accepted mismatches together.
+        is_gated: Whether visual relevance decides what may be loose.
+        is_text: Whether the prompt has no image or video token; a gated policy is strict then.
+        num_anchors: Output tokens predicted by rows that the gate held for anchors, of those that
+            came from passes; 0 without a gate.
+        num_warm_up_tokens: Output tokens of iterations that count as warm-up.
+        generation_config: As given: settings by name, empty where nothing of it is applied.
         loop: How the last iteration was run: "graph", or "eager" and why.
         parts: Of "target" and "draft", how many parts of every kind something stands in for in
             passes. Those of kinds with 0, or of a model with none, are HF's own code.
+        passes: How passes of "target" and "draft" were run besides: "recorded", or "eager" and why,
+            if anything stood in the way.
     """
 
-    def __init__(self, device: torch.device, gamma: int, *, depth: int | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        gamma: int,
+        *,
+        depth: int | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.gamma = gamma
         self.depth = gamma if depth is None else depth
+        self.generation_config = dict(generation_config or {})
         self.timer = PhaseTimer(device)
         self.num_accepted: list[int] = []
         self.num_drafted = 0
         self.regret = 0.0
+        self.is_gated = False
+        self.is_text = False
+        self.num_anchors = 0
+        self.num_warm_up_tokens = 0
         self.loop = "eager"
         self.parts: dict[str, dict[str, int]] = {}
+        self.passes: dict[str, str] = {}
+        self._passed: list[int] = []
         self._kinds: Tensor | None = None
 
-    def record(self, num_accepted: int, num_slots: int, regret_used: float) -> None:
-        """Count one iteration: what it accepted, of how many slots, and the nats spent by then."""
-        self.num_accepted.append(num_accepted)
+    def record(
+        self,
+        num_accepted: int,
+        num_slots: int,
+        regret_used: float,
+        *,
+        num_tokens: int | None = None,
+        num_anchors: int = 0,
+        is_warm_up: bool = False,
+    ) -> None:
+        """Count one iteration.
+
+        Args:
+            num_accepted: Draft tokens that the target let pass.
+            num_slots: Slots that were verified, the root included.
+            regret_used: Nats spent by then, for what is output.
+            num_tokens: Tokens of it that are output, >= 1; None: all, the bonus token included.
+            num_anchors: How many of these had an anchor's row.
+            is_warm_up: Whether its time is warm-up.
+        """
+        num_tokens = num_accepted + 1 if num_tokens is None else num_tokens
+        self._passed.append(num_accepted)
+        self.num_accepted.append(num_tokens - 1)
         self.num_drafted += num_slots - 1
         self.regret = regret_used
+        self.num_anchors += num_anchors
+        self.num_warm_up_tokens += num_tokens if is_warm_up else 0
 
     def close(self, kinds: Tensor) -> None:
         """Keep the kinds of all output tokens, uint8 `[T]`."""
@@ -100,18 +178,22 @@ class DecodeStats:
         return len(self.num_accepted)
 
     @property
+    def num_emitted(self) -> int:
+        """Output tokens that came from passes: all but the first, which is the prompt's."""
+        return sum(self.num_accepted) + len(self.num_accepted)
+
+    @property
     def tau(self) -> float:
-        """Mean tokens per verify pass, the bonus token included; NaN without a pass."""
-        accepted = self.num_accepted
-        return sum(accepted) / len(accepted) + 1 if accepted else float("nan")
+        """Mean output tokens per verify pass, the bonus token included; NaN without a pass."""
+        return self.num_emitted / self.num_iterations if self.num_accepted else float("nan")
 
     @property
     def acceptance_by_position(self) -> list[float]:
         """Share of iterations that accepted the 1st, 2nd, ... drafted token."""
-        accepted = self.num_accepted
-        if not accepted:
+        passed = self._passed
+        if not passed:
             return []
-        return [sum(a > j for a in accepted) / len(accepted) for j in range(self.depth)]
+        return [sum(a > j for a in passed) / len(passed) for j in range(self.depth)]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -119,8 +201,33 @@ class DecodeStats:
         names = ("exact", "loose", "shift", "bonus")
         kinds = [] if self._kinds is None else self._kinds.tolist()
         counts = {name: kinds.count(code) for code, name in enumerate(names)}
-        counts["rejected"] = self.num_drafted - sum(self.num_accepted)
+        counts["rejected"] = self.num_drafted - sum(self._passed)
         return counts
+
+    @property
+    def anchor_share(self) -> float | None:
+        """Share of output tokens with an anchor's row; None without a gate or a pass."""
+        if not self.is_gated or self.is_text or not self.num_emitted:
+            return None
+        return self.num_anchors / self.num_emitted
+
+    @property
+    def gate(self) -> str:
+        """What the visual gate did, in a word or two.
+
+        "none": the policy has none. "strict": there was nothing visual in the prompt, so nothing
+        but the target's own tokens was accepted. "flags nothing", "flags everything": fewer than 1
+        % or more than 99 % of `LEAST_ROWS` rows or more were anchors, so the threshold is not for
+        this pair. "on": otherwise.
+        """
+        if not self.is_gated:
+            return "none"
+        if self.is_text:
+            return "strict"
+        share = self.anchor_share
+        if share is None or self.num_emitted < LEAST_ROWS or _FEW <= share <= _MOST:
+            return "on"
+        return "flags nothing" if share < _FEW else "flags everything"
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -137,7 +244,17 @@ class DecodeStats:
             "acceptance_by_position": self.acceptance_by_position,
             "counts": self.counts,
             "regret": self.regret,
+            "gate": self.gate,
+            "anchor_share": self.anchor_share,
             "loop": self.loop,
             "parts": self.parts,
+            "passes": self.passes,
+            "generation_config": {k: _plain(v) for k, v in self.generation_config.items()},
             "seconds": self.seconds,
         }
+
+
+def _plain(value: Any) -> Any:
+    """For JSON; a setting that is an object of HF's is shown as it prints."""
+    is_plain = isinstance(value, (bool, int, float, str, list, tuple))
+    return value if is_plain else str(value)

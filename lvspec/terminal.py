@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from lvspec.environment import NotWritten
+from lvspec.stats import WARM_UP_PHASES
 from lvspec.trace import KIND_NAMES, Generation
 
 KIND_STYLES = {"exact": "", "loose": "yellow", "shift": "magenta", "bonus": "cyan"}
@@ -114,21 +115,37 @@ def legend(*, anchors: bool = True) -> Text:
 
 
 def tokens_per_second(generation: Generation) -> float:
-    """New tokens over the time of all phases, prefill included."""
-    seconds = sum(generation.stats.seconds.values())
-    return generation.tokens.shape[1] / seconds if seconds else float("nan")
+    """New tokens over the time of all phases, prefill included and warm-up left out."""
+    stats = generation.stats
+    found = stats.seconds
+    seconds = sum(found.values()) - sum(found[phase] for phase in WARM_UP_PHASES)
+    count = generation.tokens.shape[1] - stats.num_warm_up_tokens
+    return count / seconds if seconds > 0 else float("nan")
 
 
 def statistics_line(generation: Generation) -> str:
-    """Tokens, speed, tau, how many tokens of each kind, and regret, in one line."""
+    """Tokens, speed, tau, how many tokens of each kind, and regret, in one line.
+
+    Warm-up stands apart where there was any, and so does what the target's generation config did.
+    """
     stats = generation.stats
     parts = [
         f"{generation.tokens.shape[1]} tokens",
         f"{tokens_per_second(generation):.1f} tokens/s",
     ]
+    found = stats.seconds
+    warm_up = sum(found[phase] for phase in WARM_UP_PHASES)
+    if warm_up >= 0.05:
+        parts[-1] += f" without {warm_up:.1f} s of warm-up"
     if stats.gamma and stats.num_iterations:  # nothing to count in plain autoregression
         counts = ", ".join(f"{count} {name}" for name, count in stats.counts.items())
         parts += [f"tau {stats.tau:.2f}", counts, f"regret {stats.regret:.2f} nats"]
+    if stats.gate not in ("none", "on"):
+        parts.append(f"gate {stats.gate}")
+    if stats.generation_config:
+        parts.append(
+            ", ".join(f"{name} {value}" for name, value in stats.generation_config.items())
+        )
     return " | ".join(parts)
 
 

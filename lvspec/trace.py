@@ -17,7 +17,9 @@ KIND_NAMES = ("exact", "loose", "shift", "bonus")
 
 @dataclass(frozen=True)
 class TraceStep:
-    """One iteration, on the host.
+    """One iteration, on the host: all that was verified.
+
+    What the last one accepted may reach beyond the output, see `DecodeStats`.
 
     Attributes:
         position: Index of the iteration's first output token.

@@ -1,12 +1,13 @@
 """Wrong arguments: the message names the argument, what was expected and what came."""
 
 import copy
+from dataclasses import fields
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
-from lvspec import AcceptancePolicy, DecodeConfig, generate
+from lvspec import AcceptancePolicy, DecodeConfig, Decoder, generate, generate_many
 from lvspec.families import FAMILIES, check_family
 from lvspec.hf_names import CACHE_NAMES
 from lvspec.relevance import attention_peak, get_scorer
@@ -235,3 +236,41 @@ def test_what_a_scorer_returns(refused):
     ):
         config = DecodeConfig(**SHORT, scorer=lambda output, returned=returned: returned)
         refused(ValueError, message, config=config)
+
+
+PLACES = {
+    "max_new_tokens": (5, r"config=lvspec.DecodeConfig\(max_new_tokens=5\)"),
+    "gamma": ("auto", r"config=lvspec.DecodeConfig\(gamma='auto'\)"),
+    "max_regret": (0.5, r"policy=lvspec.AcceptancePolicy.lvspec\(max_regret=0.5\)"),
+    "top_k": (3, r"config=lvspec.DecodeConfig\(top_k=3\) .* policy=.*\(top_k=3\)"),
+    "generation_config": (None, r"config=lvspec.DecodeConfig\(generation_config=...\)"),
+    "do_sample": (True, r"config=lvspec.DecodeConfig\(temperature=...\)"),
+    "eos_token_id": (7, r"config=lvspec.DecodeConfig\(eos_ids="),
+    "assistant_model": (None, "the draft as second argument"),
+    "repetition_penalty": (1.1, "it in target.generation_config, or as one of logits_processor"),
+    "max_new_token": (5, r"config=lvspec.DecodeConfig\(max_new_tokens=5\)"),
+    "polcy": (None, "policy"),
+    "nonsense": (None, "one of .*policy, config"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_keywords_that_belong_elsewhere(random_pair, make_prompt, name):
+    """Every name of DecodeConfig, a policy or HF is answered by the place where it goes."""
+    value, place = PLACES[name]
+    calls = {
+        "generate": lambda: generate(*random_pair, make_prompt(4), **{name: value}),
+        "generate_many": lambda: generate_many(*random_pair, [make_prompt(4)], **{name: value}),
+        "Decoder": lambda: Decoder(*random_pair, **{name: value}),
+    }
+    for function, call in calls.items():
+        with pytest.raises(TypeError, match=f"^{name}: expected {place}.*keyword of {function}$"):
+            call()
+
+
+def test_no_name_is_left_to_python(random_pair, make_prompt):
+    names = {field.name for kind in (DecodeConfig, AcceptancePolicy) for field in fields(kind)}
+    names |= set(vars(GenerationConfig())) - {"stop_strings"}  # which is an argument here too
+    for name in names:
+        with pytest.raises(TypeError, match=f"^{name}: expected "):
+            generate(*random_pair, make_prompt(4), **{name: None})

@@ -257,17 +257,40 @@ def patch_mlps(text):
         layer.mlp.forward = MethodType(lambda self, x, code=code: code(self, x) * 1.01, layer.mlp)
 
 
+@pytest.mark.filterwarnings("ignore:lvspec. passes of the:RuntimeWarning")
+@pytest.mark.parametrize(
+    "modify",
+    [
+        change_norm,
+        lambda text: [change(layer.mlp) for layer in text.layers],
+        patch_mlps,
+        change_rotary,
+    ],
+)
+def test_with_code_of_others_nothing_is_recorded(target, make_prompt, modify):
+    """What it depends on is not known."""
+    prompt = make_prompt(5, ("video", 2, 6, 4), 3)
+    plain, _ = step(target, prompt, capture=False)
+    modify(target.model.language_model)
+    expected, _ = step(target, prompt, capture=False)
+    got, _ = step(target, prompt, capture=True)
+    assert torch.equal(got.logits, expected.logits)
+    assert (expected.logits - plain.logits).abs().max() > 1e-3
+    assert not recordings(target)
+
+
 @needs_cpp
 @pytest.mark.parametrize(
     ("modify", "left"),
     [
-        (change_norm, set()),  # the other norms are as they were
-        (lambda text: [change(layer.mlp) for layer in text.layers], {"cpu_gated_linear"}),
-        (patch_mlps, {"cpu_gated_linear"}),
-        (change_rotary, {"cpu_rotary_angles"}),
+        (lambda text: setattr(text.layers[1].mlp, "act_fn", torch.nn.Tanh()), set()),
+        (
+            lambda text: [setattr(layer.mlp, "act_fn", torch.nn.Tanh()) for layer in text.layers],
+            {"cpu_gated_linear"},
+        ),
     ],
 )
-def test_changed_modules_are_left_alone(target, make_prompt, modify, left):
+def test_parts_that_compute_something_else_are_left_alone(target, make_prompt, modify, left):
     prompt = make_prompt(5, ("video", 2, 6, 4), 3)
     plain, _ = step(target, prompt, capture=False)
     modify(target.model.language_model)

@@ -104,6 +104,30 @@ def assert_refused(result, *words):
         assert str(word) in err
 
 
+def test_generation_config_of_the_target(lvspec, folders, tmp_path):
+    """Applied as HF does and said; left out on request, whose output is as without any."""
+    settings = {"repetition_penalty": 1.3}
+    penal = changed(
+        folders[0], tmp_path / "penal", generation_config=lambda value: value.update(settings)
+    )
+    found = {}
+    for name, target, options in (
+        ("none", folders[0], ()),
+        ("applied", penal, ()),
+        ("ignored", penal, ("--ignore-generation-config",)),
+    ):
+        place = tmp_path / f"{name}.json"
+        code, out, err = lvspec("--json", place, "--policy", "strict", *options, target=target)
+        assert code == 0 and err == ""
+        document = json.loads(place.read_text(encoding="utf-8"))
+        assert document["config"]["generation_config"] == (name != "ignored")
+        (found[name],) = document["results"]
+        assert ("repetition_penalty 1.3" in out) == (name == "applied")
+    assert found["applied"]["stats"]["generation_config"] == settings
+    assert found["ignored"]["stats"]["generation_config"] == {}
+    assert found["ignored"]["tokens"] == found["none"]["tokens"] != found["applied"]["tokens"]
+
+
 def test_caption_json_and_streaming_agree(lvspec, tmp_path, folders):
     code, out, err = lvspec("--json", tmp_path / "out.json", "--strict-words", "red", "--gamma", 5)
     assert code == 0 and err == ""

@@ -88,8 +88,8 @@ def test_a_full_disk_loses_no_caption(lvspec):
     code, out, err = lvspec("--video", "a.mp4", "b.mp4", "--json", FULL)
     assert code == 1 and len(captions(out)) == 2
     errors = [line for line in err.splitlines() if "error" in line]
-    assert len(errors) == 1 and errors[0].startswith(f"lvspec: error: --json: {FULL}: ")
-    assert "No space left" in errors[0]
+    assert len(errors) == 1 and errors[0].startswith("lvspec: error: --json: expected a file ")
+    assert f"got {FULL}: No space left" in errors[0]
 
 
 def failing(monkeypatch, calls):
@@ -100,7 +100,7 @@ def failing(monkeypatch, calls):
         nonlocal count
         count += 1
         if count - 1 in calls:
-            raise NotWritten(f"{path}: expected a file that can be written, got: it is full")
+            raise NotWritten(f"--json: expected a file that can be written, got {path}: full")
         written.append(json.loads(json.dumps(value, default=str)))
 
     monkeypatch.setattr(captioning, "write_json", write)
@@ -122,7 +122,7 @@ def test_a_disk_that_has_room_again_has_everything(lvspec, monkeypatch, tmp_path
     written = failing(monkeypatch, {0, 1})
     place = tmp_path / "out.json"
     code, out, err = lvspec("--video", "a.mp4", "b.mp4", "a.mp4", "--json", place)
-    assert code == 0 and len(captions(out)) == 3 and err.count("it is full") == 1
+    assert code == 0 and len(captions(out)) == 3 and err.count("out.json: full") == 1
     (document,) = written
     assert [result["video"] for result in document["results"]] == ["a.mp4", "b.mp4", "a.mp4"]
 
@@ -157,7 +157,7 @@ def test_what_cannot_be_printed_is_said(words, files, tmp_path, stream):
 
 
 def test_a_file_of_results_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(NotWritten, match=r"none/out.json: expected .*, got: No such file"):
+    with pytest.raises(NotWritten, match=r"^--json: .* got .*none/out.json: No such file"):
         write_json(tmp_path / "none" / "out.json", {})
     write_json(tmp_path / "out.json", {os.fsdecode(b"\xff"): os.fsdecode(b"\xe9")})
     assert json.loads((tmp_path / "out.json").read_text("utf-8")) == {"\udcff": "\udce9"}

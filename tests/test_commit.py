@@ -1,9 +1,14 @@
 """commit: what was accepted becomes output; csrc/append.h does what PyTorch does."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from lvspec import ops
+from lvspec.accept import regrets
+from lvspec.commit import commit
+from lvspec.draft import Draft, DraftShape
 from lvspec.reference.append import append
 from lvspec.reports import HEAD, NO_NAN, Report
 from lvspec.state import BONUS, DecodeState
@@ -88,10 +93,51 @@ def test_written_by_hand():
     assert state.finished.tolist() == [True, True]
     assert state.regret_used.tolist() == [0.5, 0.25]
     assert kv_len.tolist() == [30, 40], "nothing of them is read again"
-    assert [Report.of(row) for row in report.tolist()] == [
+    assert [Report.of(row, report.shape[1] - HEAD) for row in report.tolist()] == [
         Report(3, True, NO_NAN, 3, 5, 0.5, [21, 22, 23, 50, 50]),
         Report(6, True, NO_NAN, 2, 4, 0.25, [31, 32, 60, 60, 60]),
     ]
+
+
+def test_what_the_host_wants_to_know_of_each_token():
+    """Along the path: root, slot 2 (loose), slot 3 (exact), and the bonus token of slot 3."""
+    state = DecodeState(
+        batch_size=1,
+        max_new_tokens=9,
+        num_slots=4,
+        eos_ids=torch.tensor([22]),
+        regret_dtype=torch.float32,
+    )
+    state.begin(0, torch.tensor([7]), torch.tensor([1]))
+    kv_len = torch.tensor([30], dtype=torch.int32)
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    logits = torch.zeros(1, 4, 6)
+    logits[0, 0, [2, 3]] = torch.tensor([4.0, 3.25])
+    logits[0, 2, 4], logits[0, 3, 5] = 1.0, 2.0
+    shape = DraftShape.chain(3, batch_size=1, device=torch.device("cpu"))
+    draft = Draft(tokens, shape)
+    acceptance = ops.Acceptance(
+        torch.tensor([[0, 2, 3, -1]], dtype=torch.int32),
+        torch.tensor([2], dtype=torch.int32),
+        torch.tensor([5]),
+        torch.tensor([[0, 1, 0, 255]], dtype=torch.uint8),
+        torch.tensor([0.75]),
+    )
+    stats = ops.logit_stats(logits, top_k=2)
+    costs = regrets(logits, draft, stats, acceptance)
+    assert costs.tolist() == [[0, 0.75, 0, 0]]
+    relevance = torch.tensor([[0.1, 0.9, 0.5, 0.2]])
+    cache = SimpleNamespace(kv_len=kv_len)
+    given = (state, cache, draft, acceptance, relevance, stats.lse)
+    report = commit(*given, regrets=costs, anchor_threshold=0.2)
+    (found,) = [Report.of(row, 4) for row in report.tolist()]
+    assert found == Report(
+        *(4, False, NO_NAN, 2, 4, 0.75, [3, 4, 5, 5]),
+        regrets=[0.75, 0, 0, 0],
+        anchors=[False, True, True, False],
+    )
+    assert Report.of(commit(*given, regrets=costs)[0].tolist(), 4).anchors == []
+    assert Report.of(commit(*given)[0].tolist(), 4).regrets == []
 
 
 def backends():
@@ -120,7 +166,7 @@ def test_in_one_call(call, dtype):
         for index, (mine, wanted) in enumerate(zip(ours, theirs, strict=True)):
             if mine is not None:
                 assert torch.equal(mine.nan_to_num(9), wanted.nan_to_num(9)), index
-        rows = [Report.of(row) for row in report.tolist()]
+        rows = [Report.of(row, report.shape[1] - HEAD) for row in report.tolist()]
         seen |= {(row.finished, row.nan_row == NO_NAN) for row in rows}
     assert len(seen) == 4, "finished or not, with and without NaN"
 

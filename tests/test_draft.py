@@ -101,7 +101,8 @@ def test_draft_inputs(random_pair, inputs, make_prompt):
     other = make_prompt(3, ("video", 4, 6, 6), 5, seed=8)
     same, different = (_strict(target, target, inputs, draft_inputs=d) for d in (inputs, other))
     assert same.tokens.equal(different.tokens)
-    assert same.stats.tau == 6 > different.stats.tau
+    assert set(same.stats.num_accepted[:-1]) == {5}, "the last pass is cut"
+    assert same.stats.tau > different.stats.tau
 
 
 def test_draft_inputs_of_another_length(random_pair, inputs, make_prompt):

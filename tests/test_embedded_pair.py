@@ -146,7 +146,7 @@ def test_demo_prints_a_row_for_every_method_and_the_same_in_json(tmp_path, capsy
         "captions",
         "fidelity",
     }
-    assert all(row.keys() == keys | {"regret"} for row in document["rows"])
+    assert all(row.keys() == keys | {"regret", "warm_up_s"} for row in document["rows"])
     assert (document["clips"], document["gamma"], document["strict_equals_hf"]) == (2, 8, 2)
     assert "strict says what hf generate says on 2 of 2 clips" in printed
     assert document["environment"]["torch"] == torch.__version__

@@ -1,6 +1,9 @@
 """How a generation ends other than by its last token: interrupted, by NaN; and what it leaves."""
 
 import copy
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -205,3 +208,34 @@ def test_result_is_fit_for_training(random_pair, run):
     target(input_ids=generation.tokens, labels=generation.tokens).loss.backward()
     generation.tokens += 1
     generation.relevance.nan_to_num_()
+
+
+def _in_a_worker(error):
+    raise error
+
+
+def test_errors_pass_between_processes(random_pair, inputs, at_lm_head, run):
+    """As from a pool of workers, with what was generated before."""
+    errors = []
+    for action, kind in (
+        (lambda call, logits: logits * torch.nan if call > 2 else None, NonFiniteLogits),
+        (None, GenerationInterrupted),
+    ):
+        stop = {} if action else {"streamer": _Stop(3, KeyboardInterrupt())}
+        with pytest.raises(kind) as caught:
+            run(target=at_lm_head(action) if action else random_pair[0], **stop)
+        errors.append(caught.value)
+    errors[0].index = 3
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        for error in errors:
+            with pytest.raises(type(error)) as caught:
+                pool.submit(_in_a_worker, error).result(timeout=120)
+            for found in (caught.value, copy.copy(error), copy.deepcopy(error)):
+                assert type(found) is type(error) and str(found) == str(error)
+                mine, theirs = (
+                    each.generation if isinstance(each, NonFiniteLogits) else each.generations[0]
+                    for each in (found, error)
+                )
+                assert mine.tokens.tolist() == theirs.tokens.tolist() != [[]]
+                assert mine.stats.to_dict() == theirs.stats.to_dict()
+    assert pickle.loads(pickle.dumps(errors[0])).index == 3

@@ -78,11 +78,14 @@ def test_replay_of_the_trace(random_pair, draft, inputs, policy, hf_rows):
         for slot, kind in enumerate(step.kinds):
             token, row = step.drafted[slot], logits[step.position + slot]
             assert (kind == "exact") == (token == step.wanted[slot])
-            regret += float(row.max() - row[token])
+            if step.position + slot < 40:  # what is behind the end is not output
+                regret += float(row.max() - row[token])
 
     accepted = [step.num_accepted for step in steps]
-    assert stats.num_accepted == accepted
-    assert stats.tau == pytest.approx(sum(accepted) / len(accepted) + 1)
+    shown = [min(step.num_accepted + 1, 40 - step.position) for step in steps]
+    assert stats.num_accepted == [count - 1 for count in shown]
+    assert stats.tau == pytest.approx(sum(stats.num_accepted) / len(steps) + 1)
+    assert stats.tau == pytest.approx(39 / len(steps)), "the first token is the prompt's"
     assert stats.acceptance_by_position == [
         pytest.approx(sum(count > j for count in accepted) / len(accepted)) for j in range(6)
     ]
@@ -91,6 +94,11 @@ def test_replay_of_the_trace(random_pair, draft, inputs, policy, hf_rows):
         **{name: kinds[:40].count(name) for name in KIND_NAMES},
         "rejected": 6 * len(steps) - sum(accepted),
     }
+    is_anchor = generation.relevance[0] >= policy.anchor_threshold
+    is_gated = math.isfinite(policy.anchor_threshold)
+    assert stats.num_anchors == (int(is_anchor.sum()) if is_gated else 0)
+    assert stats.anchor_share == (stats.num_anchors / 39 if is_gated else None)
+    assert stats.gate == ("on" if is_gated else "none")
 
 
 def test_policies_differ(random_pair, noisy_draft, inputs):

@@ -103,12 +103,17 @@ def _tensors(values):
 def decoder(random_pair, noisy_draft):
     """`decoder(way, tape=..., **options)`: iterations are replayed by a tape, if there is one."""
 
-    def make(way="chain", *, tape=None, batch_size=2, stopping=None, policy=None, **options):
-        draft, own = WAYS[way]
+    pair = {0: random_pair[0]}
+
+    def make(
+        way="chain", *, tape=None, batch_size=2, stopping=None, policy=None, draft=None, **options
+    ):
+        default, own = WAYS[way]
+        draft = draft or default
         config = {"gamma": 5, "max_new_tokens": 40, "eos_ids": (3,), "cache_capacity": 140}
         config = DecodeConfig(**{**config, "capture": False, **own, **options})
         made = Decoder(
-            random_pair[0],
+            pair[0],
             copy.deepcopy(noisy_draft) if draft == "model" else draft,
             AcceptancePolicy.lvspec(regret_budget=3.0) if policy is None else policy,
             config,
@@ -121,6 +126,7 @@ def decoder(random_pair, noisy_draft):
             made.engine.loop = GraphedLoop(tape)
         return made
 
+    make.pair = pair
     return make
 
 
@@ -156,6 +162,19 @@ def test_a_replayed_iteration_does_what_python_does(decoder, prompts, way):
     assert (tape.captures, made.engine.loop.description) == (1, "graph")
     assert tape.replays > 5
     assert expected[0].stats.loop == "eager: not on a CUDA device"
+
+
+def test_iterations_before_a_capture_are_warm_up(decoder, prompts):
+    """Their time and their tokens stand apart; a second call has none of them."""
+    made = decoder(batch_size=1, tape=TapeCapturer(), eos_ids=())
+    first, second = (made.generate(prompts[0]).stats for _ in range(2))
+    assert first.num_warm_up_tokens == WARM_UP + sum(first.num_accepted[:WARM_UP])
+    assert second.num_warm_up_tokens == 0 < first.num_warm_up_tokens
+    took, later = first.seconds, second.seconds
+    assert min(took["warm-up"], took["capture"], took["iteration"], later["iteration"]) > 0
+    for phase in ("draft", "verify", "accept", "commit"):
+        assert took[phase] == later[phase] == 0
+    assert later["warm-up"] == later["capture"] == 0
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
@@ -250,6 +269,46 @@ def test_a_decoder_keeps_its_graph(decoder, prompts):
     assert tape.captures == 2
 
 
+def _hook(hf):
+    hf.model.language_model.layers[0].mlp.register_forward_hook(lambda *given: -given[-1])
+
+
+def _scale(hf):
+    hf.model.language_model.layers[0].self_attn.scaling *= 9
+
+
+@torch.no_grad()
+def _replace(hf):
+    weight = hf.model.language_model.layers[0].mlp.down_proj.weight
+    weight.data = -weight.data
+
+
+@pytest.mark.filterwarnings("ignore:lvspec. passes of the:RuntimeWarning")
+@pytest.mark.parametrize("role", ["target", "draft"])
+@pytest.mark.parametrize("change", [_hook, _scale, _replace])
+def test_a_graph_of_a_model_that_changes(decoder, prompts, random_pair, monkeypatch, change, role):
+    """What it replays was right for the model as it was."""
+    target = copy.deepcopy(random_pair[0])
+    monkeypatch.setitem(decoder.pair, 0, target)
+    tape = TapeCapturer()
+    made = decoder(batch_size=1, tape=tape)
+    before = _facts([made.generate(prompts[0])])
+    model = made.target if role == "target" else made.draft
+    change(model.hf)
+    fresh = decoder(batch_size=1, draft=made.draft.hf)
+    expected = _facts([fresh.generate(prompts[0])])
+    assert expected != before
+    assert _facts([made.generate(prompts[0])]) == expected
+    if change is _hook:
+        assert tape.captures == 1
+        assert made.engine.loop.description == (
+            f"eager: the {role} has what a graph may leave out: Qwen2MLP has hooks"
+        )
+        model.hf.model.language_model.layers[0].mlp._forward_hooks.clear()
+        assert _facts([made.generate(prompts[0])]) == before
+    assert (tape.captures, made.engine.loop.description) == (2, "graph")
+
+
 def test_samples_go_on_from_call_to_call(decoder, prompts):
     """A decoder gives to one prompt after the other what it gives to all of them."""
     together = decoder("sampling", batch_size=1).generate(prompts[:1] * 2)
@@ -281,7 +340,7 @@ def test_a_read_cannot_be_captured(decoder, prompts):
     """The tape can tell: a drafter that looks is caught."""
     made = decoder("adaptive", batch_size=1, tape=TapeCapturer())
     made.engine.drafter._may_look = True
-    with pytest.warns(RuntimeWarning, match="item cannot be captured"):
+    with pytest.warns(RuntimeWarning, match="(item|_local_scalar_dense) cannot be captured"):
         made.generate(prompts[0])
 
 
@@ -355,7 +414,7 @@ def test_late_failures_are_those_of_the_right_sequence(decoder, prompts, random_
         (lambda made: None, None),
         (
             lambda made: made.text.layers[0].register_forward_hook(lambda *args: None),
-            "modules of the target have hooks, which a graph leaves out",
+            "the target has what a graph may leave out: Qwen2_5_VLDecoderLayer has hooks",
         ),
         (
             lambda made: setattr(made, "is_static", False),

@@ -19,14 +19,26 @@ ROOT = Path(__file__).resolve().parents[1]
 # `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
 LEVELS = [
     {"policy", "config", "cost", "tree", "trees", "stats", "reports", "checkpoint"},
-    {"video", "environment", "vocabulary", "hf_names"},
+    {"video", "environment", "vocabulary", "hf_names", "warmup"},
     {"reference"},
     {"ops"},
-    {"cache", "capture", "fused", "attention", "relevance", "families", "head", "models", "inputs"}
+    {
+        "fingerprint",
+        "watch",
+        "cache",
+        "capture",
+        "fused",
+        "attention",
+        "relevance",
+        "families",
+        "head",
+        "models",
+        "inputs",
+    }
     | {"byte_linear"},
     {"loading", "quantization"},
-    {"processors", "sampling", "stopping", "state"},
-    {"draft", "verify", "accept", "commit", "graph"},
+    {"defaults", "keywords", "processors", "sampling", "stopping", "state"},
+    {"draft", "verify", "accept", "commit", "graph", "gate"},
     {"trace", "sequence", "iteration", "streams"},
     {"engine"},
     {"decoder"},

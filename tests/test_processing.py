@@ -1,5 +1,9 @@
 """Processor: a video and a prompt become the inputs that HF's processor would return."""
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -108,6 +112,36 @@ def test_no_more_than_a_frame_is_kept_at_full_size(processor, tmp_path, monkeypa
     assert kept == [(6, 14 * rows, 14 * columns, 3)]
     for name, value in wanted.items():
         assert inputs[name].equal(value), name
+
+
+PEAK = r"""
+    import re, sys
+    from lvspec.video import read_video
+    from lvspec.video.config import VideoProcessorConfig
+    from lvspec.video.patches import load_video_processor
+    config = VideoProcessorConfig(min_pixels=784, max_pixels=84 * 84)
+    processor = load_video_processor(config, "torch")
+    for path in sys.argv[1:]:
+        video = read_video(path, resize=processor.resize)
+        processor.process(video, resized=True)
+        status = open("/proc/self/status").read()
+        print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_does_not_grow_with_frames_of_full_size(tmp_path):
+    """64 frames of 1080p are 380 MB, and 190 MB as the decoder has them; resized: 1 MB."""
+    frame = torch.full((1, 1080, 1920, 3), 90, dtype=torch.uint8)
+    paths = [tmp_path / name for name in ("short.mp4", "long.mp4")]
+    for path, num_frames in zip(paths, (4, 64)):
+        write_video(path, frame.expand(num_frames, -1, -1, -1), pixel_format="yuv420p")
+    (tmp_path / "peak.py").write_text(textwrap.dedent(PEAK))
+    command = [sys.executable, "-P", tmp_path / "peak.py", *paths]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    few, many = map(int, done.stdout.split())
+    assert many - few < 60
 
 
 def test_sampling_twice(processor, clip):

@@ -5,7 +5,14 @@ import copy
 import pytest
 import torch
 
-from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
+from lvspec import (
+    AcceptancePolicy,
+    AnchorTree,
+    DecodeConfig,
+    DynamicTree,
+    generate,
+    generate_many,
+)
 from lvspec.draft import ModelDrafter, PromptReading
 from lvspec.draft.pruning import VideoPruning, prompt_importance, rows_to_keep
 from lvspec.inputs import check_inputs
@@ -48,7 +55,7 @@ def test_with_the_whole_video_all_is_accepted(target, prompts, greedy, capture):
     found = generate(target, "self", prompts, policy=STRICT, config=_config(capture=capture))
     for generation, wanted in zip(found, greedy, strict=True):
         assert generation.tokens[0].tolist() == wanted
-        assert set(generation.stats.num_accepted) == {5}
+        assert set(generation.stats.num_accepted[:-1]) == {5}, "the last is cut"
 
 
 @pytest.mark.parametrize("by", ["attention", "uniform"])
@@ -82,8 +89,8 @@ def test_what_is_left_out_is_missed(target, prompts):
         generate(target, "self", prompt, policy=STRICT, config=config).stats.num_accepted
         for prompt in prompts[:2]
     )
-    assert min(video) < 5, "the video was left out"
-    assert set(text) == {5}, "there was none"
+    assert min(video[:-1]) < 5, "the video was left out"
+    assert set(text[:-1]) == {5}, "there was none"
 
 
 def test_a_loose_policy_in_a_batch(target, prompts):
@@ -157,3 +164,50 @@ def test_a_fixed_capacity_is_enough(target, prompts, greedy):
     config = _config(draft_keep=0.1, cache_capacity=46 + 24 + 6)
     found = generate(target, "self", prompts[0], policy=STRICT, config=config)
     assert found.tokens[0].tolist() == greedy[0]
+
+
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tree": "specvlm"},
+        {"tree": DynamicTree(3, 4)},
+        {"tree": AnchorTree(2, 3)},
+        {"draft_ngram": 2, "draft_passes": 4},
+        {"stop_at_unsure_anchors": 1e-6},
+    ],
+)
+def test_a_prompt_that_ends_in_a_video(pair, make_prompt, hf_greedy, options, capture):
+    """Its last row was made of a feature: drafting does not write it again as a token."""
+    target = pair[0]
+    config = DecodeConfig(gamma=4, max_new_tokens=13, eos_ids=(), capture=capture, **options)
+    prompts = [_ending_in_a_video(make_prompt, words) for words in (5, 2)]
+    given = {"policy": AcceptancePolicy.strict(), "config": config}
+    found = generate(target, "self", [*prompts, make_prompt(4)], **given)
+    for generation, prompt in zip(found, prompts):
+        assert generation.tokens[0].tolist() == hf_greedy(target, prompt, 13)
+        stats = generation.stats
+        assert stats.num_accepted[:2] == [stats.depth] * 2
+    assert found[2].stats.num_accepted[:2] == [found[2].stats.depth] * 2
+
+
+def test_a_prompt_that_ends_in_a_video_has_nobody_to_ask(pair, make_prompt):
+    """What is kept of it is at even distances."""
+    prompt = _ending_in_a_video(make_prompt, 5)
+    drafts = []
+    for by in ("attention", "uniform"):
+        config = DecodeConfig(
+            gamma=4, max_new_tokens=9, eos_ids=(), draft_keep=0.5, draft_keep_by=by, trace=True
+        )
+        generation = generate(
+            pair[0], "self", prompt, policy=AcceptancePolicy.strict(), config=config
+        )
+        drafts.append(generation.trace.steps())
+    assert drafts[0] == drafts[1]
+
+
+def _ending_in_a_video(make_prompt, words):
+    prompt = make_prompt(words, ("video", 2, 6, 4), dtype=torch.float64)
+    names = ("input_ids", "attention_mask", "mm_token_type_ids")
+    return {name: x[:, :-1] if name in names else x for name, x in prompt.items()}

@@ -1,5 +1,6 @@
 """Statistics and trace: right numbers, and not one operation on the device until they are read."""
 
+import copy
 import json
 import math
 import time
@@ -9,10 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lvspec import AcceptancePolicy, DecodeConfig, generate, stats
+from lvspec import AcceptancePolicy, DecodeConfig, generate, stats, warmup
 from lvspec.draft import Draft, DraftShape
 from lvspec.ops import Acceptance
-from lvspec.stats import PHASES, DecodeStats, PhaseTimer
+from lvspec.stats import PHASES, DecodeStats, Moment, PhaseTimer
 from lvspec.trace import Trace
 
 CPU = torch.device("cpu")
@@ -69,6 +70,74 @@ def test_phase_timer(monkeypatch):
     with timer.phase("draft"):
         pass
     assert timer.seconds() == {**dict.fromkeys(PHASES, 0.0), "draft": 4.5, "verify": 0.25}
+
+
+def test_what_is_behind_the_end_does_not_count():
+    """Five drafts, four accepted, of which the last of three is a draft token and no bonus."""
+    ended = DecodeStats(CPU, 5)
+    ended.record(5, 6, 0.5)
+    ended.record(4, 6, 0.75, num_tokens=3, num_anchors=2)
+    ended.close(torch.tensor([3, 0, 0, 1, 0, 0, 3, 0, 0, 0], dtype=torch.uint8))
+    assert (ended.num_accepted, ended.num_emitted, ended.tau) == ([5, 2], 9, 4.5)
+    assert ended.acceptance_by_position == [1, 1, 1, 1, 0.5], "about what was verified"
+    assert (ended.num_drafted, ended.num_anchors, ended.regret) == (10, 2, 0.75)
+    assert ended.counts == {"exact": 7, "loose": 1, "shift": 0, "bonus": 2, "rejected": 1}
+
+
+@pytest.mark.parametrize(
+    "tokens, anchors, gate",
+    [(31, 0, "on"), (32, 0, "flags nothing"), (100, 1, "on"), (101, 1, "flags nothing")]
+    + [(32, 32, "flags everything"), (100, 99, "on"), (101, 100, "flags everything")],
+)
+def test_gate_in_a_word(tokens, anchors, gate):
+    found = DecodeStats(CPU, 200)
+    assert found.gate == "none" and found.anchor_share is None
+    found.is_gated = True
+    assert found.gate == "on" and found.anchor_share is None
+    found.record(tokens - 1, 201, 0.0, num_anchors=anchors)
+    assert found.gate == gate and found.anchor_share == anchors / tokens
+    assert found.to_dict()["anchor_share"] == anchors / tokens
+    found.is_text = True
+    assert found.gate == "strict" and found.anchor_share is None
+
+
+def test_warm_up_is_no_part_of_a_phase(monkeypatch):
+    """Two seconds of four; one within another counts once, and what fails counts too."""
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(warmup, "perf_counter", lambda: next(clock))
+    before = warmup.warm_up_seconds()
+    start = Moment(0.0, before)
+
+    @warmup.warming_up()
+    def record():
+        with warmup.warming_up():
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        record()
+    timer = PhaseTimer(CPU)
+    timer.add("verify", start, Moment(4.0, warmup.warm_up_seconds()))
+    assert timer.seconds() == {**dict.fromkeys(PHASES, 0.0), "verify": 2.0, "warm-up": 2.0}
+
+
+def test_a_first_call_tells_its_warm_up_apart(random_pair, make_prompt, monkeypatch):
+    """Recording is made slow: no phase has it, and a second call has none."""
+    pair = [copy.deepcopy(model) for model in random_pair]
+    plain, traced = torch.jit.trace, []
+
+    def slow(*arguments, **options):
+        traced.append(time.sleep(0.3))
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(torch.jit, "trace", slow)
+    config = DecodeConfig(gamma=5, max_new_tokens=12, eos_ids=())
+    start = time.perf_counter()
+    first = generate(*pair, make_prompt(3, ("video", 4, 6, 6), 5), config=config).stats.seconds
+    elapsed = time.perf_counter() - start
+    assert traced and 0.3 * len(traced) <= first["warm-up"] < elapsed
+    assert sum(first.values()) < elapsed
+    second = generate(*pair, make_prompt(3, ("video", 4, 6, 6), 5), config=config).stats.seconds
+    assert second["warm-up"] == 0 and min(second["draft"], second["verify"]) > 0
 
 
 def test_recording_reads_nothing():
@@ -145,7 +214,7 @@ def test_statistics_cost_no_operation(operations, monkeypatch):
     with_them = operations()
     assert with_them["item"] > 0, "the loop itself does read"
     for name in ("record", "close"):
-        monkeypatch.setattr(DecodeStats, name, lambda *args: None)
+        monkeypatch.setattr(DecodeStats, name, lambda *args, **kwargs: None)
     assert operations() == with_them
 
 
@@ -159,9 +228,9 @@ def test_trace_costs_copies_only(operations):
 def test_reading_is_seen(operations, monkeypatch):
     """The counts above can tell."""
     before = operations()
-    monkeypatch.setattr(DecodeStats, "record", lambda *args: int(torch.ones(1)))
+    monkeypatch.setattr(DecodeStats, "record", lambda *args, **kwargs: int(torch.ones(1)))
     assert operations()["item"] > before["item"]
-    monkeypatch.setattr(DecodeStats, "record", lambda *args: torch.ones(1).tolist())
+    monkeypatch.setattr(DecodeStats, "record", lambda *a, **k: torch.ones(1).tolist())
     assert operations()["tolist"] > before["tolist"]
 
 
@@ -172,9 +241,9 @@ def test_times_of_a_generation(random_pair, make_prompt):
     generation = generate(*random_pair, inputs, config=config)
     elapsed = time.perf_counter() - start
     seconds = generation.stats.seconds
-    eager = set(PHASES) - {"capture", "iteration"}
-    assert {phase for phase in PHASES if seconds[phase] > 0} == eager
+    eager = set(PHASES) - {"capture", "iteration", "warm-up"}
+    assert {phase for phase in PHASES if seconds[phase] > 0} - {"warm-up"} == eager
     assert sum(seconds.values()) < elapsed
     alone = generate(random_pair[0], None, inputs, config=config).stats
-    assert {phase for phase in PHASES if alone.seconds[phase] > 0} == eager
+    assert {phase for phase in PHASES if alone.seconds[phase] > 0} - {"warm-up"} == eager
     assert json.dumps(generation.to_dict())

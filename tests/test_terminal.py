@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lvspec import environment as facts
 from lvspec.shapes.tokenizer import build_tokenizer
-from lvspec.stats import DecodeStats
+from lvspec.stats import DecodeStats, Moment
 from lvspec.terminal import (
     PrintStreamer,
     TokenText,
@@ -41,7 +41,7 @@ def generation(tokenizer):
     for accepted in (4, 2, 2):
         stats.record(accepted, 5, 1.25)
     stats.close(kinds[0])
-    stats.timer._spans["verify"] = [(0.0, 0.5)]
+    stats.timer.add("verify", Moment(0.0, 0.0), Moment(0.5, 0.0))
     return Generation(tokens, tokens, kinds, torch.zeros(1, 12), stats, None, tokenizer)
 
 
@@ -112,6 +112,18 @@ def test_names_in_the_table_stay_whole(generation):
     assert [line[place:] for line in lines[1:]] == names
     assert lines[1][:place].split() == ["12", "24.0", "3.67", "6", "2", "1", "3", "1.25"]
     assert all(line.rstrip() == line and len(line[:place]) < 75 for line in lines)
+
+
+def test_warm_up_and_what_is_applied_stand_apart(generation):
+    stats = generation.stats
+    stats.timer.add("draft", Moment(0.5, 0.0), Moment(3.5, 2.5))  # 2.5 of the 3 s are warm-up
+    stats.timer.add("capture", Moment(4.0, 2.5), Moment(5.0, 2.5))
+    stats.generation_config = {"repetition_penalty": 1.05}
+    line = statistics_line(generation)
+    assert line.startswith("12 tokens | 12.0 tokens/s without 3.5 s of warm-up | tau 3.67 | ")
+    assert line.endswith(" | regret 1.25 nats | repetition_penalty 1.05")
+    stats.num_warm_up_tokens = 6
+    assert "| 6.0 tokens/s without" in statistics_line(generation)
 
 
 @pytest.mark.parametrize("sentence", ["naïve café 🙂 — 漢字", "plain", " é"])

@@ -132,7 +132,7 @@ class _Record:
             self.is_behind = False
         except NotWritten as error:  # the next attempt has everything in it again
             if not self.is_behind:
-                say(f"--json: {error}; captions are printed all the same", kind="error")
+                say(f"{error}; captions are printed all the same", kind="error")
             self.is_behind = True
 
     def interrupt(self) -> None:
@@ -206,7 +206,10 @@ class _Captioner:
         streamer = PrintStreamer(tokenizer) if arguments.stream else None
         generation, failure, facts = None, None, {}
         try:
-            generation = self.decoder.generate(inputs, draft_inputs=draft_inputs, streamer=streamer)
+            with _plain_warnings():
+                generation = self.decoder.generate(
+                    inputs, draft_inputs=draft_inputs, streamer=streamer
+                )
         except (ValueError, torch.OutOfMemoryError) as error:
             self._refuse(path, error)
             return

@@ -76,6 +76,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     models.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
 
+    models.add_argument(
+        "--ignore-generation-config",
+        action="store_true",
+        help="leave out the target's own penalties and bans (its generation_config.json)",
+    )
+
     _add_draft_options(parser.add_argument_group("drafts", "how they are made"))
     sampling = parser.add_argument_group("sampling", "without a temperature: greedy")
     sampling.add_argument("--temperature", type=float, metavar="X", help="(default 0: greedy)")
@@ -185,6 +191,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if arguments.draft_vocab is not None:
         chosen["draft_vocab"] = _tokens_in(arguments.draft_vocab)
+    chosen["generation_config"] = not arguments.ignore_generation_config
     with errors_by_option(CALL_OPTIONS):
         config = DecodeConfig(**chosen)
 

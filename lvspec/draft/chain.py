@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -51,7 +52,15 @@ class ModelDrafter(CachedDrafter):
         self.gamma = gamma
         # Ids that only one of the two vocabularies has are padding: never proposed, never read.
         self._shared_vocab = min(model.vocab_size, target_vocab)
+        self._draft_vocab = draft_vocab
         self.head = draft_head(model.hf.lm_head, self._shared_vocab, draft_vocab)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with super().active():
+            if self._draft_vocab is not None:  # copied rows are as those of the head are now
+                self.head = draft_head(self.model.hf.lm_head, self._shared_vocab, self._draft_vocab)
+            yield
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
         self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lvspec.draft.base import Draft
 from lvspec.draft.chain import ModelDrafter
 from lvspec.draft.ngram import History
+from lvspec.draft.phase import first_slots
 from lvspec.models import Model
 from lvspec.state import DecodeState
 from lvspec.tree import chain_ancestors
@@ -71,14 +72,13 @@ class NGramChainDrafter(ModelDrafter):
         begin = history.update(state)
         length, drafted = begin.clone(), torch.zeros_like(begin)
         offsets = torch.arange(self.lookup + 1, device=device)
-        first = torch.arange(self.lookup + 2, device=device)
-        # An empty place of the batch has a length of 0, and nothing before it.
-        cache.kv_len.copy_((self._own_length(target_kv_len) - 1).clamp(min=0))
+        ancestors = chain_ancestors(self.lookup + 1, batch_size=batch_size, device=device)
         guesses, count = history.look_up(length, self.lookup)
         tokens = torch.cat([state.last_two, guesses], dim=1).clamp(max=most)
-        ancestors = chain_ancestors(len(first), batch_size=batch_size, device=device)
-        rows = step(tokens, first, ancestors).logits[:, 1:]
-        cache.kv_len.add_(1)
+        *slots, is_first = first_slots(tokens, self._own_length(target_kv_len), cache)
+        rows = step(*slots).logits[:, 1:]
+        cache.kv_len.add_(~is_first)
+        count = count.masked_fill(is_first, 0)  # rows of guesses are scratch then
         for following in range(self.passes - 1, -1, -1):
             best = self.head.ids(rows.argmax(-1))
             agrees = (best[:, :-1] == guesses) & (offsets[:-1] < count[:, None])
@@ -97,7 +97,7 @@ class NGramChainDrafter(ModelDrafter):
             last = history.ids.gather(1, (length[:, None] - 1).long())
             guesses, count = history.look_up(length, self.lookup)
             tokens = torch.cat([last, guesses], dim=1).clamp(max=most)
-            rows = step(tokens, offsets, ancestors[:, :-1]).logits
+            rows = step(tokens, offsets, ancestors).logits
         drawn = begin[:, None] + torch.arange(self.gamma, device=device)
         chain = history.ids.gather(1, drawn.long())
         shape = replace(self._shape, num_slots=(drafted.clamp(max=self.gamma) + 1).int())

@@ -75,13 +75,46 @@ def read_last_two(step: Step, last_two: Tensor, own_length: Tensor, cache: SlotC
     again with what it held. So the shape is the same in every iteration and no case is special.
     `kv_len` is `own_length` afterwards: the root's row is the next.
     """
-    batch_size, device = len(last_two), last_two.device
-    # An empty place of the batch has a length of 0, and nothing before it.
-    cache.kv_len.copy_((own_length - 1).clamp(min=0))
-    depths = torch.arange(2, device=device)
-    output = step(last_two, depths, chain_ancestors(2, batch_size=batch_size, device=device))
-    cache.kv_len.add_(1)
+    tokens, depths, ancestors, is_first = first_slots(last_two, own_length, cache)
+    output = step(tokens, depths, ancestors)
+    cache.kv_len.add_(~is_first)
     return output
+
+
+def first_slots(
+    tokens: Tensor, own_length: Tensor, cache: SlotCache
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The slots of a pass with which a draft begins: a chain from the last but one token on.
+
+    Where that is a video token of the prompt, its row cannot be written again: it was made of a
+    feature, not of a token. Then slot 0 is the root, whose row stands where it belongs, and the
+    root again is slot 1, which does not see slot 0; so in any case slot 1 predicts what follows the
+    root. Rows of slots from there on are scratch then.
+
+    Args:
+        tokens: int64 `[B, n]`, the last two committed tokens and what may follow them.
+        own_length: As for `DraftPhase.run`.
+        cache: The draft's; its `kv_len` is set to where slot 0 stands.
+
+    Returns:
+        tokens `[B, n]`, depths `[B, n]` and ancestors `[B, n]` of the pass, and bool `[B]`: whether
+        slot 0 is the root. `kv_len` is to be moved by one where it is not.
+    """
+    batch_size, count = tokens.shape
+    # An empty place of the batch has a length of 0, and nothing before it.
+    before = (own_length - 1).clamp(min=0)
+    is_first = cache.visual.gather(1, before[:, None].long()) != 0
+    cache.kv_len.copy_(before + is_first[:, 0])
+    first = torch.where(is_first, tokens[:, 1:2], tokens[:, :1])
+    depths = (torch.arange(count, device=tokens.device) - is_first.long()).clamp(min=0)
+    ancestors = chain_ancestors(count, batch_size=batch_size, device=tokens.device)
+    others = ancestors[:, 1:] & ~is_first.long()  # bit 0 is slot 0
+    return (
+        torch.cat([first, tokens[:, 1:]], dim=1),
+        depths,
+        torch.cat([ancestors[:, :1], others], dim=1),
+        is_first[:, 0],
+    )
 
 
 def run_phase(

@@ -3,7 +3,7 @@
 A video is thousands of tokens of which a caption needs few, and the draft reads all that its cache
 holds at every pass. The rule is SpecVLM's: tokens that the *target* looks at from the end of the
 prompt, until they have 40 % of that attention, and the rest of the share at even distances, so that
-no part of the video is missing.
+no part of the video is missing. Of a prompt that ends with a video all are at even distances.
 
 The target's prefill is HF's own forward, which gives no attention weights. So the last few text
 tokens pass through the target once more over the rows that it has already read: about the cost of
@@ -62,7 +62,9 @@ class VideoPruning:
             ValueError: The target's prompt has its video tokens elsewhere.
         """
         importance = None
-        if self.by == "attention" and 0 < self.share < 1 and bool(visual.any()):
+        # Where no text is behind the video, nobody is there to be asked.
+        is_asked = self.by == "attention" and 0 < self.share < 1 and not bool(visual[-1])
+        if is_asked and bool(visual.any()):
             if not visual.equal(target_cache.visual[sequence, : visual.shape[0]] != 0):
                 raise ValueError(
                     "draft_inputs: expected video tokens where the target's prompt has them, for "
@@ -76,12 +78,12 @@ class VideoPruning:
 def prompt_importance(model: Model, prompt: Tensor, cache: SlotCache, sequence: int) -> Tensor:
     """Attention that the end of a prompt pays to each of its video tokens.
 
-    Summed over layers, heads and the last text tokens behind the video, at most `QUERY_ROWS`; where
-    no text is behind it, the last token of the prompt alone is asked.
+    Summed over layers, heads and the last text tokens behind the video, at most `QUERY_ROWS`.
 
     Args:
         model: Whose attention.
-        prompt: int64 `[1, T]`, with at least one video token.
+        prompt: int64 `[1, T]`, with at least one video token, and text behind the last of them: the
+            row of a video token is made of a feature, and cannot be made again here.
         cache: Holds the prompt; nothing is written to it.
         sequence: In this place.
 
@@ -91,7 +93,7 @@ def prompt_importance(model: Model, prompt: Tensor, cache: SlotCache, sequence: 
     length, place = prompt.shape[1], slice(sequence, sequence + 1)
     visual = cache.visual[place]
     last_visual = int(visual[0, :length].nonzero()[-1])
-    rows = min(max(length - 1 - last_visual, 1), QUERY_ROWS)
+    rows = min(length - 1 - last_visual, QUERY_ROWS)
     step = AttentionStep(
         cache.kv_len[place] - rows,
         chain_ancestors(rows, batch_size=1, device=prompt.device),
@@ -103,7 +105,7 @@ def prompt_importance(model: Model, prompt: Tensor, cache: SlotCache, sequence: 
             device=prompt.device,
         ),
     )
-    with lvspec_attention_on(model.text):
+    with model.held(), lvspec_attention_on(model.text):
         text_pass(
             model.text,
             prompt[:, -rows:],

@@ -14,24 +14,28 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from lvspec.config import Fuse
+from lvspec.fingerprint import modules_of
 from lvspec.fused.cpu import CpuOperations
 from lvspec.fused.operations import Operations
-from lvspec.fused.patches import Patch, fused
+from lvspec.fused.patches import Patch, fused, is_patched
 from lvspec.fused.recognise import Patches, recognise
 from lvspec.fused.regions import compiled, compiled_regions
 from lvspec.fused.triton import TritonOperations
 from lvspec.ops import active_backend
+from lvspec.warmup import warming_up
+from lvspec.watch import Watch
 
-__all__ = ["FusedParts", "Operations", "Patch", "fused", "recognise"]
+__all__ = ["FusedParts", "Operations", "Patch", "fused", "is_patched", "recognise"]
 
 
 class _Recognised:
-    """The patches of one model by what makes them, as long as its weights stay where they are."""
+    """The patches of one model by what makes them, as long as it stays as it is."""
 
     def __init__(self) -> None:
-        self.weights: list[tuple[int, torch.dtype]] = []
+        self.revision = 0
         self.patches: dict[str, Patches] = {}
 
 
@@ -42,21 +46,23 @@ class FusedParts:
     """The parts of one model that something else may stand in for; looked for when first used.
 
     Args:
-        text: The text model; what was found lives as long as it does.
-        head: What makes logits of its output.
+        model: The HF model.
+        text: Its text model; what was found lives as long as that does.
         fuse: See `DecodeConfig.fuse`.
+        watch: Of the text model; while it has an obstacle, nothing stands in for parts.
     """
 
-    def __init__(self, text: nn.Module, head: nn.Module, fuse: Fuse) -> None:
+    def __init__(
+        self, model: PreTrainedModel, text: PreTrainedModel, fuse: Fuse, watch: Watch
+    ) -> None:
         self.fuse = fuse
-        self._modules = [*text.modules(), *head.modules()]
-        weights = [*text.parameters(), *head.parameters()]
-        self._device_type = weights[0].device.type
+        self._model, self._text, self._watch = model, text, watch
         self._recognised = _RECOGNISED.setdefault(text, _Recognised())
-        places = [(_place(weight), weight.dtype) for weight in weights]
-        if self._recognised.weights != places:  # moved, converted or replaced since
-            self._recognised.weights = places
-            self._recognised.patches.clear()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Those of the text model and of the head, as they are now."""
+        return modules_of(self._text, self._model.lm_head)
 
     def recorded(self) -> Patches:
         """What stands in for parts in recorded passes, and where a prompt is read beside them."""
@@ -68,7 +74,7 @@ class FusedParts:
         """The same for what a recorded pass has beside the model, such as a head of its own."""
         if not self.recorded():
             return Patches()
-        known = set(self._modules)
+        known = set(self.modules)
         with torch.inference_mode(False), torch.no_grad():
             others = [module for module in made.modules() if module not in known]
             return recognise(others, CpuOperations())
@@ -94,23 +100,24 @@ class FusedParts:
 
     @property
     def _backend(self) -> str:
-        return active_backend(self._device_type)
+        return active_backend(self._model.device.type)
 
     def _patches(self, maker: str) -> Patches:
+        if self._watch.obstacle is not None:
+            return Patches()
         found = self._recognised.patches
+        if self._recognised.revision != self._watch.revision:
+            self._recognised.revision = self._watch.revision
+            found.clear()
         if maker not in found:
             with torch.inference_mode(False), torch.no_grad():
                 found[maker] = self._found(maker)
         return found[maker]
 
+    @warming_up()
     def _found(self, maker: str) -> Patches:
         if maker == "compile":
-            return compiled_regions(self._modules)
+            return compiled_regions(self.modules)
         is_cpp = maker == "cpp"
-        operations = CpuOperations() if is_cpp else TritonOperations(self._device_type)
-        return recognise(self._modules, operations)
-
-
-def _place(weight: nn.Parameter) -> int:
-    """Its address; quantised weights are several tensors, and have none."""
-    return weight.data_ptr() if type(weight) is nn.Parameter else id(weight)
+        operations = CpuOperations() if is_cpp else TritonOperations(self._model.device.type)
+        return recognise(self.modules, operations)

@@ -30,13 +30,14 @@ def fused(patches: Iterable[Patch]) -> Iterator[None]:
 
     Entered in every prefill and once a loop: a dictionary entry a module.
     """
-    patched = []
+    patched: list[tuple[nn.Module, MethodType]] = []
     try:
         for module, forward in patches:
             if not is_patched(module):
-                vars(module)["forward"] = MethodType(forward, module)
-                patched.append(module)
+                patched.append((module, MethodType(forward, module)))
+                vars(module)["forward"] = patched[-1][1]
         yield
     finally:
-        for module in patched:
-            vars(module).pop("forward", None)
+        for module, forward in patched:
+            if vars(module).get("forward") is forward:
+                del vars(module)["forward"]

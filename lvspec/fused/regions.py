@@ -7,7 +7,7 @@ Prompts, which are of any length, are not read by it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from lvspec.fused.patches import Patch, fused, is_patched
 from lvspec.fused.recognise import Patches, is_gated_mlp, is_rms_norm, is_rotary
+from lvspec.warmup import warming_up
 
 MAX_SHAPES = 64
 """Shapes that a class is compiled for: of target and draft, of trees' levels. torch allows 8."""
@@ -38,5 +39,19 @@ def compiled_regions(modules: Iterable[nn.Module]) -> Patches:
 @contextmanager
 def compiled(patches: Iterable[Patch]) -> Iterator[None]:
     """Within this context the regions are the compiled ones."""
-    with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES), fused(patches):
+    limit = torch._dynamo.config.patch(recompile_limit=MAX_SHAPES)
+    with limit, fused(patches), _compiling_is_warm_up():
         yield
+
+
+@contextmanager
+def _compiling_is_warm_up() -> Iterator[None]:
+    handler = torch._dynamo.callback.callback_handler
+    with ExitStack() as under_way:
+        start = handler.register_start_callback(lambda _: under_way.enter_context(warming_up()))
+        end = handler.register_end_callback(lambda _: under_way.close())
+        try:
+            yield
+        finally:
+            handler.remove_start_callback(start)
+            handler.remove_end_callback(end)

@@ -108,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 130
     rows = [result.summary(clips, results[REFERENCE]) for result in results.values()]
     console.print(_table(rows, len(clips), config.gamma, arguments.pair))
+    console.print(_warm_up(rows))
     equal = _equal_captions(results["strict"], results["hf generate"])
     console.print(f"strict says what hf generate says on {equal} of {len(clips)} clips")
     _show_one(console, task, clips, results)
@@ -159,6 +160,11 @@ def _table(rows: list[dict], clips: int, gamma: int, pair: str) -> Table:
         "the target's own; regret: nats per caption"
     )
     return table
+
+
+def _warm_up(rows: list[dict]) -> str:
+    seconds = ", ".join(f"{row['method']} {row['warm_up_s']:.1f} s" for row in rows)
+    return f"warm-up, a caption beforehand that does not count: {seconds}"
 
 
 def _equal_captions(first: MethodResult, second: MethodResult) -> int:

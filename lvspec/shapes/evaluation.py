@@ -132,10 +132,18 @@ def huggingface_method(pair: Pair, *, assisted: bool) -> Method:
 
 @dataclass
 class MethodResult:
-    """All captions of one method, clip by clip."""
+    """All captions of one method, clip by clip.
+
+    Attributes:
+        method: Its name.
+        outputs: Of the clips that count.
+        warm_up: Seconds of a caption beforehand that is not among them: what is recorded, compiled
+            and captured once is in it.
+    """
 
     method: str
     outputs: list[Output] = field(default_factory=list)
+    warm_up: float = 0.0
 
     def summary(self, clips: list[Clip], reference: MethodResult) -> dict[str, object]:
         """One row of the table; `fidelity` is relative to the captions of `reference`."""
@@ -168,6 +176,7 @@ class MethodResult:
                 "captions": captions / target_captions if target_captions else None,
             },
             "regret": fmean(output.regret for output in self.outputs),
+            "warm_up_s": self.warm_up,
         }
 
     def _accuracy(self, clips: list[Clip]) -> tuple[float, float]:
@@ -197,8 +206,8 @@ def run_methods(methods: Mapping[str, Method], clips: list[Clip]) -> dict[str, M
     results = {name: MethodResult(name) for name in methods}
     names = list(methods)
     try:
-        for method in methods.values():
-            method(clips[0])
+        for name, method in methods.items():
+            results[name].warm_up = method(clips[0]).seconds
         for index, clip in enumerate(tqdm(clips, desc="captions", leave=False)):
             shift = index % len(names)
             for name in names[shift:] + names[:shift]:

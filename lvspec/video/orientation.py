@@ -40,9 +40,10 @@ def orientation_after(frame: av.VideoFrame, before: Orientation) -> Orientation:
     A container's matrix is on every frame. One inside the stream (H.264, HEVC) is on the frame
     where it begins and holds up to the next key frame; FFmpeg leaves that to the reader.
     """
-    from av.sidedata.sidedata import Type
+    from av.sidedata.sidedata import SideDataContainer, Type
 
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    # `frame.side_data` would hold the frame in a circle, whose memory comes back late.
+    matrix = SideDataContainer(frame).get(Type.DISPLAYMATRIX)
     if matrix is None:
         return Orientation() if frame.key_frame else before
     # (column, row) as shown = (a * column + c * row, b * column + d * row), in 16.16 fixed point.
