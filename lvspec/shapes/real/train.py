@@ -76,7 +76,7 @@ class Recipe:
     joint_steps: int
     see_rate: float = 2e-3
     rate: float = 2e-3
-    joint_rate: float = 1e-3
+    joint_rate: float = 2e-3
     tower_rate: float = 2e-4
     see_batch_tokens: int = 2048
     ideal_batch_tokens: int = 1024
