@@ -42,20 +42,19 @@ test-all: test test-backends budget oldest-torch test-oldest test-newest
 
 # Run once for everyone who computes: the Triton kernels in Triton's interpreter, the reference, and
 # the C++ for other processors than this one. Each is chosen when lvspec is imported.
-OPERATION_TESTS = $(call tests,verify_attention logit_stats accept accept_sampled commit_kv \
-	visual_importance expand_tree commit model_parts scaled_linear)
-tests = $(addprefix tests/test_,$(addsuffix .py,$(1)))
+OPERATION_TESTS = tests/ops
 
 test-backends: $(VENV)/.for-tests
 	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(PYTEST) $(OPERATION_TESTS)
-	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest -q tests/test_fused.py -k same_step
+	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest -q tests/models/test_fused.py -k same_step
 	LVSPEC_BACKEND=reference $(PYTEST) $(OPERATION_TESTS)
 	LVSPEC_CPU=avx2 $(PYTEST) $(OPERATION_TESTS)
 	LVSPEC_CPU=portable $(PYTEST) $(OPERATION_TESTS)
 
 # What depends on transformers, on both ends of the range in setup.py.
 test-range: $(VENV)/.for-tests
-	$(PYTEST) $(call tests,families hf hf_processing fused capture graph readme)
+	$(PYTEST) $(addprefix tests/,$(addsuffix .py,models/test_families models/test_fused \
+	  models/test_capture engine/test_hf engine/test_graph video/test_hf_processing test_readme))
 
 test-oldest:
 	$(MAKE) --no-print-directory test-range OLDEST=1

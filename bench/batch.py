@@ -51,6 +51,7 @@ def main() -> int:
     cases = [(name, size) for name in POLICIES for size in arguments.batches]
     rates: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     texts: dict[tuple[str, int], list[str]] = {}
+    parts: dict[tuple[str, int], dict[str, dict[str, int]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         clips = make_clips(pair, "evaluation", arguments.clips, Path(folder))
     for turn in range(4):  # the first to warm up
@@ -72,6 +73,7 @@ def main() -> int:
             seconds = time.perf_counter() - start
             if turn:
                 rates[name, size].append(sum(x.tokens.shape[1] for x in found) / seconds)
+            parts[name, size] = found[-1].stats.parts
             texts[name, size] = [generation.text for generation in found]
     rows = []
     table = Table("method", "batch", "tokens/s", "times batch 1", "captions right", "other words")
@@ -87,6 +89,7 @@ def main() -> int:
             "speedup": median(rates[name, size]) / median(rates[name, arguments.batches[0]]),
             "captions": sum(right) / len(right),
             "other_words": sum(a != b for a, b in zip(first, texts[name, size], strict=True)),
+            "parts": parts[name, size],
         }
         rows.append(row)
         table.add_row(

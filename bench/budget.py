@@ -36,7 +36,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import torch
 import triton
-from budget_calls import CALLS
+from ops.budget_calls import CALLS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 

@@ -1,8 +1,8 @@
 """What every microbenchmark gets: a device, its cases, and a way to measure and report one.
 
-pytest bench/bench_*.py                       small cases on the CPU, the usual ones on a GPU
-pytest bench/bench_accept.py --full           every combination of sizes
-pytest bench/bench_*.py --benchmark-json=FILE then `python bench/report.py FILE`
+pytest bench/ops/bench_*.py                       small cases on the CPU, the usual ones on a GPU
+pytest bench/ops/bench_accept.py --full           every combination of sizes
+pytest bench/ops/bench_*.py --benchmark-json=FILE then `python bench/report.py FILE`
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 # pytest's importlib mode puts nothing on the path; what is beside this file is for these files.
 sys.path.insert(0, str(Path(__file__).parent))
 
-import timing
-from cases import Case, cases
-from linear_cases import LinearCase, linear_cases
-from peers import Peer
-from reasons import DoesNotFit, Unavailable
+from measuring import timing
+from ops.cases import Case, cases
+from ops.linear_cases import LinearCase, linear_cases
+from ops.peers import Peer
+from ops.reasons import DoesNotFit, Unavailable
 
 from lvspec import ops
 from lvspec.environment import environment

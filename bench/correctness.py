@@ -19,12 +19,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import case_inputs
-import cases
-import checks
 import torch
-from cases import Case
-from reasons import DoesNotFit, Wrong
+from ops import case_inputs, cases, checks
+from ops.cases import Case
+from ops.reasons import DoesNotFit, Wrong
 from rich.console import Console
 from rich.table import Table
 

@@ -15,13 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import case_inputs
-import cases
-import checks
-import peers
-import timing
 import torch
-from cases import Case, Shape
+from measuring import timing
+from ops import case_inputs, cases, checks, peers
+from ops.cases import Case, Shape
 
 from lvspec import ops, reference
 from lvspec.environment import environment, write_json

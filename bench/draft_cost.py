@@ -25,11 +25,11 @@ from rich.table import Table
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from lvspec import quantize
-from lvspec.attention import lvspec_attention_on
 from lvspec.environment import check_json_path, environment, write_json
-from lvspec.head import draft_head
-from lvspec.models import Model
-from lvspec.quantization import WEIGHTS
+from lvspec.models.attention import lvspec_attention_on
+from lvspec.models.head import draft_head
+from lvspec.models.model import Model
+from lvspec.models.quantize import WEIGHTS
 from lvspec.tree import chain_ancestors
 
 VOCABULARY = 151936
@@ -69,8 +69,8 @@ def make_draft(layers: int, dtype: torch.dtype) -> LlavaOnevisionForConditionalG
 
 def make_step(
     hf: LlavaOnevisionForConditionalGeneration, tokens: int | None, context: int
-) -> tuple[Callable[[], None], int]:
-    """A step of this draft with the head of so many tokens, and the bytes that it reads."""
+) -> tuple[Callable[[], None], int, dict[str, int]]:
+    """A step of this draft with the head of so many tokens, the bytes that it reads, its parts."""
     model = Model(hf, "draft")
     ids = None
     if tokens is not None:
@@ -87,7 +87,7 @@ def make_step(
         with lvspec_attention_on(model.text):
             head.ids(model.step(token, depth, ancestors, cache, head=head).logits.argmax(-1))
 
-    return step, model.step_bytes_with(head)
+    return step, model.step_bytes_with(head), model.parts(cache)
 
 
 @torch.inference_mode()
@@ -114,20 +114,20 @@ def main() -> int:
         for tokens in arguments.tokens[-1:]:
             ways[f"{weights}, {tokens} tokens"] = make_step(quantised, tokens, arguments.context)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for step, _ in ways.values():
+    for step, *_ in ways.values():
         step()  # recorded here
     for _ in range(arguments.rounds):
-        for name, (step, _) in ways.items():
+        for name, (step, *_) in ways.items():
             start = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - start)
     whole = statistics.median(seconds["whole head"])
     rows = []
-    for name, (_, moved) in ways.items():
+    for name, (_, moved, parts) in ways.items():
         median = statistics.median(seconds[name])
         rows.append(
             {"way": name, "ms": 1e3 * median, "bytes": moved, "share": median / whole}
-            | {"bytes_share": moved / ways["whole head"][1]}
+            | {"bytes_share": moved / ways["whole head"][1], "parts": parts}
         )
     table = Table(title=f"a draft step, {arguments.layers} layers, {arguments.dtype}, one thread")
     for heading in ("draft", "ms", "of the whole", "MB", "of the whole"):

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from lvspec import AnchorTree, DynamicTree, Generation, frequent_tokens
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
-from lvspec.loading import Pair
+from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.evaluation import (
     MAX_NEW_TOKENS,

@@ -25,13 +25,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import timing
 import torch
-from cases import Shape
-from clock import Budget, release
-from e2e_report import Report, open_methods
-from measure import COMPILED, OURS, OUT_OF_TIME, PEERS, measure_row
-from pairs import (
+from measuring import timing
+from measuring.clock import Budget, release
+from ops.cases import Shape
+from pairs.e2e_report import Report, open_methods
+from pairs.measure import COMPILED, OURS, OUT_OF_TIME, PEERS, measure_row
+from pairs.pairs import (
     BATCH_SIZES,
     CONTEXTS,
     PAIRS,
@@ -43,18 +43,18 @@ from pairs import (
     needed_bytes,
     sizes,
 )
-from random_models import build
-from replay import TRACES, AcceptanceTrace
-from row import Plan, Row
+from pairs.random_models import build
+from pairs.replay import TRACES, AcceptanceTrace
+from pairs.row import Plan, Row
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lvspec import ops
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
-from lvspec.head import draft_head
-from lvspec.models import Model
-from lvspec.quantization import WEIGHTS, quantize
+from lvspec.models.head import draft_head
+from lvspec.models.model import Model
+from lvspec.models.quantize import WEIGHTS, quantize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PARTS = ("embedded", "pairs", "trace")
@@ -189,7 +189,7 @@ def main() -> int:
     device = arguments.device
     is_cuda = device.type == "cuda"
     if "trace" in parts:
-        from embedded import record_traces
+        from pairs.embedded import record_traces
 
         write_json(TRACES / "embedded-gamma12.json", record_traces(config, arguments.clips))
         return 0

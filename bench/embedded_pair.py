@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from lvspec.attention import lvspec_attention_on
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
-from lvspec.inputs import check_inputs
-from lvspec.loading import Pair
-from lvspec.models import Model
+from lvspec.models.attention import lvspec_attention_on
+from lvspec.models.inputs import check_inputs
+from lvspec.models.loading import Pair
+from lvspec.models.model import Model
 from lvspec.shapes.evaluation import (
     MAX_NEW_TOKENS,
     Clip,

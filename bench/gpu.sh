@@ -93,19 +93,17 @@ for part in "${parts[@]}"; do
                 parallel=()
                 ! "$PYTHON" -P -c 'import xdist' 2>/dev/null || parallel=(-n 8)
                 step "tests of the operations" "$(limit 90)" env LVSPEC_BACKEND=triton \
-                    LVSPEC_TEST_DEVICE=cuda "PYTHONPATH=bench${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -P -m pytest -q \
-                    -p default_device "${parallel[@]}" --maxfail=30 --tb=short \
-                    tests/test_{verify_attention,logit_stats,accept,accept_sampled}.py \
-                    tests/test_{commit_kv,visual_importance,expand_tree,commit}.py \
-                    tests/test_{model_parts,scaled_linear}.py
+                    LVSPEC_TEST_DEVICE=cuda "PYTHONPATH=bench${PYTHONPATH:+:$PYTHONPATH}" \
+                    "$PYTHON" -P -m pytest -q \
+                    -p ops.default_device "${parallel[@]}" --maxfail=30 --tb=short tests/ops
             fi
             step correctness "$(limit 90)" "$PYTHON" bench/correctness.py --device "$DEVICE" \
                 --json "$(json correctness)"
             ;;
         micro)
             # What matters most comes first, in case time is over.
-            micro=(bench/bench_verify_attention.py)
-            for file in bench/bench_*.py; do
+            micro=(bench/ops/bench_verify_attention.py)
+            for file in bench/ops/bench_*.py; do
                 [[ $file == "${micro[0]}" ]] || micro+=("$file")
             done
             step micro "$(limit 150)" "$PYTHON" -P -m pytest -q --tb=short "${micro[@]}" \

@@ -31,7 +31,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 import lvspec.kernels
 from lvspec.config import Fuse
-from lvspec.models import Model
+from lvspec.models.model import Model
 from lvspec.shapes.model_configs import draft_config
 from lvspec.tree import chain_ancestors
 

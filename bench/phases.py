@@ -66,7 +66,7 @@ def main() -> None:
             share = median[phase] / iteration
             print(f"  {phase:<8} {median[phase]:6.2f} ms  {share:4.0%}")
         print(f"  {'all':<8} {iteration:6.2f} ms")
-        results[name] = {**median, "tokens_per_second": rates[name]}
+        results[name] = {**median, "tokens_per_second": rates[name], "parts": result.stats.parts}
     print(f"speed-up {rates['lvspec'] / rates['autoregression']:.2f}x")
     if options.json:
         write_json(options.json, {"environment": environment(), **results})

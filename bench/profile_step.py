@@ -18,24 +18,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gaps
-import huggingface as hf
-import timing
 import torch
-from clock import synchronize
 from e2e import overrides
-from pairs import PAIRS, Size
-from random_models import build
-from replay import AcceptanceTrace, begin
+from measuring import gaps, timing
+from measuring.clock import synchronize
+from pairs import huggingface as hf
+from pairs.pairs import PAIRS, Size
+from pairs.random_models import build
+from pairs.replay import AcceptanceTrace, begin
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from lvspec import ops
 from lvspec.config import DecodeConfig
-from lvspec.engine import Engine
+from lvspec.engine.engine import Engine
 from lvspec.environment import check_json_path, environment, write_json
-from lvspec.hf_names import CACHE
+from lvspec.models.hf_names import CACHE
 from lvspec.tree import chain_ancestors
 
 WARM_UP = 6
@@ -186,6 +185,7 @@ def main() -> int:
             "batch": size.batch_size,
             "gamma": config.gamma,
             "loop": loop,
+            "parts": engine.parts,
             "steps": steps,
             "gaps": found,
             "kernels": kernels[: arguments.rows],

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from lvspec.environment import check_json_path, environment, write_json
-from lvspec.loading import Pair
+from lvspec.models.loading import Pair
 from lvspec.shapes.calibration import area_under_curve
 from lvspec.shapes.evaluation import Clip
 from lvspec.shapes.real.captions import MEANINGS, read

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pairs import PAIRS, REAL
-from plots import write_plots
-from text_tables import describe
+from measuring.plots import write_plots
+from measuring.text_tables import describe
+from pairs.pairs import PAIRS, REAL
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import budget
-import budget_calls
 import torch
+from ops import budget_calls
 
 from lvspec import ops, tree
 from lvspec.kernels import launch, verify_attention
@@ -73,7 +73,7 @@ def timed(
     kept: list[dict[str, int]], dtype: torch.dtype, head_dim: int, context: int, fp8: bool
 ) -> None:
     """Add the median time of every candidate on the GPU, with as many rows as its tile has."""
-    import timing
+    from measuring import timing
 
     device = torch.device("cuda")
     key = (launch.device_class(device), max(64, head_dim), 1 if fp8 else dtype.itemsize)

@@ -1,6 +1,6 @@
-// append: what `commit` in lvspec/commit.py does to a few numbers a sequence, in one call.
+// append: what `commit` in lvspec/phases/commit.py does to a few numbers a sequence, in one call.
 //
-// The same as lvspec.commit.append in PyTorch, which states it. No vectors: it is over before they
+// The same as lvspec.reference.append in PyTorch, which states it. No vectors: it is over before they
 // would pay.
 #pragma once
 

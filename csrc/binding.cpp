@@ -316,7 +316,7 @@ Tensor visual_importance(Tensor q, Tensor k_cache, Tensor kv_len, Tensor visual,
   return importance;
 }
 
-// Everything lvspec/commit.py passes; dtypes and shapes are those of DecodeState and Acceptance.
+// Everything lvspec/phases/commit.py passes; dtypes and shapes are those of DecodeState and Acceptance.
 Tensor cpu_append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor num_out,
                   Tensor max_new, Tensor last_two, Tensor regret_used, Tensor finished,
                   Tensor eos_ids, Tensor kv_len, Tensor tokens, Tensor num_slots, Tensor path,
@@ -352,7 +352,7 @@ Tensor cpu_append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor
   return report;
 }
 
-// From here on: operations of recorded passes. lvspec/capture.py and lvspec/fused see to it that
+// From here on: operations of recorded passes. lvspec/models/recorder.py and lvspec/models/fused see to it that
 // tensors are float32 and weights contiguous.
 Tensor cpu_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   lvspec::Linear a{};

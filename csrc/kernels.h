@@ -180,7 +180,7 @@ struct WriteKv {
   ParallelFor parallel_for;
 };
 
-// Of commit in lvspec/commit.py; [B, num_slots] but for out_*, which are [B, width].
+// Of commit in lvspec/phases/commit.py; [B, num_slots] but for out_*, which are [B, width].
 constexpr int64_t kReportHead = 6;
 
 struct Append {
@@ -202,7 +202,7 @@ struct Append {
   const void *regret, *lse;
   const float* relevance;  // null: not given
   const int32_t* drafted_slots;
-  int64_t* report;  // [B, kReportHead + num_slots], see lvspec/reports.py
+  int64_t* report;  // [B, kReportHead + num_slots], see lvspec/engine/mailbox.py
   int64_t batch_size, num_slots, width, num_eos_ids, no_nan;
   uint8_t bonus_kind;
   ParallelFor parallel_for;

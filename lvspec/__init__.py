@@ -5,43 +5,41 @@ may be accepted, `DecodeConfig` how to run. `lvspec.ops` has the operations for 
 their own loop.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lvspec.config import DecodeConfig
-    from lvspec.decoder import Decoder, GenerationInterrupted
-    from lvspec.engine import NonFiniteLogits
-    from lvspec.generate import generate, generate_many
-    from lvspec.hf import custom_generate
-    from lvspec.loading import Pair, load_pair
+    from lvspec.engine.api import generate, generate_many
+    from lvspec.engine.decoder import Decoder, GenerationInterrupted
+    from lvspec.engine.engine import NonFiniteLogits
+    from lvspec.engine.hf import custom_generate
+    from lvspec.engine.result import Generation
+    from lvspec.models.loading import Pair, load_pair
+    from lvspec.models.quantize import quantize
+    from lvspec.phases.draft.vocabulary import frequent_tokens
     from lvspec.policy import AcceptancePolicy
-    from lvspec.quantization import quantize
-    from lvspec.trace import Generation
-    from lvspec.trees import AnchorTree, DynamicTree
-    from lvspec.vocabulary import frequent_tokens
+    from lvspec.tree_shapes import AnchorTree, DynamicTree
 
     __version__: str
 
 # torch and transformers take seconds to import: `lvspec --help` does without them.
 _HOMES = {
     "AcceptancePolicy": "policy",
-    "AnchorTree": "trees",
+    "AnchorTree": "tree_shapes",
     "DecodeConfig": "config",
-    "Decoder": "decoder",
-    "DynamicTree": "trees",
-    "Generation": "trace",
-    "GenerationInterrupted": "decoder",
-    "NonFiniteLogits": "engine",
-    "Pair": "loading",
-    "custom_generate": "hf",
-    "frequent_tokens": "vocabulary",
-    "generate": "generate",
-    "generate_many": "generate",
-    "load_pair": "loading",
-    "quantize": "quantization",
+    "Decoder": "engine.decoder",
+    "DynamicTree": "tree_shapes",
+    "Generation": "engine.result",
+    "GenerationInterrupted": "engine.decoder",
+    "NonFiniteLogits": "engine.engine",
+    "Pair": "models.loading",
+    "custom_generate": "engine.hf",
+    "frequent_tokens": "phases.draft.vocabulary",
+    "generate": "engine.api",
+    "generate_many": "engine.api",
+    "load_pair": "models.loading",
+    "quantize": "models.quantize",
 }
 __all__ = [
     "__version__",
@@ -69,14 +67,3 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lvspec' has no attribute {name!r}")
     return getattr(import_module(f"lvspec.{_HOMES[name]}"), name)
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the submodule lvspec.generate binds it here, over the function of that name.
-        if name == "generate" and isinstance(value, ModuleType):
-            value = value.generate
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lvspec.policy import token_ids
 from lvspec.tree import MAX_SLOTS
-from lvspec.trees import AnchorTree, Tree, check_count, check_slots, check_tree
+from lvspec.tree_shapes import AnchorTree, Tree, check_count, check_slots, check_tree
 
 DRAFT_ANCHOR_THRESHOLD = 0.065
 KEEP_BY = ("attention", "uniform")
@@ -26,11 +26,11 @@ class DecodeConfig:
 
     Args:
         gamma: Draft tokens of a chain per verify pass, 1 to 63. Not read where `tree` says how many
-            there are. "auto": what the cost model (`lvspec.cost`) finds best for `cost_ratio` and
-            `acceptance` when a run begins; for plain chains of a model.
+            there are. "auto": what the cost model (`phases/draft/cost.py`) finds best for `cost_ratio`
+            and `acceptance` when a run begins; for plain chains of a model.
         acceptance: Chance that a drafted token is accepted, in (0, 1), for `gamma="auto"` alone. A
             run's own is `1 - 1 / tau` for long chains, and more for short ones.
-        tree: None drafts a chain. A name in `lvspec.trees.NAMED_TREES` or a list of paths drafts a
+        tree: None drafts a chain. A name in `tree_shapes.NAMED_TREES` or a list of paths drafts a
             static tree, in Medusa's naming: `(0, 2)` is the third choice behind the best first
             token. `DynamicTree` grows by probability, `AnchorTree` where the draft looks at the
             video.
@@ -77,11 +77,11 @@ class DecodeConfig:
             drafted token by itself, and on CUDA iterations are then no graph.
         seed: Of the samples. A sequence's depend on it, on the index of the request and on nothing
             else. None: drawn from torch's global generator.
-        scorer: Visual relevance of a row: a name in `lvspec.relevance.SCORERS`, or a function of
+        scorer: Visual relevance of a row: a name in `phases.relevance.SCORERS`, or a function of
             the target's `StepOutput` that returns float32 `[B, S]`.
         capture: Whether to replay what is the same in every iteration without HF's Python. On CUDA
-            a whole iteration is captured in a CUDA graph (see `lvspec.graph`), on a CPU the models'
-            passes are recorded (`lvspec.capture`). Modules with hooks are never captured.
+            a whole iteration is captured in a CUDA graph (`engine/graph.py`), on a CPU the models' passes
+            are recorded (`models/recorder.py`). Modules with hooks are never captured.
         lag: How many iterations late the host looks at what was generated, from 0 to 8; the output
             does not depend on it. With 1 the device never waits for the host, and computes one
             iteration in vain when a sequence ends by an end of sequence or a stop; with 0 nothing

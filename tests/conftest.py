@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
-import lvspec.decoder
+import lvspec.engine.decoder
 from lvspec import tree
-from lvspec.draft import Draft, Drafter, DraftShape
-from lvspec.hf_names import CACHE
+from lvspec.models.hf_names import CACHE
+from lvspec.phases.draft import Draft, Drafter, DraftShape
 from lvspec.shapes.model_configs import draft_config, target_config
 from lvspec.shapes.tokenizer import build_tokenizer
 from lvspec.video.config import VideoProcessorConfig
@@ -270,7 +270,7 @@ def draft_trees(monkeypatch):
 
     def use(guess):
         drafter = _TreeDrafter(guess)
-        monkeypatch.setattr(lvspec.decoder, "make_drafter", lambda *arguments: drafter)
+        monkeypatch.setattr(lvspec.engine.decoder, "make_drafter", lambda *arguments: drafter)
 
     return use
 

@@ -12,43 +12,29 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from lvspec import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Imports point one way: a module imports from its own level or from one that stands before it here.
-# `kernels` has no level: lvspec.ops alone imports it, and it imports nothing of lvspec.
-LEVELS = [
-    {"policy", "config", "cost", "tree", "trees", "stats", "reports", "checkpoint"},
-    {"video", "environment", "vocabulary", "hf_names", "warmup"},
-    {"reference"},
+# Imports point down this list: a package (or one of the few files beside them) imports from a floor
+# below its own, where `kernels` has none: lvspec.ops alone imports it, and it imports nothing of
+# lvspec. What is not named here has no place in lvspec/.
+FLOORS = [
+    {"checkpoint", "environment", "tree", "warmup"},
+    {"policy", "tree_shapes", "video"},
+    {"config", "reference"},
     {"ops"},
-    {
-        "fingerprint",
-        "watch",
-        "cache",
-        "capture",
-        "fused",
-        "attention",
-        "relevance",
-        "families",
-        "head",
-        "models",
-        "inputs",
-    }
-    | {"byte_linear"},
-    {"loading", "quantization"},
-    {"defaults", "keywords", "processors", "sampling", "stopping", "state"},
-    {"draft", "verify", "accept", "commit", "graph", "gate"},
-    {"trace", "sequence", "iteration", "streams"},
+    {"models"},
+    {"phases"},
     {"engine"},
-    {"decoder"},
-    {"generate", "hf"},
-    {"calibrate", "report", "terminal", "shapes"},
-    {"__init__"},
-    {"commands"},
-    {"cli", "__main__"},
+    {"__init__", "shapes"},
+    {"cli"},
+    {"__main__"},
 ]
-LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 
 def test_sources_on_a_path_have_a_version_too():
@@ -61,6 +47,61 @@ def test_sources_on_a_path_have_a_version_too():
     command = [sys.executable, "-I", "-S", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["0+unknown", "lvspec 0+unknown"], done.stderr
+
+
+def pinned():
+    """Of every package in constraints.txt the versions, of which one is for this Python."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    found: dict[str, list[Requirement]] = {}
+    for line in filter(None, (line.partition("#")[0].strip() for line in lines)):
+        requirement = Requirement(line)
+        assert [part.operator for part in requirement.specifier] == ["=="], line
+        found.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return found
+
+
+def version_of(requirement):
+    (part,) = requirement.specifier
+    return part.version
+
+
+def test_what_make_installs_is_named_and_allowed():
+    """Whatever lvspec needs, directly or not, has one exact version on each Python."""
+    constraints, seen, wanted = pinned(), set(), ["lvspec"]
+    for requirements in constraints.values():
+        for minor in range(10, 15):
+            here = {"python_version": f"3.{minor}"}
+            assert sum(r.marker is None or r.marker.evaluate(here) for r in requirements) <= 1
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        # What another version needs is no matter of these constraints.
+        if name != "lvspec" and environment.version(name) not in map(version_of, constraints[name]):
+            continue
+        for line in importlib.metadata.requires(name) or []:
+            requirement = Requirement(line)
+            extra = {"extra": "test" if name == "lvspec" else ""}
+            other = canonicalize_name(requirement.name)
+            # Of torch's own wheels some bring CUDA, by exact versions.
+            if re.match("nvidia-|cuda-", other):
+                continue
+            if requirement.marker is None or requirement.marker.evaluate(extra):
+                assert other in constraints, f"{name} needs {line}, which constraints.txt lacks"
+                if name == "lvspec":
+                    for one in constraints[other]:
+                        assert requirement.specifier.contains(version_of(one)), (line, str(one))
+                wanted.append(other)
+
+
+def test_the_oldest_are_those_of_setup():
+    (line,) = re.findall(r"^OLD +:= (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    setup = (ROOT / "setup.py").read_text()
+    for name in ("transformers", "av"):
+        (bound,) = re.findall(rf'"{name}>=([\d.]+)', setup)
+        (oldest,) = re.findall(rf"\b{name}==([\d.]+)", line)
+        assert (oldest + ".").startswith(bound + "."), (name, oldest, bound)
 
 
 # Where a top-level `kernels` would come from, and whether transformers takes it for HuggingFace's.
@@ -127,7 +168,7 @@ def test_guard_names_the_cause():
 
 
 def imports_of(path, module, known):
-    """The modules of lvspec that a file imports anywhere in it, named as in LEVELS."""
+    """The modules of lvspec that a file imports anywhere in it, named as in FLOORS."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -148,7 +189,8 @@ def imports_of(path, module, known):
     return found
 
 
-def import_graph():
+def files_of_lvspec():
+    """{path: its module}."""
     files = {}
     for path in sorted((ROOT / "lvspec").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -157,6 +199,12 @@ def import_graph():
     for path in sorted((ROOT / "kernels").rglob("*.py")):
         parts = ("lvspec", *path.relative_to(ROOT).with_suffix("").parts)
         files[path] = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return files
+
+
+def import_graph():
+    """{package or file beside them: those it imports}."""
+    files = files_of_lvspec()
     nodes = {module.split(".")[1] if "." in module else "__init__" for module in files.values()}
     graph = {node: set() for node in nodes}
     for path, module in files.items():
@@ -169,38 +217,69 @@ def faults(graph):
     """What is wrong with an import graph {module: modules it imports}, one sentence each."""
     wrong = []
     for module, imported in sorted(graph.items()):
-        if module != "kernels" and module not in LEVEL_OF:
-            wrong.append(f"{module} has no place in LEVELS")
+        if module != "kernels" and module not in FLOOR_OF:
+            wrong.append(f"{module} has no place in FLOORS")
         for other in sorted(imported):
             if module == "kernels":
                 wrong.append(f"kernels imports {other}")
             elif other == "kernels":
                 if module != "ops":
                     wrong.append(f"{module} imports kernels, which is for ops alone")
-            elif LEVEL_OF.get(other, 0) > LEVEL_OF.get(module, len(LEVELS)):
-                wrong.append(f"{module} imports {other}, upward")
+            elif FLOOR_OF.get(other, 0) >= FLOOR_OF.get(module, len(FLOORS)):
+                wrong.append(f"{module} imports {other}, which is no floor below")
+    return wrong
+
+
+def in_circles(graph):
+    """The files of {file: files it imports} that import each other around a corner."""
     remaining = {module: set(imported) for module, imported in graph.items()}
     while leaves := [m for m, imported in remaining.items() if not imported & remaining.keys()]:
         for leaf in leaves:
             del remaining[leaf]
-    if remaining:
-        wrong.append(f"a cycle among {', '.join(sorted(remaining))}")
-    return wrong
+    return sorted(remaining)
+
+
+def file_graph():
+    """{file: the files it imports}, for lvspec/ and kernels/; a package is its __init__."""
+    files = files_of_lvspec()
+    known = set(files.values())
+    graph = {}
+    for path, module in files.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= (names & known) or {node.module}
+        graph[module] = found & known - {module}
+    return graph
 
 
 def test_imports_point_one_way():
     assert faults(import_graph()) == []
 
 
+def test_no_files_import_each_other_around_a_corner():
+    assert in_circles({"a": {"b"}, "b": {"a"}, "c": {"a"}, "d": set()}) == ["a", "b", "c"]
+    assert in_circles(file_graph()) == []
+
+
 @pytest.mark.parametrize(
     ("graph", "fault"),
     [
-        ({"policy": {"ops"}, "ops": set()}, "policy imports ops, upward"),
-        ({"cache": {"models"}, "models": {"cache"}}, "a cycle among cache, models"),
+        ({"policy": {"ops"}, "ops": set()}, "policy imports ops, which is no floor below"),
+        ({"policy": {"video"}, "video": set()}, "policy imports video, which is no floor below"),
         ({"kernels": {"policy"}, "policy": set()}, "kernels imports policy"),
-        ({"draft": {"kernels"}, "kernels": set()}, "draft imports kernels, which is for ops alone"),
-        ({"generate": {"__init__"}, "__init__": set()}, "generate imports __init__, upward"),
-        ({"elsewhere": set()}, "elsewhere has no place in LEVELS"),
+        (
+            {"models": {"kernels"}, "kernels": set()},
+            "models imports kernels, which is for ops alone",
+        ),
+        (
+            {"engine": {"__init__"}, "__init__": set()},
+            "engine imports __init__, which is no floor below",
+        ),
+        ({"elsewhere": set()}, "elsewhere has no place in FLOORS"),
     ],
 )
 def test_a_wrong_import_is_found(graph, fault):

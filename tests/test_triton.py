@@ -13,7 +13,7 @@ CAPTION = """
 import json, sys
 import torch
 from lvspec import AcceptancePolicy, DecodeConfig, generate, ops
-from lvspec.models import Model
+from lvspec.models.model import Model
 from lvspec.shapes.pair import load_embedded_pair
 from torch.utils._python_dispatch import TorchDispatchMode
 

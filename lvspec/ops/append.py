@@ -1,8 +1,8 @@
 (
     """append: what was accepted becomes output.
 
-`lvspec.commit` calls it with tensors of which it knows shapes and dtypes, so it has no checked
-function.
+`lvspec.phases.commit` calls it with tensors of which it knows shapes and dtypes, so it has no
+checked function.
 """
     ""
 )

@@ -1,6 +1,6 @@
 """The small operations inside HF's text models.
 
-`lvspec.fused` calls them as `torch.ops.lvspec.<name>` with tensors of which it knows shapes and
+`models/fused` calls them as `torch.ops.lvspec.<name>` with tensors of which it knows shapes and
 dtypes, so they have no checked functions. Their meaning is that of the function of the same name in
 `lvspec.reference.model_parts`.
 """

@@ -1,8 +1,8 @@
 (
     """scaled_linear: a linear layer whose weights are bytes.
 
-`lvspec.byte_linear` calls it with tensors of which it knows shapes and dtypes, so it has no checked
-function.
+`lvspec.models.byte_linear` calls it with tensors of which it knows shapes and dtypes, so it has no
+checked function.
 """
     ""
 )

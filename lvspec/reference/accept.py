@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 
 from lvspec.policy import AcceptancePolicy, Rule
+from lvspec.reference.kinds import EXACT, LOOSE, NO_KIND, SHIFT
 from lvspec.reference.logit_stats import LogitStats
-
-EXACT, LOOSE, SHIFT, NO_KIND = 0, 1, 2, 255
 
 
 class Acceptance(NamedTuple):
@@ -87,8 +86,8 @@ def accept(
     Where the target samples instead of taking its best token, its samples stand in
     `top_ids[..., 0]` and all else is as `logit_stats` returns it, so `wanted` is the sample, and
     `regret` is against the best token still. For the rank to have a meaning `top_ids[..., :top_k]`
-    are then the sample and the best of the others, in any order behind the first (`lvspec.accept`
-    makes them so).
+    are then the sample and the best of the others, in any order behind the first
+    (`phases/accept.py` makes them so).
 
     Worked example, V = 4, `top_k=2`, no gate, no shifts. Chain `tokens = [0, 1, 2, 3]`; rows of
     logits `[0, 3, 2, 1]`, `[0, 2, 1, 3]`, `[3, 0, 2, 1]`, `[1, 0, 0, 0]`. Slot 1 is exact. Slot 2

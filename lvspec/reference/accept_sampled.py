@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lvspec.reference.accept import EXACT, NO_KIND, Acceptance
+from lvspec.reference.accept import Acceptance
+from lvspec.reference.kinds import EXACT, NO_KIND
 
 
 def accept_sampled(

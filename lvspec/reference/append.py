@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+HEAD = 6
+"""Columns of a report before the tokens, see `lvspec.engine.mailbox.Report`."""
+
+NO_NAN = -1
+"""In place of a row, where no row has a NaN."""
+
 
 def append(
     out_ids: Tensor,

@@ -1,6 +1,6 @@
 """Small operations of HF's text models in plain PyTorch, rounded where HF's modules round.
 
-rms_norm, add_rms_norm, silu_multiply, rotary_angles and rotate_and_write: what `lvspec.fused` puts
+rms_norm, add_rms_norm, silu_multiply, rotary_angles and rotate_and_write: what `models/fused` puts
 in the place of several operations each. All tensors of a call have one dtype but for integers.
 """
 

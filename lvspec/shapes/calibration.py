@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lvspec.config import DecodeConfig
-from lvspec.generate import generate
-from lvspec.loading import Pair
+from lvspec.engine.api import generate
+from lvspec.engine.result import Generation
+from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.evaluation import Clip, lvspec_method, run_methods, token_anchors
-from lvspec.trace import Generation
 
 
 def collect_scores(

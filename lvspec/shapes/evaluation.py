@@ -17,13 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lvspec.config import DecodeConfig
-from lvspec.decoder import Decoder
-from lvspec.loading import Pair
+from lvspec.engine.decoder import Decoder
+from lvspec.engine.result import Generation
+from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.captions import PROMPTS, anchor_words, join, judge
 from lvspec.shapes.clips import write_clip
 from lvspec.shapes.scenes import Scene, scenes
-from lvspec.trace import Generation
 
 MAX_NEW_TOKENS = 160  # the longest caption of the grammar has fewer
 
@@ -57,6 +57,11 @@ class Output:
     passes: int
     regret: float = 0.0
     generation: Generation | None = None
+
+    @property
+    def parts(self) -> dict[str, dict[str, int]]:
+        """As `DecodeStats.parts`; none for methods that are not ours."""
+        return {} if self.generation is None else self.generation.stats.parts
 
     @property
     def decode_seconds(self) -> float | None:
@@ -176,6 +181,7 @@ class MethodResult:
                 "captions": captions / target_captions if target_captions else None,
             },
             "regret": fmean(output.regret for output in self.outputs),
+            "parts": self.outputs[-1].parts,
             "warm_up_s": self.warm_up,
         }
 

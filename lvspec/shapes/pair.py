@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lvspec.loading import Pair, load_pair
+from lvspec.models.loading import Pair, load_pair
 
 TARGET = Path(__file__).parent / "target"
 DRAFT = Path(__file__).parent / "draft"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lvspec.loading import Pair
+from lvspec.engine.result import Generation
+from lvspec.models.loading import Pair
 from lvspec.policy import DEFAULT_ANCHOR_THRESHOLD
 from lvspec.shapes import evaluation, pair
 from lvspec.shapes.evaluation import Clip
 from lvspec.shapes.real import evaluation as real_evaluation
 from lvspec.shapes.real import pair as real_pair
-from lvspec.trace import Generation
 
 
 @dataclass(frozen=True)

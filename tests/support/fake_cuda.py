@@ -21,11 +21,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from ways import WAYS
 
 from lvspec import AcceptancePolicy, DecodeConfig, Decoder
-from lvspec.engine import Engine
-from lvspec.sequence import Request, Sequence
-from lvspec.stats import DecodeStats
-from lvspec.stopping import Stopping
-from lvspec.trees import NAMED_TREES, StaticTree
+from lvspec.engine.engine import Engine
+from lvspec.engine.sequence import Request, Sequence
+from lvspec.engine.stats import DecodeStats
+from lvspec.engine.stopping import Stopping
+from lvspec.tree_shapes import NAMED_TREES, StaticTree
 
 CUDA = torch.device("cuda")
 

@@ -15,9 +15,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from lvspec.engine import Engine
-from lvspec.graph import make_loop
-from lvspec.models import Model
+from lvspec.engine.engine import Engine
+from lvspec.engine.graph import make_loop
+from lvspec.models.model import Model
 
 
 def spread(model):

@@ -12,13 +12,13 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lvspec.loading import Pair
+from lvspec.engine.result import Generation
+from lvspec.models.loading import Pair
 from lvspec.shapes.evaluation import Clip
 from lvspec.shapes.real.captions import MEANINGS, PROMPTS, judge, judge_attributes, read
 from lvspec.shapes.real.clips import write_clip
 from lvspec.shapes.real.scenes import Scene, scenes
 from lvspec.shapes.scenes import BACKGROUNDS
-from lvspec.trace import Generation
 
 # English that has nothing to do with clips, the same in every version: is it still a language
 # model? Written for this purpose.

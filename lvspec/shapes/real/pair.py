@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from lvspec.loading import Pair, load_pair
+from lvspec.models.loading import Pair, load_pair
 from lvspec.shapes.real.model import build_model, fold_lora, model_config
 from lvspec.shapes.real.scenes import FORMATS
 from lvspec.shapes.real.weights import find_gguf, read_tokenizer, read_weights

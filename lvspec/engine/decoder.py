@@ -1,0 +1,332 @@
+"""Decoder: an engine for many calls, and the requests that go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count as numbers
+from threading import Lock
+from typing import Any
+
+import torch
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from lvspec.config import DecodeConfig
+from lvspec.engine.engine import Engine
+from lvspec.engine.gate import warn_of_gate
+from lvspec.engine.keywords import refuse_keywords
+from lvspec.engine.result import Generation
+from lvspec.engine.sequence import Request
+from lvspec.engine.stopping import Stopping
+from lvspec.engine.streams import ends_streamers
+from lvspec.models.inputs import check_inputs
+from lvspec.models.model import Model
+from lvspec.phases.defaults import GenerationDefaults, eos_ids_of
+from lvspec.phases.draft import DraftChoice, draft_model, make_drafter
+from lvspec.phases.logits import Processors, check_list, sampling_warpers
+from lvspec.policy import AcceptancePolicy
+from lvspec.tree_shapes import check_count
+
+Inputs = Mapping[str, Any]
+
+
+class GenerationInterrupted(KeyboardInterrupt):
+    """Ctrl-C while generating. `generations` holds what was generated and not yet returned.
+
+    Attributes:
+        generations: In the order of the requests, those that had begun.
+    """
+
+    def __init__(self, generations: list[Generation]) -> None:
+        count = sum(generation.tokens.shape[1] for generation in generations)
+        super().__init__(f"interrupted after {count} tokens")
+        self.generations = generations
+
+    def __reduce__(self) -> tuple[type[GenerationInterrupted], tuple[list[Generation]]]:
+        return type(self), (self.generations,)
+
+    @property
+    def generation(self) -> Generation:
+        """The first of them; there is one whenever a single prompt was interrupted."""
+        return self.generations[0]
+
+
+class Decoder:
+    """`generate` and `generate_many` for many calls: caches and CUDA graphs are kept in between.
+
+    What one call needs beyond the models is made by the first call and used by all: keys and values
+    of `batch_size` sequences, and on CUDA the graph of an iteration. Caches grow with the longest
+    prompt, after which the graph is captured anew; `DecodeConfig(cache_capacity=...)` makes them
+    large enough from the beginning. The models may change between calls. One call at a time; of
+    several decoders that share a model, in several threads, one at a time uses it.
+
+    Args:
+        target, draft, policy, config, tokenizer: As for `generate`.
+        logits_processor, stopping_criteria, stop_strings: As for `generate`.
+        batch_size: Sequences that are decoded together, >= 1.
+        warps: Whether temperature, top-k and top-p of `config` and the target's generation config
+            (as it is now) are applied to the target's rows; False if `logits_processor` has them
+            already.
+
+    Raises:
+        TypeError, ValueError: As `generate`.
+        RuntimeError: A call begins while results of another are still to come.
+    """
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        draft: DraftChoice,
+        policy: AcceptancePolicy | None = None,
+        config: DecodeConfig | None = None,
+        *,
+        batch_size: int = 1,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        warps: bool = True,
+        **unknown: Any,
+    ) -> None:
+        refuse_keywords(Decoder.__init__, unknown)
+        check_count("batch_size", batch_size)
+        config = DecodeConfig() if config is None else config
+        if policy is None:
+            is_ngram = isinstance(draft, str) and draft == "ngram"
+            policy = AcceptancePolicy.strict() if is_ngram else AcceptancePolicy.lvspec()
+        _check_type("config", config, DecodeConfig)
+        _check_type("policy", policy, AcceptancePolicy)
+        stopping = Stopping(stopping_criteria, stop_strings, tokenizer)
+        self.tokenizer = tokenizer
+        self._given = target, draft
+        self._policy, self._config, self._batch_size = policy, config, batch_size
+        self._stopping = stopping
+        self._processors_given, self._warps = check_list(logits_processor), warps
+        self._numbers = numbers()
+        self._busy = Lock()
+        self._take_models()
+
+    def _take_models(self) -> None:
+        """Make everything for the models as they are now."""
+        target, draft = self._given
+        config = self._config
+        self.target = Model(target, "target", capture=config.capture, fuse=config.fuse)
+        self.draft = draft_model(draft, config)
+        self._taken = self._facts()
+        self._processors = Processors(
+            self._processors_given,
+            sampling_warpers(config) if self._warps else (),
+            batch_size=self._batch_size,
+            defaults=self._defaults() if self._warps and config.generation_config else None,
+        )
+        self.engine = self._new_engine()
+
+    def _facts(self) -> list[tuple]:
+        """What caches and heads were made for. (Whatever else changes is seen where it matters.)"""
+        models = [model for model in (self.target, self.draft) if model is not None]
+        return [
+            (model.family.text_model(model.hf), model.hf.lm_head, model.text.dtype, model.device)
+            for model in models
+        ]
+
+    def _defaults(self) -> GenerationDefaults | None:
+        """What the target's generation config does to logits; None if that is nothing."""
+        if self.target.hf.generation_config is None:
+            return None
+        eos_ids = eos_ids_of(self.target, self._policy, self._config)
+        found = GenerationDefaults(
+            self.target.hf, self._config, eos_ids=eos_ids, given=self._processors_given
+        )
+        return found if found.applied else None
+
+    def _new_engine(self) -> Engine:
+        draft = self._given[1] if self.draft is None else self.draft
+        with torch.inference_mode(False), torch.no_grad():
+            return Engine(
+                self.target,
+                make_drafter(self.target, draft, self._config, self._policy.eos_ids),
+                self._policy,
+                self._config,
+                batch_size=self._batch_size,
+                processors=self._processors,
+                stopping=self._stopping,
+            )
+
+    @ends_streamers("streamer")
+    def generate(
+        self,
+        inputs: Inputs | Sequence[Inputs],
+        *,
+        draft_inputs: Inputs | Sequence[Inputs] | None = None,
+        streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
+    ) -> Generation | list[Generation]:
+        """As the function of this name; of a list, `batch_size` prompts are decoded at a time."""
+        is_batch = isinstance(inputs, (list, tuple))
+        prompts = list(inputs) if is_batch else [inputs]
+        if not prompts:
+            return []
+        draft_prompts = _one_each("draft_inputs", draft_inputs, len(prompts), is_batch)
+        streamers = _one_each("streamer", streamer, len(prompts), is_batch)
+        requests = [
+            self.request(*each, index=index)
+            for index, each in enumerate(zip(prompts, draft_prompts, streamers, strict=True))
+        ]
+        longest = max(request.prompt.shape[1] for request in requests)
+        run = self.run(iter(requests), ordered=True, return_exceptions=False, longest=longest)
+        generations = list(run)
+        return generations if is_batch else generations[0]
+
+    def generate_many(
+        self, inputs: Iterable[Inputs], *, ordered: bool = True, return_exceptions: bool = False
+    ) -> Iterator[Generation | Exception]:
+        """As the function of this name."""
+        if isinstance(inputs, Mapping):
+            raise TypeError("inputs: expected prompts one after the other, got a single one")
+
+        def requests() -> Iterator[Request | Exception]:
+            for index, each in enumerate(inputs):
+                pair = each if isinstance(each, tuple) else (each, None)
+                try:
+                    yield self.request(*pair, None, index=index)
+                except (TypeError, ValueError) as error:
+                    error.index = index
+                    yield error
+
+        return self.run(requests(), ordered=ordered, return_exceptions=return_exceptions)
+
+    def request(
+        self,
+        inputs: Inputs,
+        draft_inputs: Inputs | None = None,
+        streamer: BaseStreamer | None = None,
+        *,
+        index: int = 0,
+    ) -> Request:
+        """A prompt for `run`, checked."""
+        number = next(self._numbers)
+        found = check_inputs(self.target, inputs)
+        if self.draft is not None:
+            draft_inputs = check_inputs(
+                self.draft, inputs if draft_inputs is None else draft_inputs
+            )
+        else:
+            draft_inputs = None
+        return Request(found, draft_inputs, index, number, self.tokenizer, streamer)
+
+    # A caller's inference mode ends here: its tensors are no use outside, and caches are kept.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def run(
+        self,
+        requests: Iterator[Request | Exception],
+        *,
+        ordered: bool,
+        return_exceptions: bool,
+        longest: int | None = None,
+    ) -> Iterator[Generation | Exception]:
+        """Results of all requests.
+
+        Args:
+            requests: Taken when a place is free.
+            ordered, return_exceptions: As for `generate_many`.
+            longest: Tokens of the longest prompt, if that is known.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("Decoder: expected one call at a time, got another in between")
+        waiting: dict[int, Generation | Exception] = {}
+        following = 0
+        try:
+            if self._facts() != self._taken:
+                self._take_models()
+            if longest is not None:
+                self.engine.reserve(longest)
+            for index, result in self._completed(requests, waiting):
+                waiting[index] = result
+                while (following in waiting) if ordered else waiting:
+                    index = following if ordered else next(iter(waiting))
+                    result = waiting.pop(index)
+                    following += 1
+                    if isinstance(result, Exception) and not return_exceptions:
+                        raise result
+                    yield result
+        finally:
+            self.engine.abandon()
+            self._busy.release()
+
+    def _completed(
+        self,
+        requests: Iterator[Request | Exception],
+        waiting: Mapping[int, Generation | Exception],
+    ) -> Iterator[tuple[int, Generation | Exception]]:
+        """(index, result) of every request, as they are completed."""
+        engine = self.engine
+        try:
+            while True:
+                while engine.free_place is not None:
+                    request = next(requests, None)
+                    if request is None:
+                        break
+                    if isinstance(request, Exception):
+                        yield request.index, request
+                        continue
+                    try:
+                        engine.admit(request)
+                    except ValueError as error:
+                        error.index = request.index
+                        yield request.index, error
+                if engine.active and not engine.ended:
+                    with engine.attention():
+                        while not engine.ended:
+                            engine.iterate()
+                if not engine.ended:
+                    return
+                while engine.ended:
+                    # Taken off only when it is handed on: nothing is lost in between.
+                    sequence = engine.ended[0]
+                    threshold = engine.policy.rule.anchor_threshold
+                    warn_of_gate(self.target.hf, threshold, sequence.stats)
+                    yield sequence.request.index, sequence.outcome
+                    engine.ended.popleft()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            so_far = []
+            if isinstance(error, KeyboardInterrupt):
+                so_far = self._so_far(waiting)
+            self.engine = self._new_engine()  # this one may have been stopped anywhere
+            if isinstance(error, KeyboardInterrupt):
+                raise GenerationInterrupted(so_far) from None
+            raise
+
+    def _so_far(self, waiting: Mapping[int, Generation | Exception]) -> list[Generation]:
+        """What was generated and not returned, by request."""
+        found = dict(waiting)
+        for sequence in self.engine.ended:
+            found[sequence.request.index] = sequence.outcome
+        for sequence in self.engine.active:
+            found[sequence.request.index] = sequence.result(self.engine.state)
+        kept = (found[index] for index in sorted(found))
+        return [result for result in kept if isinstance(result, Generation)]
+
+
+def _one_each(name: str, value: Any, count: int, is_batch: bool) -> list[Any]:
+    """One entry for each of `count` prompts."""
+    if value is None:
+        return [None] * count
+    if is_batch != isinstance(value, (list, tuple)):
+        expected = f"a list of {count}, one a prompt" if is_batch else "one, for a single prompt"
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    values = list(value) if is_batch else [value]
+    if len(values) != count:
+        raise ValueError(f"{name}: expected {count} entries, one a prompt, got {len(values)}")
+    return values
+
+
+def _check_type(name: str, value: Any, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(f"{name}: expected {expected.__name__}, got {value!r}")

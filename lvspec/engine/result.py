@@ -1,0 +1,131 @@
+"""What a generation returns, and what happened to every token of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lvspec.engine.stats import DecodeStats
+from lvspec.ops import Acceptance
+from lvspec.phases.draft import Draft
+from lvspec.reference.kinds import KIND_NAMES
+
+
+@dataclass(frozen=True)
+class TraceStep:
+    """One iteration, on the host: all that was verified.
+
+    What the last one accepted may reach beyond the output, see `DecodeStats`.
+
+    Attributes:
+        position: Index of the iteration's first output token.
+        drafted: The drafted tokens, those of slots 1, 2, ....
+        parents: The slot before each of them; `[0, 1, 2, ...]` for a chain.
+        wanted: The target's choice at each slot, one more than `drafted`.
+        relevance: Relevance of each slot's row, or None where it was not computed.
+        path: The accepted slots, in order, without the root.
+        kinds: Names of their kinds.
+    """
+
+    position: int
+    drafted: list[int]
+    parents: list[int]
+    wanted: list[int]
+    relevance: list[float] | None
+    path: list[int]
+    kinds: list[str]
+
+    @property
+    def num_accepted(self) -> int:
+        return len(self.path)
+
+
+class Trace:
+    """Everything drafted, wanted and accepted, kept on the device until it is read.
+
+    Args:
+        place: Which sequence of the batch.
+    """
+
+    def __init__(self, place: int = 0) -> None:
+        self._place = place
+        self._steps: list[tuple[Draft, Tensor, Tensor | None, Acceptance]] = []
+
+    def record(
+        self, draft: Draft, wanted: Tensor, relevance: Tensor | None, acceptance: Acceptance
+    ) -> None:
+        """Keep one iteration's tensors; `wanted` and `relevance` are `[B, S]`."""
+        self._steps.append((draft, wanted, relevance, acceptance))
+
+    def steps(self) -> list[TraceStep]:
+        """All iterations, in order."""
+        steps, position, place = [], 1, self._place
+        for draft, wanted, relevance, acceptance in self._steps:
+            slots = int(draft.shape.num_slots[place])
+            count = int(acceptance.num_accepted[place])
+            kinds = acceptance.kind[place, 1 : count + 1].tolist()
+            steps.append(
+                TraceStep(
+                    position=position,
+                    drafted=draft.tokens[place, 1:slots].tolist(),
+                    parents=draft.shape.parents[place, 1:slots].tolist(),
+                    wanted=wanted[place, :slots].tolist(),
+                    relevance=None if relevance is None else relevance[place, :slots].tolist(),
+                    path=acceptance.path[place, 1 : count + 1].tolist(),
+                    kinds=[KIND_NAMES[code] for code in kinds],
+                )
+            )
+            position += count + 1
+        return steps
+
+
+@dataclass
+class Generation:
+    """The result of `lvspec.generate`.
+
+    Attributes:
+        sequences: int64 `[1, T + new]`, prompt and new tokens, as HF's `generate` returns them.
+        tokens: int64 `[1, new]`, the new tokens, the end-of-sequence token included.
+        kinds: uint8 `[1, new]`, index into `KIND_NAMES`: an exact, loose or shifted draft token, or
+            a bonus token that the target chose itself. The first token is the prefill's: a bonus.
+        relevance: float32 `[1, new]`, visual relevance of the row that predicted the token; NaN
+            for the first token and where the policy did not need it.
+        stats: Counters and times; read from the device when asked for.
+        trace: Every iteration, with `DecodeConfig(trace=True)`, else None.
+        tokenizer: What `text` decodes with.
+        index: Which of the requests this answers, from 0.
+    """
+
+    sequences: Tensor
+    tokens: Tensor
+    kinds: Tensor
+    relevance: Tensor
+    stats: DecodeStats
+    trace: Trace | None = None
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
+    index: int = 0
+
+    @property
+    def text(self) -> str:
+        """The new tokens as text, special tokens left out.
+
+        Raises:
+            ValueError: `generate` was not given a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("tokenizer: expected one in generate(..., tokenizer=...), got None")
+        return self.tokenizer.decode(self.tokens[0], skip_special_tokens=True).strip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; relevance is null where it was not computed."""
+        relevance = [None if value != value else value for value in self.relevance[0].tolist()]
+        return {
+            "text": self.text if self.tokenizer is not None else None,
+            "tokens": self.tokens[0].tolist(),
+            "kinds": [KIND_NAMES[code] for code in self.kinds[0].tolist()],
+            "relevance": relevance,
+            "stats": self.stats.to_dict(),
+        }

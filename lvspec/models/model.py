@@ -1,0 +1,478 @@
+"""The few operations that the loop needs of a model.
+
+HF models are used as they are: a prefill is the model's own forward, a step is the text model's own
+forward with explicit positions and a `SlotCache`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PretrainedConfig, PreTrainedModel
+
+from lvspec.config import Fuse
+from lvspec.models.attention import AttentionStep, lvspec_attention_on
+from lvspec.models.cache import SlotCache
+from lvspec.models.families import check_family
+from lvspec.models.fused import FusedParts, is_patched
+from lvspec.models.head import DraftHead
+from lvspec.models.hf_names import CACHE, CACHE_NAMES
+from lvspec.models.recorder import PassRecorder, is_recordable
+from lvspec.models.watch import watch_of
+
+MADE_HERE = ("position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
+"""Inputs of HF's forward that nobody else may give."""
+
+_STATE_OF_PROMPTS = ("rope_deltas",)
+
+
+@dataclass
+class StepOutput:
+    """What one pass over the slots returns.
+
+    Attributes:
+        logits: `[B, S, V]`, the model's dtype.
+        masses, peaks: float32 `[L, B, Hq, S]`, one entry for every layer; None without scores.
+    """
+
+    logits: Tensor
+    masses: Tensor | None
+    peaks: Tensor | None
+
+
+class Model:
+    """An HF model of a supported family with the operations of the loop.
+
+    Args:
+        model: The HF model.
+        role: "target" or "draft", for messages.
+        capture: Whether to record passes and replay them, see `lvspec.models.recorder`.
+        fuse: What stands in for the text model's small operations, see `DecodeConfig.fuse`.
+
+    Raises:
+        TypeError: `model` is not an HF model.
+        ValueError: The family or its text model is not supported, or it uses sliding-window
+            attention in some layers.
+
+    Attributes:
+        is_static: Whether a pass computes the same whatever the length of the sequence.
+        length_limit: Positions up to which its rotary embedding computes the same for all rows,
+            where that follows the length of the sequence; else None.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, role: str, *, capture: bool = True, fuse: Fuse = "kernels"
+    ) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(f"{role}: expected a transformers model, got {type(model).__name__}")
+        self.hf, self.role = model, role
+        self.family = check_family(model.config.model_type, role)
+        self.text = self.family.text_model(model)
+        text_type = self.text.config.model_type
+        if text_type not in self.family.text_types:
+            raise ValueError(
+                f"{role}: expected a text model of {' or '.join(self.family.text_types)} in "
+                f"{self.family.name}, got {text_type!r}"
+            )
+        layer_types = set(getattr(self.text.config, "layer_types", None) or ())
+        if layer_types - {"full_attention"}:
+            raise ValueError(
+                f"{role}: expected full attention in every layer, got {sorted(layer_types)}"
+            )
+        # Mistral slides a window in every layer and lists no layer types.
+        self.window = None
+        if not layer_types:
+            self.window = getattr(self.text.config, "sliding_window", None)
+        self.visual_ids = self.family.visual_ids(model)
+        self._forward_inputs = frozenset(inspect.signature(model.forward).parameters)
+        # Rotary embeddings that follow the length of the sequence decide in Python what to compute.
+        self.length_limit = _length_limit(self.text.config)
+        self.is_static = self.family.has_static_pass and self.length_limit is None
+        self.watch = watch_of(self.text)
+        self._parts = FusedParts(model, self.text, fuse, self.watch)
+        self.recorder = None
+        if capture and self.is_static and fuse != "compile":  # compiled code cannot be traced
+            self.recorder = PassRecorder(self.text, self._parts, self.watch)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; weights that accelerate has put elsewhere are on "meta" meanwhile."""
+        hook = getattr(self.text.get_input_embeddings(), "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        is_away = self.hf.device.type == "meta" and device is not None
+        return torch.device(device) if is_away else self.hf.device
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text.config.vocab_size
+
+    @property
+    def input_names(self) -> frozenset[str]:
+        """Names of the inputs that the model takes, those that lvspec makes itself excepted."""
+        names = self._forward_inputs | set(self.family.position_inputs)
+        return names - {"self", "kwargs", *MADE_HERE}
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """End-of-sequence ids of the model's generation config, or of its text config."""
+        generation_config = getattr(self.hf, "generation_config", None)
+        for config in (generation_config, self.hf.config.get_text_config()):
+            found = getattr(config, "eos_token_id", None)
+            if found is not None:
+                ids = found if isinstance(found, (list, tuple)) else (found,)
+                return tuple(id_ for id_ in ids if id_ >= 0)  # -1 is a way to say none
+        return ()
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of the weights that a pass of the text model reads."""
+        return self.step_bytes_with(self.hf.lm_head)
+
+    def step_bytes_with(self, head: nn.Module) -> int:
+        """The same with another head."""
+        weights = {*self.text.parameters()} - {self.text.get_input_embeddings().weight}
+        weights |= {*head.parameters()}  # may be the embeddings
+        # Some that are quantised are buffers; those of one dimension are angles and ids.
+        buffers = (*self.text.buffers(), *head.buffers())
+        weights |= {buffer for buffer in buffers if buffer.dim() > 1}
+        return sum(stored_bytes(weight) for weight in weights)
+
+    def new_cache(self, *, batch_size: int, capacity: int, num_slots: int) -> SlotCache:
+        """An empty cache for this model.
+
+        Raises:
+            ValueError: It is longer than the model's sliding window, within which alone its
+                attention is full attention.
+        """
+        if self.window is not None and capacity > self.window:
+            raise ValueError(
+                f"{self.role}: expected at most {self.window} positions (prompt, new tokens and "
+                f"slots), the sliding window of its text model, got {capacity}"
+            )
+        return SlotCache(
+            self.text.config,
+            position_rows=self.family.position_rows,
+            batch_size=batch_size,
+            capacity=capacity,
+            num_slots=num_slots,
+            dtype=self.text.dtype,
+            device=self.device,
+        )
+
+    def check_length(self, count: int) -> None:
+        """Refuse sequences in which rows of one pass would need different rotary frequencies.
+
+        Args:
+            count: Rotary positions of prompt, new tokens and the slots behind them.
+
+        Raises:
+            ValueError: There are more than `length_limit`. From there on frequencies follow the
+                length of the sequence as each token is decoded, and a pass over several slots or
+                sequences has one set for all.
+        """
+        if self.length_limit is not None and count > self.length_limit:
+            raise ValueError(
+                f"{self.role}: expected at most {self.length_limit} positions (prompt, new tokens "
+                "and slots), up to which the frequencies of its rotary embedding "
+                f"({self.text.config.rope_parameters['rope_type']}) stay as they are, got {count}"
+            )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A context in which no other thread uses the model, found as it is when this is entered.
+
+        What stands in for its parts and its passes is up to date within it.
+
+        Raises:
+            RuntimeError: Another text model stands where this one was.
+        """
+        if self.family.text_model(self.hf) is not self.text:
+            raise RuntimeError(
+                f"{self.role}: expected the text model that was there in the beginning, got "
+                "another one; make a new Decoder"
+            )
+        with self.watch.held(self.text, self.hf.lm_head, self.role):
+            yield
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """A context for steps: the text model has lvspec's attention and its small operations.
+
+        Entered once for many steps. Within it the model computes what it computes otherwise.
+        """
+        with self.held(), lvspec_attention_on(self.text), self._parts.in_passes():
+            yield
+
+    def records(self, cache: SlotCache) -> bool:
+        """Whether passes over this cache are recorded and replayed."""
+        if self.recorder is None or not is_recordable(cache.k.device, cache.workspace):
+            return False
+        with self.held():
+            return self.recorder.obstacle is None
+
+    def parts(self, cache: SlotCache) -> dict[str, int]:
+        """How many parts of the text model something stands in for in passes over this cache.
+
+        By kind; 0 where nothing of that kind was recognised, and HF's own code computes it.
+        """
+        return self._parts.count(is_recorded=self.records(cache))
+
+    def passes(self, cache: SlotCache) -> str:
+        """How passes over this cache are run: "recorded", or "eager" and why, if that is known.
+
+        (Whether they are part of a CUDA graph is another matter.)
+        """
+        if self.records(cache):
+            return "recorded"
+        reason = self.watch.obstacle
+        if reason is None and self.recorder is not None:
+            reason = self.recorder.obstacle
+        return "eager" if reason is None else f"eager: {reason}"
+
+    def prefill(
+        self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int, *, following: int = 0
+    ) -> Tensor:
+        """HF's own forward over the prompt of one sequence, into its slot of the cache.
+
+        Args:
+            inputs: The prompt.
+            cache: This model's cache.
+            sequence: The slot.
+            following: Positions that may be taken behind the prompt.
+
+        Returns:
+            logits of the last prompt token, `[1, V]`.
+
+        Raises:
+            ValueError: See `check_length`.
+        """
+        ids = inputs["input_ids"]
+        not_passed = {"position_ids", "attention_mask"}
+        not_passed |= set(self.family.position_inputs) - self._forward_inputs
+        positions = inputs.get("position_ids")  # there if HF's `generate` has prepared them
+        if positions is None:
+            positions = self.family.prompt_positions(self.hf, inputs)
+        if self.length_limit is not None:
+            last = max(int(positions.max()), int(positions[..., -1].max()) + following)
+            self.check_length(last + 1)
+        with self._reading(cache):
+            output = self.hf(
+                **{name: value for name, value in inputs.items() if name not in not_passed},
+                position_ids=_as_hf_takes_them(positions),
+                **{CACHE: cache.prefill_view(sequence)},
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        visual = torch.zeros_like(ids[0], dtype=torch.bool)
+        for token in self.visual_ids:
+            visual |= ids[0] == token
+        cache.finish_prefill(sequence, positions[:, 0], visual)
+        return output.logits[:, -1]
+
+    @contextmanager
+    def _reading(self, cache: SlotCache) -> Iterator[None]:
+        """A context for HF's forward over a prompt, which leaves nothing behind on the model."""
+        state = vars(self.hf.model)
+        # What HF's own loop would go on with, be it from a call of the user's before this one.
+        kept = {name: state[name] for name in _STATE_OF_PROMPTS if name in state}
+        with self.held():
+            for module in (self.hf, self.hf.model):
+                if module._forward_hooks or module._forward_pre_hooks or is_patched(module):
+                    self.watch.say(
+                        f"{type(module).__name__} of the {self.role} has hooks or another forward "
+                        "than its class: they see prompts, but not the passes behind them, which "
+                        "are of the text model and the head"
+                    )
+            try:
+                with self.recorder.fused() if self.records(cache) else self._parts.in_prompts():
+                    yield
+            finally:
+                state.update(kept)
+
+    def step(
+        self,
+        tokens: Tensor,
+        depths: Tensor,
+        ancestors: Tensor,
+        cache: SlotCache,
+        *,
+        scores: bool = False,
+        head: DraftHead | None = None,
+    ) -> StepOutput:
+        """One forward over all slots; their rows stand behind `cache.kv_len`, which is not moved.
+
+        Args:
+            tokens: int64 `[B, S]`.
+            depths: integers `[S]` or `[B, S]`: position of a slot behind `kv_len`.
+            ancestors: int64 `[B, S]`, see `lvspec.ops.verify_attention`.
+            cache: This model's cache.
+            scores: Whether attention leaves masses and peaks.
+            head: Makes the logits; None: the model's own.
+        """
+        arguments = (tokens, depths, ancestors, *cache.tensors())
+        logits_of = self.hf.lm_head if head is None else head
+        recorded = None
+        if self.records(cache):
+            key = (*tokens.shape, depths.dim(), scores)
+            if head is not None:
+                key += (head.key,)
+            recorded = self.recorder.get(
+                key,
+                lambda: _Pass(self.text, logits_of, scores),
+                partial(_example, *arguments),
+            )
+        if recorded is None:
+            output = run_pass(self.text, logits_of, tokens, depths, ancestors, cache, scores)
+        else:
+            output = recorded(*arguments)
+        return StepOutput(*_with_scores(output))
+
+
+@contextmanager
+def held(models: Iterable[Model]) -> Iterator[None]:
+    """`Model.held` of several models, for decoding with them.
+
+    Raises:
+        ValueError: torch.autocast is on: HF's forward would compute in other types than the caches
+            have, and recorded passes would not.
+    """
+    with ExitStack() as stack:
+        # Always in the same order, or two threads could wait for each other.
+        for model in sorted(models, key=lambda model: model.watch.number):
+            device_type = model.device.type
+            if torch.is_autocast_enabled(device_type):
+                raise ValueError(
+                    f"torch.autocast: expected it to be off for {device_type} while lvspec "
+                    "decodes, got on; convert the models (model.to(torch.bfloat16)), or decode "
+                    f'within torch.autocast("{device_type}", enabled=False)'
+                )
+            stack.enter_context(model.held())
+        yield
+
+
+def run_pass(
+    text: nn.Module,
+    head: nn.Module,
+    tokens: Tensor,
+    depths: Tensor,
+    ancestors: Tensor,
+    cache: SlotCache,
+    scores: bool,
+) -> tuple[Tensor, ...]:
+    """Logits, and with `scores` masses and peaks of all layers."""
+    batch_size, num_slots = tokens.shape
+    index = (cache.kv_len[:, None] + depths).long()
+    rows = cache.positions.shape[0]
+    positions = cache.positions.gather(2, index.expand(rows, batch_size, num_slots))
+    cache.begin_step(num_slots)
+    step = AttentionStep(cache.kv_len, ancestors, cache.visual, scores, cache.plan, cache.workspace)
+    logits = head(text_pass(text, tokens, positions, cache, step)).to(tokens.device)
+    return (logits, torch.stack(step.masses), torch.stack(step.peaks)) if scores else (logits,)
+
+
+def text_pass(
+    text: nn.Module, tokens: Tensor, positions: Tensor, cache: Cache, step: AttentionStep
+) -> Tensor:
+    """The text model's own forward over slots, its attention being `step`'s: `[B, S, hidden]`.
+
+    Args:
+        text: Set to lvspec's attention.
+        tokens: int64 `[B, S]`.
+        positions: int64 `[R, B, S]`.
+        cache: Takes the slots' keys and values, and returns those of the whole sequence.
+        step: What attention needs, and where it leaves its scores.
+    """
+    return text(
+        input_ids=tokens,
+        position_ids=_as_hf_takes_them(positions),
+        attention_mask=_no_mask(tokens.device),
+        use_cache=True,
+        lvspec_step=step,
+        **{CACHE: cache},
+    ).last_hidden_state
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor holds: of a subclass made of tensors, those of its parts."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(stored_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()
+
+
+@cache
+def _no_mask(device: torch.device) -> Tensor:
+    """HF's text models take a mask of four dimensions for a finished one and build none.
+
+    What a slot sees is in the `AttentionStep`; this is never read.
+    """
+    with torch.inference_mode(False):
+        return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
+def _length_limit(text_config: PretrainedConfig) -> int | None:
+    """See `Model.length_limit`."""
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return rope["original_max_position_embeddings"]
+    return text_config.max_position_embeddings if rope.get("rope_type") == "dynamic" else None
+
+
+def _as_hf_takes_them(positions: Tensor) -> Tensor:
+    """`[3, B, T]`, or `[B, T]` where a token has one position."""
+    return positions if positions.shape[0] > 1 else positions[0]
+
+
+class _Pass(nn.Module):
+    """`run_pass` as a module whose arguments are tensors."""
+
+    def __init__(self, text: nn.Module, head: nn.Module, scores: bool) -> None:
+        super().__init__()
+        self.text, self.head, self.scores = text, head, scores
+
+    def forward(
+        self,
+        tokens: Tensor,
+        depths: Tensor,
+        ancestors: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv_len: Tensor,
+        visual: Tensor,
+        positions: Tensor,
+    ) -> tuple[Tensor, ...]:
+        cache = SlotCache.over(k, v, kv_len, visual, positions)
+        return run_pass(self.text, self.head, tokens, depths, ancestors, cache, self.scores)
+
+
+def _with_scores(
+    output: tuple[Tensor, ...] | Tensor,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Logits, masses, peaks; a recorded pass returns a single result as it is."""
+    if isinstance(output, Tensor):
+        output = (output,)
+    return (*output, None, None)[:3]
+
+
+def _example(tokens: Tensor, depths: Tensor, ancestors: Tensor, *cached: Tensor) -> tuple:
+    """Arguments like these to record a pass with: an empty cache with room for its slots."""
+    k, v, kv_len, visual, positions = cached
+    slots = tokens.shape[1]
+    room = max(slots, int(depths.max()) + 1)
+    return (
+        torch.zeros_like(tokens),
+        depths.clone(),
+        ancestors.clone(),
+        torch.zeros_like(k[..., :room, :]),
+        torch.zeros_like(v[..., :room, :]),
+        torch.zeros_like(kv_len),
+        torch.zeros_like(visual[:, :room]),
+        torch.zeros_like(positions[..., :room]),
+    )

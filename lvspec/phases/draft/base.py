@@ -1,0 +1,150 @@
+"""What every drafter gives and is told."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvspec import ops
+from lvspec.models.cache import SlotCache
+from lvspec.phases.state import DecodeState
+from lvspec.tree import chain_ancestors, chain_parents
+
+
+@dataclass(frozen=True)
+class DraftShape:
+    """How the slots of a draft hang together.
+
+    Attributes:
+        parents: int32 `[B, S]`.
+        ancestors: int64 `[B, S]`.
+        depths: int64 `[S]` or `[B, S]`.
+        num_slots: int32 `[B]`; slots from there on are padding.
+        is_chain: Whether every slot stands behind the one before it, so that accepted rows of the
+            cache already stand where they belong.
+    """
+
+    parents: Tensor
+    ancestors: Tensor
+    depths: Tensor
+    num_slots: Tensor
+    is_chain: bool
+
+    @classmethod
+    def chain(cls, gamma: int, *, batch_size: int, device: torch.device) -> DraftShape:
+        """A root and `gamma` tokens, one behind the other."""
+        slots = gamma + 1
+        return cls(
+            chain_parents(slots, batch_size=batch_size, device=device),
+            chain_ancestors(slots, batch_size=batch_size, device=device),
+            torch.arange(slots, device=device),
+            torch.full((batch_size,), slots, dtype=torch.int32, device=device),
+            is_chain=True,
+        )
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the target is asked to verify.
+
+    Attributes:
+        tokens: int64 `[B, S]`, slot 0 the root: the last committed token.
+        shape: How the slots hang together.
+        logits: `[B, S - 1, Vd]`, row r is what `tokens[:, r + 1]` was drawn from; None where the
+            tokens were chosen without sampling.
+    """
+
+    tokens: Tensor
+    shape: DraftShape
+    logits: Tensor | None = None
+
+
+class Drafter(ABC):
+    """Proposes tokens for a batch of sequences.
+
+    Attributes:
+        gamma: Draft tokens in one verify pass at most; a pass has `gamma + 1` slots.
+        depth: Draft tokens that can be accepted at most.
+    """
+
+    gamma: int
+
+    @property
+    def depth(self) -> int:
+        return self.gamma
+
+    def active(self) -> AbstractContextManager[None]:
+        """A context within which `propose` is called and models are ready for it."""
+        return nullcontext()
+
+    @abstractmethod
+    def allocate(self, *, batch_size: int, capacity: int) -> None:
+        """Make room for sequences of `capacity` positions; what there was before is kept."""
+
+    def release(self) -> None:
+        """Give the memory of `allocate` back, to be asked for more. Here: nothing to do."""
+        return
+
+    @abstractmethod
+    def prefill(
+        self,
+        inputs: Mapping[str, Any] | None,
+        sequence: int,
+        *,
+        prompt: Tensor,
+        target_cache: SlotCache,
+    ) -> None:
+        """Read the prompt of one sequence, which the target has read before.
+
+        Args:
+            inputs: The prompt as the draft's processor returns it; None where no draft model reads
+                it.
+            sequence: Its place in the batch.
+            prompt: int64 `[1, T]`, the target's prompt.
+            target_cache: Holds what the target read, in the same place.
+        """
+
+    @abstractmethod
+    def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
+        """Tokens behind the last committed one of every sequence.
+
+        Args:
+            state: What was generated so far.
+            target_kv_len: int32 `[B]`, positions committed in the target's cache (the root's is
+                not among them).
+        """
+
+    def commit(self, draft: Draft, acceptance: ops.Acceptance, target_kv_len: Tensor) -> None:
+        """Keep what was accepted; called before `target_kv_len` moves on. Here: nothing to do."""
+        return
+
+
+class NoDrafter(Drafter):
+    """Plain autoregression: a root and nothing behind it."""
+
+    gamma = 0
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def allocate(self, *, batch_size: int, capacity: int) -> None:
+        self._shape = DraftShape.chain(0, batch_size=batch_size, device=self._device)
+
+    def prefill(
+        self,
+        inputs: Mapping[str, Any] | None,
+        sequence: int,
+        *,
+        prompt: Tensor,
+        target_cache: SlotCache,
+    ) -> None:
+        pass
+
+    def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
+        return Draft(state.last_two[:, 1:], self._shape)

@@ -1,0 +1,179 @@
+"""Which drafter a run has."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import PreTrainedModel
+
+from lvspec.config import DecodeConfig
+from lvspec.models.head import draft_head
+from lvspec.models.inputs import check_pair
+from lvspec.models.model import Model
+from lvspec.phases.draft.adaptive import StoppingDrafter
+from lvspec.phases.draft.anchor_tree import AnchorTreeDrafter
+from lvspec.phases.draft.base import Drafter, NoDrafter
+from lvspec.phases.draft.chain import ModelDrafter
+from lvspec.phases.draft.cost import best_gamma
+from lvspec.phases.draft.model_cache import PromptReading
+from lvspec.phases.draft.ngram import NGramDrafter
+from lvspec.phases.draft.ngram_chain import NGramChainDrafter
+from lvspec.phases.draft.pruning import VideoPruning
+from lvspec.phases.draft.tree import DynamicTreeDrafter, StaticTreeDrafter
+from lvspec.tree_shapes import NAMED_TREES, AnchorTree, DynamicTree, StaticTree, Tree
+
+DraftChoice = PreTrainedModel | Literal["self", "ngram"] | None
+"""Who may draft: a model, the target itself, a look-up in prompt and output, or nobody."""
+
+_EXPECTED = 'draft: expected a transformers model, None, "self" or "ngram", got '
+
+
+def draft_model(draft: DraftChoice, config: DecodeConfig) -> Model | None:
+    """The model that drafts beside the target, if there is one.
+
+    Raises:
+        TypeError: `draft` is none of what may draft.
+        ValueError: It is another word, or a model that is not supported.
+    """
+    if draft is None or (isinstance(draft, str) and draft in ("self", "ngram")):
+        return None
+    if isinstance(draft, str):
+        raise ValueError(f"{_EXPECTED}{draft!r}")
+    if not isinstance(draft, PreTrainedModel):
+        raise TypeError(f"{_EXPECTED}{type(draft).__name__}")
+    return Model(draft, "draft", capture=config.capture, fuse=config.fuse)
+
+
+def make_drafter(
+    target: Model,
+    draft: Model | Literal["self", "ngram"] | None,
+    config: DecodeConfig,
+    eos_ids: tuple[int, ...] = (),
+) -> Drafter:
+    """The drafter that `config` describes.
+
+    Args:
+        eos_ids: End-of-sequence ids of the policy; a `draft_vocab` gets them, or those of `config`
+            or the target.
+
+    Raises:
+        ValueError: The draft cannot stand beside the target or propose what it is to propose, or
+            is no word that is known.
+    """
+    if draft is None:
+        return NoDrafter(target.device)
+    if draft == "ngram":
+        if config.gamma == "auto":
+            raise ValueError('gamma: expected an integer for draft="ngram", which has no cost')
+        return NGramDrafter(
+            gamma=config.gamma,
+            ngram_max=config.ngram_max,
+            never=target.visual_ids,
+            device=target.device,
+        )
+    is_target = draft == "self"
+    if is_target:
+        draft = target
+    elif isinstance(draft, Model):
+        check_pair(target, draft)
+    else:
+        raise ValueError(f"{_EXPECTED}{draft!r}")
+    pruning = None
+    if config.draft_keep < 1:
+        pruning = VideoPruning(target, config.draft_keep, config.draft_keep_by)
+    common = {
+        "target_vocab": target.vocab_size,
+        "draft_vocab": _draft_vocab(target, draft, config, eos_ids),
+        "reading": PromptReading(pruning, is_target=is_target),
+    }
+    if config.tree is not None:
+        return _make_tree_drafter(draft, config, common)
+    if config.adaptive or config.stop_at_unsure_anchors is not None:
+        return StoppingDrafter(
+            draft,
+            gamma=config.gamma,
+            cost_ratio=_cost_ratio(target, draft, config, common) if config.adaptive else None,
+            confidence=config.stop_at_unsure_anchors,
+            anchor_threshold=config.draft_anchor_threshold,
+            **common,
+        )
+    if config.draft_ngram:
+        return NGramChainDrafter(
+            draft,
+            gamma=config.gamma,
+            lookup=config.draft_ngram,
+            passes=config.draft_passes or config.gamma,
+            ngram_max=config.ngram_max,
+            never=target.visual_ids,
+            **common,
+        )
+    gamma = config.gamma
+    if gamma == "auto":
+        gamma = best_gamma(config.acceptance, _cost_ratio(target, draft, config, common))
+    return ModelDrafter(draft, gamma=gamma, **common)
+
+
+def _make_tree_drafter(draft: Model, config: DecodeConfig, common: dict[str, Any]) -> Drafter:
+    tree = config.tree
+    if isinstance(tree, DynamicTree):
+        return DynamicTreeDrafter(draft, tree, **common)
+    if isinstance(tree, AnchorTree):
+        return AnchorTreeDrafter(
+            draft,
+            tree,
+            gamma=config.gamma,
+            anchor_threshold=config.draft_anchor_threshold,
+            **common,
+        )
+    branches = NAMED_TREES[tree] if isinstance(tree, str) else tree
+    return StaticTreeDrafter(draft, StaticTree.of(branches), **common)
+
+
+def _draft_vocab(
+    target: Model, draft: Model, config: DecodeConfig, eos_ids: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The ids of `config`, ascending, with those that end a sequence.
+
+    Raises:
+        ValueError: An id is in only one of the vocabularies, or a tree needs more of them.
+    """
+    ids = config.draft_vocab
+    if ids is None:
+        return None
+    for model in (target, draft):
+        if ids[-1] >= model.vocab_size:
+            raise ValueError(
+                f"draft_vocab: expected token ids below {model.vocab_size}, the {model.role}'s "
+                f"vocabulary, got {ids[-1]}"
+            )
+    ends = eos_ids or target.eos_ids if config.eos_ids is None else config.eos_ids
+    shared = min(target.vocab_size, draft.vocab_size)
+    ids = tuple(sorted({*ids, *(end for end in ends if 0 <= end < shared)}))
+    needed = _choices(config.tree)
+    if len(ids) < needed:
+        raise ValueError(
+            f"draft_vocab: expected at least {needed} token ids for tree={config.tree!r}, got "
+            f"{len(ids)}"
+        )
+    return ids
+
+
+def _choices(tree: Tree | None) -> int:
+    """Tokens that may stand behind one node of a tree."""
+    if tree is None:
+        return 1
+    if isinstance(tree, DynamicTree):
+        return tree.children
+    if isinstance(tree, AnchorTree):
+        return 1 + tree.siblings
+    branches = NAMED_TREES[tree] if isinstance(tree, str) else tree
+    return 1 + max(max(branch) for branch in branches)
+
+
+def _cost_ratio(target: Model, draft: Model, config: DecodeConfig, common: dict[str, Any]) -> float:
+    """Of a step of the draft to a pass of the target: as given, or of the bytes they read."""
+    if config.cost_ratio is not None:
+        return config.cost_ratio
+    size = min(draft.vocab_size, target.vocab_size)
+    head = draft_head(draft.hf.lm_head, size, common["draft_vocab"])
+    return draft.step_bytes_with(head) / target.step_bytes

@@ -1,0 +1,144 @@
+"""What followed the last few tokens before is proposed again: no model drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvspec.models.cache import SlotCache
+from lvspec.phases.draft.base import Draft, Drafter, DraftShape
+from lvspec.phases.state import DecodeState
+
+
+class NGramDrafter(Drafter):
+    """Looks the last tokens up in the prompt and the output, and proposes what stood behind them.
+
+    On the device and of one shape in every iteration. A sequence in which they never stood before
+    gets a root and no draft.
+
+    Args:
+        gamma: Draft tokens at most.
+        ngram_max: The longest match that is looked for, see `look_up`.
+        never: Ids that are not proposed, such as the placeholders of video tokens.
+        device: Of the target.
+    """
+
+    def __init__(
+        self, *, gamma: int, ngram_max: int, never: tuple[int, ...], device: torch.device
+    ) -> None:
+        self.gamma, self._device = gamma, device
+        self._history = History(ngram_max=ngram_max, never=never, device=device)
+
+    def allocate(self, *, batch_size: int, capacity: int) -> None:
+        self._history.allocate(batch_size=batch_size, capacity=capacity)
+        self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=self._device)
+
+    def prefill(
+        self,
+        inputs: Mapping[str, Any] | None,
+        sequence: int,
+        *,
+        prompt: Tensor,
+        target_cache: SlotCache,
+    ) -> None:
+        self._history.begin(sequence, prompt)
+
+    def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
+        length = self._history.update(state)
+        tokens, count = self._history.look_up(length, self.gamma)
+        shape = replace(self._shape, num_slots=count + 1)
+        return Draft(torch.cat([state.last_two[:, 1:], tokens], dim=1), shape)
+
+
+class History:
+    """Prompt and output of every sequence side by side, to look tokens up in.
+
+    Args:
+        ngram_max, never: As for `look_up`.
+        device: Of the target.
+
+    Attributes:
+        ids: int64 `[B, N]`; what stands behind the output is scratch.
+    """
+
+    def __init__(self, *, ngram_max: int, never: tuple[int, ...], device: torch.device) -> None:
+        self._ngram_max, self._device = ngram_max, device
+        self._never = torch.tensor(never, dtype=torch.int64, device=device)
+        self.ids: Tensor | None = None
+
+    def allocate(self, *, batch_size: int, capacity: int) -> None:
+        """Room for `capacity` ids of each sequence; what there was before is kept."""
+        ids = torch.zeros(batch_size, capacity, dtype=torch.int64, device=self._device)
+        if self.ids is None:
+            self._prompt_len = torch.zeros(batch_size, dtype=torch.int32, device=self._device)
+        else:
+            ids[:, : self.ids.shape[1]] = self.ids
+        self.ids = ids
+
+    def begin(self, sequence: int, prompt: Tensor) -> None:
+        """A sequence begins with its prompt, int64 `[1, T]`."""
+        length = prompt.shape[1]
+        self.ids[sequence, :length] = prompt[0]
+        self._prompt_len[sequence] = length
+
+    def update(self, state: DecodeState) -> Tensor:
+        """Put the output behind the prompts; returns the length of both, int32 `[B]`."""
+        # Scratch behind the output comes along, and the length leaves it out.
+        offsets = torch.arange(state.out_ids.shape[1], device=self._device)
+        self.ids.scatter_(1, self._prompt_len[:, None] + offsets, state.out_ids)
+        return self._prompt_len + state.num_out
+
+    def look_up(self, length: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """`look_up` in the first `length` ids."""
+        return look_up(
+            self.ids,
+            length,
+            ngram_max=self._ngram_max,
+            num_tokens=num_tokens,
+            never=self._never,
+        )
+
+
+def look_up(
+    ids: Tensor, length: Tensor, *, ngram_max: int, num_tokens: int, never: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What stood behind the last tokens when they stood there before.
+
+    The last `ngram_max` tokens are looked for, then one fewer, down to the last one alone; of the
+    places of the longest match the latest counts. Nothing is read back from the device.
+
+    Worked example, `ngram_max` 2: behind `7 8 1 7 8 2 9 7 8` the match is the second `7 8`, and
+    `2 9 7 8` is proposed; behind `8 5 7 8` the match is `8` alone, and `5 7 8` is proposed.
+
+    Args:
+        ids: int64 `[B, N]`.
+        length: int32 `[B]`, ids of each sequence; those behind do not count.
+        ngram_max: Longest match, >= 1.
+        num_tokens: Tokens to propose at most.
+        never: int64 `[M]`, ids that are not proposed: the proposal ends before the first of them.
+
+    Returns:
+        tokens int64 `[B, num_tokens]` and how many of them are proposed, int32 `[B]`, 0 without a
+        match. The others repeat the last token of the sequence.
+    """
+    capacity = ids.shape[1]
+    places = torch.arange(capacity, device=ids.device)
+    last = (length.long() - 1)[:, None]
+    is_match = places < last  # where the last token stands, it is no match of itself
+    matched = torch.zeros_like(ids)  # how many tokens match, those that end at each place
+    for back in range(min(ngram_max, capacity)):
+        wanted = ids.gather(1, (last - back).clamp(min=0))
+        is_match = is_match & (ids.roll(back, dims=1) == wanted) & (places >= back)
+        matched += is_match
+    best, place = (matched * capacity + places).max(dim=1, keepdim=True)
+    following = place + 1 + torch.arange(num_tokens, device=ids.device)
+    tokens = ids.gather(1, following.clamp(max=capacity - 1))
+    is_proposed = (following <= last) & (best >= capacity)
+    is_proposed &= (tokens[..., None] != never).all(-1)
+    is_proposed = is_proposed.int().cumprod(1) > 0  # nothing behind what is left out
+    root = ids.gather(1, last.clamp(min=0))
+    return torch.where(is_proposed, tokens, root), is_proposed.sum(1, dtype=torch.int32)

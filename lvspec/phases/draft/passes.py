@@ -1,0 +1,153 @@
+"""A whole draft phase, recorded in one piece where passes are recorded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lvspec.models.cache import SlotCache
+from lvspec.models.head import DraftHead
+from lvspec.models.model import Model, StepOutput, run_pass
+from lvspec.tree import chain_ancestors
+
+Step = Callable[[Tensor, Tensor, Tensor], StepOutput]
+"""A pass over tokens `[B, n]` with their depths and ancestors, behind the cache's `kv_len`."""
+
+
+class DraftPhase(nn.Module, ABC):
+    """The passes of the draft in one iteration, as a module of tensors.
+
+    Numbers and shapes that a phase is made with become constants of its recording: they belong in
+    the key that `run_phase` is given.
+
+    Attributes:
+        head: Makes logits of what may be proposed, the columns of which it knows as ids.
+        scores: Whether its passes leave masses and peaks.
+    """
+
+    scores = False
+
+    def __init__(self, model: Model, head: DraftHead) -> None:
+        super().__init__()
+        self.text, self.head = model.text, head
+
+    @abstractmethod
+    def run(
+        self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache
+    ) -> Tensor | tuple[Tensor, ...]:
+        """What was drafted.
+
+        Args:
+            step: Runs a pass.
+            last_two: int64 `[B, 2]`, the last two committed tokens, as the draft knows them.
+            own_length: int32 `[B]`, positions that the draft's cache holds before the second of
+                them.
+            cache: The draft's; its `kv_len` is moved.
+        """
+
+    def forward(
+        self,
+        last_two: Tensor,
+        own_length: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv_len: Tensor,
+        visual: Tensor,
+        positions: Tensor,
+    ) -> Tensor | tuple[Tensor, ...]:
+        cache = SlotCache.over(k, v, kv_len, visual, positions)
+
+        def step(tokens: Tensor, depths: Tensor, ancestors: Tensor) -> StepOutput:
+            passed = run_pass(self.text, self.head, tokens, depths, ancestors, cache, self.scores)
+            return StepOutput(*passed) if self.scores else StepOutput(*passed, None, None)
+
+        return self.run(step, last_two, own_length, cache)
+
+
+def read_last_two(step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> StepOutput:
+    """The pass over the last two committed tokens, with which every draft begins.
+
+    After a full acceptance the draft has never seen the first of them; otherwise its row is written
+    again with what it held. So the shape is the same in every iteration and no case is special.
+    `kv_len` is `own_length` afterwards: the root's row is the next.
+    """
+    tokens, depths, ancestors, is_first = first_slots(last_two, own_length, cache)
+    output = step(tokens, depths, ancestors)
+    cache.kv_len.add_(~is_first)
+    return output
+
+
+def first_slots(
+    tokens: Tensor, own_length: Tensor, cache: SlotCache
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The slots of a pass with which a draft begins: a chain from the last but one token on.
+
+    Where that is a video token of the prompt, its row cannot be written again: it was made of a
+    feature, not of a token. Then slot 0 is the root, whose row stands where it belongs, and the
+    root again is slot 1, which does not see slot 0; so in any case slot 1 predicts what follows the
+    root. Rows of slots from there on are scratch then.
+
+    Args:
+        tokens: int64 `[B, n]`, the last two committed tokens and what may follow them.
+        own_length: As for `DraftPhase.run`.
+        cache: The draft's; its `kv_len` is set to where slot 0 stands.
+
+    Returns:
+        tokens `[B, n]`, depths `[B, n]` and ancestors `[B, n]` of the pass, and bool `[B]`: whether
+        slot 0 is the root. `kv_len` is to be moved by one where it is not.
+    """
+    batch_size, count = tokens.shape
+    # An empty place of the batch has a length of 0, and nothing before it.
+    before = (own_length - 1).clamp(min=0)
+    is_first = cache.visual.gather(1, before[:, None].long()) != 0
+    cache.kv_len.copy_(before + is_first[:, 0])
+    first = torch.where(is_first, tokens[:, 1:2], tokens[:, :1])
+    depths = (torch.arange(count, device=tokens.device) - is_first.long()).clamp(min=0)
+    ancestors = chain_ancestors(count, batch_size=batch_size, device=tokens.device)
+    others = ancestors[:, 1:] & ~is_first.long()  # bit 0 is slot 0
+    return (
+        torch.cat([first, tokens[:, 1:]], dim=1),
+        depths,
+        torch.cat([ancestors[:, :1], others], dim=1),
+        is_first[:, 0],
+    )
+
+
+def run_phase(
+    model: Model,
+    cache: SlotCache,
+    key: tuple,
+    make: Callable[[], DraftPhase],
+    last_two: Tensor,
+    own_length: Tensor,
+) -> Tensor | tuple[Tensor, ...]:
+    """Run a phase: its recording where passes over this cache are recorded, else pass by pass.
+
+    Args:
+        model: The draft.
+        cache: The draft's cache.
+        key: What the phase's code depends on, its head's key included, besides the model and the
+            number of sequences.
+        make: Makes the phase.
+        last_two, own_length: As for `DraftPhase.run`, but ids of the target.
+    """
+    last_two = last_two.clamp(max=model.vocab_size - 1)
+    arguments = (last_two, own_length, *cache.tensors())
+    recorded = None
+    if model.records(cache):
+        recorded = model.recorder.get((*key, *last_two.shape), make, partial(_example, *arguments))
+    if recorded is not None:
+        return recorded(*arguments)
+    phase = make()
+    step = partial(model.step, cache=cache, scores=phase.scores, head=phase.head)
+    return phase.run(step, last_two, own_length, cache)
+
+
+def _example(last_two: Tensor, own_length: Tensor, *cached: Tensor) -> tuple[Tensor, ...]:
+    """Arguments like these to record with: an empty cache as large as this one."""
+    tensors = (torch.zeros_like(x) for x in cached)
+    return torch.zeros_like(last_two), torch.ones_like(own_length), *tensors

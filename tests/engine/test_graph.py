@@ -1,0 +1,450 @@
+"""An iteration captured and replayed, and reports that are looked at late: the same output.
+
+A CPU has no CUDA graphs. Here a tape stands for one: operations are kept with their tensors, and
+done again on them. What it replays a graph would replay, what it cannot capture a graph could not.
+"""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from ways import WAYS
+
+from lvspec import AcceptancePolicy, DecodeConfig, Decoder
+from lvspec.engine.graph import WARM_UP, GraphedLoop, _obstacle, make_loop
+from lvspec.models.model import Model
+
+# What makes a GPU wait for a value cannot be captured.
+READS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal"}
+
+
+class Tape(TorchDispatchMode):
+    """Like a graph, a replay runs no Python of what was captured.
+
+    The operations see the tensors that they saw, at the addresses at which those are, and numbers
+    as they were. Results are written where the first ones are. Capturing leaves no trace in any
+    tensor that was there before.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+        self._made = {}  # storages of results, which are alive as long as the tape
+        self._before = {}  # address of a storage that was there before: it, and what it held
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function.overloadpacket.__name__
+        if name in READS:
+            raise RuntimeError(f"{name} cannot be captured")
+        for x in _tensors((*args, *kwargs.values())):
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in self._made and storage.data_ptr() not in self._before:
+                self._before[storage.data_ptr()] = (storage, storage.clone())
+        result = function(*args, **kwargs)
+        outputs = _tensors([result])
+        for x in outputs:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in self._before:
+                self._made[storage.data_ptr()] = storage
+        self.calls.append((function, args, kwargs, outputs))
+        return result
+
+    def rewind(self):
+        """Everything that was there before holds what it held."""
+        for storage, held in self._before.values():
+            storage.copy_(held)
+        self._before.clear()
+
+    def replay(self):
+        for function, args, kwargs, outputs in self.calls:
+            again = _tensors([function(*args, **kwargs)])
+            for mine, new in zip(outputs, again, strict=True):
+                if mine.data_ptr() != new.data_ptr():
+                    mine.copy_(new)
+
+
+class TapeCapturer:
+    """In the place of `lvspec.engine.graph.CudaCapturer`."""
+
+    def __init__(self):
+        self.captures, self.replays = 0, 0
+
+    def capture(self, run):
+        with Tape() as tape:
+            result = run()
+        tape.rewind()
+        self.captures += 1
+
+        def replay():
+            self.replays += 1
+            tape.replay()
+
+        return replay, result
+
+    def memory(self):
+        return 0
+
+
+def _tensors(values):
+    """All tensors among them, and in lists of them."""
+    found = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value)
+    return found
+
+
+@pytest.fixture
+def decoder(random_pair, noisy_draft):
+    """`decoder(way, tape=..., **options)`: iterations are replayed by a tape, if there is one."""
+
+    pair = {0: random_pair[0]}
+
+    def make(
+        way="chain", *, tape=None, batch_size=2, stopping=None, policy=None, draft=None, **options
+    ):
+        default, own = WAYS[way]
+        draft = draft or default
+        config = {"gamma": 5, "max_new_tokens": 40, "eos_ids": (3,), "cache_capacity": 140}
+        config = DecodeConfig(**{**config, "capture": False, **own, **options})
+        made = Decoder(
+            pair[0],
+            copy.deepcopy(noisy_draft) if draft == "model" else draft,
+            AcceptancePolicy.lvspec(regret_budget=3.0) if policy is None else policy,
+            config,
+            batch_size=batch_size,
+            **(stopping or {}),
+        )
+        if hasattr(made.engine.drafter, "_may_look"):  # as where there is no CPU to look
+            made.engine.drafter._may_look = False
+        if tape is not None:
+            made.engine.loop = GraphedLoop(tape)
+        return made
+
+    make.pair = pair
+    return make
+
+
+@pytest.fixture
+def prompts(make_prompt):
+    """Prompts of different lengths."""
+    return [make_prompt(3, ("video", 4, 6, 6), 5 + 3 * index, seed=index) for index in range(5)]
+
+
+def _facts(generations):
+    """All that must not depend on how iterations are run."""
+    return [
+        (
+            generation.index,
+            generation.tokens.tolist(),
+            generation.kinds.tolist(),
+            generation.relevance.nan_to_num(9.0).tolist(),
+            generation.stats.num_accepted,
+            generation.stats.num_drafted,
+            generation.stats.regret,
+        )
+        for generation in generations
+    ]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_replayed_iteration_does_what_python_does(decoder, prompts, way):
+    """Five prompts through two places, one graph for all."""
+    expected = list(decoder(way).generate_many(prompts))
+    tape = TapeCapturer()
+    made = decoder(way, tape=tape, lag=1)
+    assert _facts(made.generate_many(prompts)) == _facts(expected)
+    assert (tape.captures, made.engine.loop.description) == (1, "graph")
+    assert tape.replays > 5
+    assert expected[0].stats.loop == "eager: not on a CUDA device"
+
+
+def test_iterations_before_a_capture_are_warm_up(decoder, prompts):
+    """Their time and their tokens stand apart; a second call has none of them."""
+    made = decoder(batch_size=1, tape=TapeCapturer(), eos_ids=())
+    first, second = (made.generate(prompts[0]).stats for _ in range(2))
+    assert first.num_warm_up_tokens == WARM_UP + sum(first.num_accepted[:WARM_UP])
+    assert second.num_warm_up_tokens == 0 < first.num_warm_up_tokens
+    took, later = first.seconds, second.seconds
+    assert min(took["warm-up"], took["capture"], took["iteration"], later["iteration"]) > 0
+    for phase in ("draft", "verify", "accept", "commit"):
+        assert took[phase] == later[phase] == 0
+    assert later["warm-up"] == later["capture"] == 0
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_lag_changes_nothing(decoder, prompts, lag, batch_size):
+    end = _a_token(decoder, prompts[1])
+    expected = decoder(batch_size=batch_size, eos_ids=(end,)).generate(prompts)
+    made = decoder(batch_size=batch_size, lag=lag, eos_ids=(end,))
+    assert _facts(made.generate(prompts)) == _facts(expected)
+    assert any(generation.tokens[0, -1] == end for generation in expected), "by themselves"
+
+
+def _a_token(decoder, prompt):
+    """One that a sequence has in its middle."""
+    whole = decoder("autoregression", batch_size=1, eos_ids=()).generate(prompt)
+    return whole.tokens[0, 13].item()
+
+
+@pytest.mark.parametrize("in_vain", [0, 1])
+def test_launches_in_vain(decoder, prompts, monkeypatch, in_vain):
+    """One where an end of sequence is seen late, none where the last token is under way."""
+    eos_ids = (_a_token(decoder, prompts[0]),) if in_vain else ()
+    made = decoder("autoregression", batch_size=1, lag=1, eos_ids=eos_ids)
+    launches, plain = [], made.engine.run_phases
+    monkeypatch.setattr(made.engine, "run_phases", lambda: launches.append(0) or plain())
+    generation = made.generate(prompts[0])
+    assert (generation.tokens[0, -1] in eos_ids) == bool(eos_ids)
+    assert len(launches) == generation.stats.num_iterations + in_vain
+
+
+class _Streamer:
+    def __init__(self):
+        self.pieces, self.ended = [], False
+
+    def put(self, piece):
+        assert not self.ended
+        assert piece.device.type == "cpu"
+        self.pieces.append(piece.tolist())
+
+    def end(self):
+        self.ended = True
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_no_token_is_shown_behind_a_stop(decoder, prompts, lag):
+    """Stopped by the host, which sees it `lag` iterations late."""
+    prompt = prompts[1]
+    whole = decoder(batch_size=1, eos_ids=()).generate(prompt)
+    stop = whole.tokens[0, 9].item()
+    first = whole.tokens[0].tolist().index(stop)
+
+    def criterion(ids, scores):
+        return ids[:, -1] == stop
+
+    tape, streamer = TapeCapturer(), _Streamer()
+    made = decoder(
+        batch_size=1, tape=tape, lag=lag, eos_ids=(), stopping={"stopping_criteria": [criterion]}
+    )
+    found = made.generate(prompt, streamer=streamer)
+    wanted = whole.tokens[0, : first + 1].tolist()
+    assert found.tokens[0].tolist() == wanted
+    assert streamer.pieces[0] == prompt["input_ids"][0].tolist()
+    assert sum(streamer.pieces[1:], []) == wanted
+    assert streamer.ended
+    # The place is free for the next, which has nothing of what went on behind the stop.
+    following = made.generate(prompts[2])
+    alone = decoder(batch_size=1, eos_ids=(), stopping={"stopping_criteria": [criterion]}).generate(
+        prompts[2]
+    )
+    assert _facts([following]) == _facts([alone])
+
+
+def test_a_trace_outlives_replays(decoder, prompts):
+    expected = decoder("dynamic tree", batch_size=1, trace=True).generate(prompts[0])
+    made = decoder("dynamic tree", batch_size=1, trace=True, tape=TapeCapturer(), lag=1)
+    found = made.generate(prompts[0])
+    assert made.engine.loop.description == "graph"
+    assert found.trace.steps() == expected.trace.steps()
+
+
+def test_a_decoder_keeps_its_graph(decoder, prompts):
+    """And captures again where the caches have moved."""
+    tape = TapeCapturer()
+    made = decoder(batch_size=1, tape=tape, cache_capacity=None)
+    short, long = prompts[0], prompts[4]
+    assert _facts([made.generate(short)]) == _facts([decoder(batch_size=1).generate(short)])
+    made.generate(short)
+    assert tape.captures == 1
+    assert _facts([made.generate(long)]) == _facts([decoder(batch_size=1).generate(long)])
+    assert tape.captures == 2
+    assert _facts([made.generate(short)]) == _facts([decoder(batch_size=1).generate(short)])
+    assert tape.captures == 2
+
+
+def _hook(hf):
+    hf.model.language_model.layers[0].mlp.register_forward_hook(lambda *given: -given[-1])
+
+
+def _scale(hf):
+    hf.model.language_model.layers[0].self_attn.scaling *= 9
+
+
+@torch.no_grad()
+def _replace(hf):
+    weight = hf.model.language_model.layers[0].mlp.down_proj.weight
+    weight.data = -weight.data
+
+
+@pytest.mark.filterwarnings("ignore:lvspec. passes of the:RuntimeWarning")
+@pytest.mark.parametrize("role", ["target", "draft"])
+@pytest.mark.parametrize("change", [_hook, _scale, _replace])
+def test_a_graph_of_a_model_that_changes(decoder, prompts, random_pair, monkeypatch, change, role):
+    """What it replays was right for the model as it was."""
+    target = copy.deepcopy(random_pair[0])
+    monkeypatch.setitem(decoder.pair, 0, target)
+    tape = TapeCapturer()
+    made = decoder(batch_size=1, tape=tape)
+    before = _facts([made.generate(prompts[0])])
+    model = made.target if role == "target" else made.draft
+    change(model.hf)
+    fresh = decoder(batch_size=1, draft=made.draft.hf)
+    expected = _facts([fresh.generate(prompts[0])])
+    assert expected != before
+    assert _facts([made.generate(prompts[0])]) == expected
+    if change is _hook:
+        assert tape.captures == 1
+        assert made.engine.loop.description == (
+            f"eager: the {role} has what a graph may leave out: Qwen2MLP has hooks"
+        )
+        model.hf.model.language_model.layers[0].mlp._forward_hooks.clear()
+        assert _facts([made.generate(prompts[0])]) == before
+    assert (tape.captures, made.engine.loop.description) == (2, "graph")
+
+
+def test_samples_go_on_from_call_to_call(decoder, prompts):
+    """A decoder gives to one prompt after the other what it gives to all of them."""
+    together = decoder("sampling", batch_size=1).generate(prompts[:1] * 2)
+    made = decoder("sampling", batch_size=1)
+    apart = [made.generate(prompts[0]) for _ in range(2)]
+    tokens = [generation.tokens.tolist() for generation in apart]
+    assert tokens == [generation.tokens.tolist() for generation in together]
+    assert tokens[0] != tokens[1]
+    assert [generation.index for generation in apart] == [0, 0]
+
+
+class _Broken(TapeCapturer):
+    def capture(self, run):
+        run = super().capture(run)  # as far as it goes
+        raise RuntimeError("operation not permitted when stream is capturing\nsecond line")
+
+
+def test_where_capture_fails_the_loop_goes_on(decoder, prompts):
+    expected = decoder(batch_size=1).generate(prompts[0])
+    made = decoder(batch_size=1, tape=_Broken())
+    with pytest.warns(RuntimeWarning, match="launched from Python.*operation not permitted"):
+        found = made.generate(prompts[0])
+    assert _facts([found]) == _facts([expected])
+    assert found.stats.loop == "eager: operation not permitted when stream is capturing"
+    assert made.generate(prompts[0]).stats.loop == found.stats.loop
+
+
+def test_a_read_cannot_be_captured(decoder, prompts):
+    """The tape can tell: a drafter that looks is caught."""
+    made = decoder("adaptive", batch_size=1, tape=TapeCapturer())
+    made.engine.drafter._may_look = True
+    with pytest.warns(RuntimeWarning, match="(item|_local_scalar_dense) cannot be captured"):
+        made.generate(prompts[0])
+
+
+def test_capture_is_told(decoder, prompts, caplog):
+    with caplog.at_level(logging.INFO, logger="lvspec"):
+        decoder(batch_size=1, tape=TapeCapturer()).generate(prompts[0])
+    assert [record.getMessage()[:9] for record in caplog.records] == ["capturing", "captured "]
+
+
+def test_an_interruption_leaves_the_decoder_whole(decoder, prompts, monkeypatch):
+    made = decoder(batch_size=2, lag=1)
+    plain = made.engine.run_phases
+    calls = []
+
+    def interrupted():
+        calls.append(0)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return plain()
+
+    monkeypatch.setattr(made.engine, "run_phases", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        made.generate(prompts[:3])
+    assert all(generation.tokens.shape[1] > 0 for generation in caught.value.generations)
+    assert _facts(made.generate(prompts)) == _facts(decoder(batch_size=2).generate(prompts))
+
+
+def test_one_call_at_a_time(decoder, prompts):
+    made = decoder(batch_size=2)
+    results = made.generate_many(prompts)
+    next(results)
+    with pytest.raises(RuntimeError, match="Decoder: expected one call at a time"):
+        made.generate(prompts[0])
+    assert len(list(results)) == len(prompts) - 1
+    made.generate(prompts[0])
+
+
+def test_results_that_nobody_takes_are_given_up(decoder, prompts):
+    made = decoder(batch_size=2)
+    results = made.generate_many(prompts, ordered=False)
+    next(results)
+    results.close()
+    assert made.engine.active == [] and not made.engine.ended
+    assert _facts(made.generate(prompts)) == _facts(decoder(batch_size=2).generate(prompts))
+
+
+def test_late_failures_are_those_of_the_right_sequence(decoder, prompts, random_pair, monkeypatch):
+    """NaN in one sequence of two; the other goes on."""
+    expected = decoder("autoregression").generate(prompts[:2])
+    made = decoder("autoregression", lag=1)
+    model, calls = made.target, []
+    plain = model.step
+
+    def step(*args, **kwargs):
+        output = plain(*args, **kwargs)
+        calls.append(0)
+        if len(calls) == 4:
+            output.logits[1] = torch.nan
+        return output
+
+    monkeypatch.setattr(model, "step", step)
+    first, second = made.generate_many(prompts[:2], return_exceptions=True)
+    assert _facts([first]) == _facts(expected[:1])
+    assert "NaN at iteration 3, row 0" in str(second)
+    assert second.generation.tokens.tolist()[0] == expected[1].tokens[0, :4].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda made: None, None),
+        (
+            lambda made: made.text.layers[0].register_forward_hook(lambda *args: None),
+            "the target has what a graph may leave out: Qwen2_5_VLDecoderLayer has hooks",
+        ),
+        (
+            lambda made: setattr(made, "is_static", False),
+            "the target chooses in Python what to compute",
+        ),
+        (
+            lambda made: made.hf.lm_head.to("meta"),
+            "the weights of the target are on several devices",
+        ),
+    ],
+    ids=["nothing", "hooks", "experts", "devices"],
+)
+def test_why_there_is_no_graph(random_pair, change, reason):
+    """What is known before anything is captured."""
+    model = Model(copy.deepcopy(random_pair[0]), "target")
+    change(model)
+    assert _obstacle(model) == reason
+
+
+def test_no_graph_without_a_device(random_pair):
+    model = Model(random_pair[0], "target")
+    loop = make_loop([model], capture=True, obstacle=None)
+    assert loop.description == "eager: not on a CUDA device"
+    assert not any(loop.is_due(0, 0) for _ in range(WARM_UP + 2))
+
+
+def test_warm_up_is_done_by_iterations_that_count(decoder, prompts):
+    tape = TapeCapturer()
+    made = decoder(batch_size=1, tape=tape)
+    found = made.generate(prompts[0])
+    assert tape.replays == found.stats.num_iterations - WARM_UP
+    short = decoder(batch_size=1, tape=TapeCapturer(), max_new_tokens=2)
+    assert short.generate(prompts[0]).stats.loop == "eager: warming up"

@@ -1,0 +1,79 @@
+"""A target over several devices, or partly on disk: `load_pair(device_map=...)`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lvspec import AcceptancePolicy, DecodeConfig, generate
+from lvspec.models import loading
+from lvspec.models.loading import load_pair
+
+SCRIPT = Path(__file__).parents[1] / "support" / "two_devices.py"
+OPTIONS = {
+    "policy": AcceptancePolicy.strict(),
+    "config": DecodeConfig(gamma=4, max_new_tokens=12, eos_ids=()),
+}
+
+pytest.importorskip("accelerate", reason="needs accelerate")
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, "auto"])
+def test_one_device(random_pair_folders, random_pair, make_prompt, hf_greedy, device_map):
+    if device_map == "auto" and torch.cuda.is_available():
+        pytest.skip("goes to a GPU here")
+    pair = load_pair(*random_pair_folders, device_map=device_map)
+    assert pair.target.device == pair.draft.device == torch.device("cpu")
+    inputs = make_prompt(3, ("video", 2, 6, 6), 5)
+    wanted = hf_greedy(random_pair[0], inputs, 12)
+    assert generate(pair.target, pair.draft, inputs, **OPTIONS).tokens[0].tolist() == wanted
+
+
+def test_a_layer_that_is_on_disk(
+    random_pair_folders, random_pair, make_prompt, hf_greedy, tmp_path, monkeypatch
+):
+    """As where memory is short; accelerate brings its weights when they are needed."""
+    monkeypatch.chdir(tmp_path)
+    text = "model.language_model"
+    places = {"model.visual": "cpu", f"{text}.embed_tokens": "cpu", f"{text}.norm": "cpu"}
+    places |= {f"{text}.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {f"{text}.layers.0": "cpu", f"{text}.layers.1": "disk"}
+    pair = load_pair(*random_pair_folders, device_map=places)
+    assert {weight.device.type for weight in pair.target.parameters()} == {"cpu", "meta"}
+    inputs = make_prompt(3, ("video", 2, 6, 6), 5)
+    wanted = hf_greedy(random_pair[0], inputs, 12)
+    options = {**OPTIONS, "config": DecodeConfig(12, max_new_tokens=12, eos_ids=(), capture=False)}
+    assert generate(pair.target, pair.draft, inputs, **options).tokens[0].tolist() == wanted
+
+
+def test_a_beginning_that_is_on_disk(random_pair_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {"model.visual": "disk", "model.language_model": "cpu", "lm_head": "cpu"}
+    with pytest.raises(ValueError, match="^device_map: expected the first modules of the target "):
+        load_pair(*random_pair_folders, device_map=places)
+
+
+def test_the_draft_follows(random_pair_folders, monkeypatch):
+    devices = []
+    load_model = loading.load_model
+
+    def load(folder, role, *, dtype, device=None, device_map=None):
+        devices.append((role, device, device_map))
+        return load_model(folder, role, dtype=dtype, device=device, device_map=device_map)
+
+    monkeypatch.setattr(loading, "load_model", load)
+    pair = load_pair(*random_pair_folders, device_map={"": "cpu"})
+    assert devices == [("target", None, {"": "cpu"}), ("draft", torch.device("cpu"), None)]
+    assert pair.processor.device == pair.draft_processor.device == torch.device("cpu")
+
+
+def test_one_of_the_two(random_pair_folders):
+    message = "^device, device_map: expected one of them, got device='cpu' and device_map='auto'$"
+    with pytest.raises(ValueError, match=message):
+        load_pair(*random_pair_folders, device="cpu", device_map="auto")
+
+
+def test_no_tensors_of_two_devices_meet(fake_cuda, random_pair_folders):
+    done = fake_cuda(*random_pair_folders, script=SCRIPT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "eager: the weights of the target are on several devices\n"

@@ -1,0 +1,308 @@
+"""quantize: a draft in fewer bytes. What decodes is the target, so its own tokens stay.
+
+Most of it needs torchao, an optional requirement.
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair, quantize
+from lvspec.models.byte_linear import ByteLinear
+from lvspec.models.fused import recognise
+from lvspec.models.fused.triton import TritonOperations
+from lvspec.models.head import draft_head
+from lvspec.models.model import Model, stored_bytes
+from lvspec.phases.draft.factory import make_drafter
+
+STRICT = AcceptancePolicy.strict()
+KINDS = ["int8", "fp8"]
+
+
+@pytest.fixture
+def torchao():
+    return pytest.importorskip("torchao.quantization", reason="needs torchao (lvspec[quant])")
+
+
+@pytest.fixture
+def draft(noisy_draft):
+    return copy.deepcopy(noisy_draft)
+
+
+def config(**options):
+    return DecodeConfig(**{"gamma": 4, "max_new_tokens": 30, "eos_ids": (), **options})
+
+
+def linears(model):
+    layers = model.model.language_model.named_modules()
+    return {name: part for name, part in layers if isinstance(part, torch.nn.Linear)}
+
+
+@pytest.mark.parametrize("weights", KINDS)
+def test_what_is_quantised(torchao, draft, weights):
+    before, hidden = copy.deepcopy(draft), torch.randn(1, 3, 256)
+    assert quantize(draft, weights) is draft
+    names = [*linears(before)]
+    assert len(names) == 2 * 7
+    for name in names:
+        ours, theirs = linears(draft)[name], linears(before)[name]
+        assert type(ours.weight) is not torch.nn.Parameter
+        assert ours.weight.dtype == torch.float32
+        x = torch.randn(2, 3, theirs.in_features)
+        error = (ours(x) - theirs(x)).abs().max() / theirs(x).abs().max()
+        assert 0 < error < {"int8": 0.02, "fp8": 0.08}[weights]
+    error = (draft.lm_head(hidden) - before.lm_head(hidden)).abs().max()
+    assert 0 < error < 0.08 * before.lm_head(hidden).abs().max()
+    untouched = {name: x for name, x in before.named_parameters() if "visual" in name}
+    untouched["embedding"] = before.get_input_embeddings().weight
+    ours = dict(draft.named_parameters()) | {"embedding": draft.get_input_embeddings().weight}
+    for name, theirs in untouched.items():
+        assert type(ours[name]) is torch.nn.Parameter and ours[name].equal(theirs), name
+
+
+@pytest.mark.parametrize("weights", KINDS)
+def test_bytes(torchao, draft, weights):
+    """A byte a weight and four for every row's factor; for int8 one more for its zero point."""
+    model = Model(draft, "draft", capture=False)
+    before = model.step_bytes
+    layers = [*linears(draft).values(), draft.lm_head]
+    count = sum(layer.weight.numel() for layer in layers)
+    rows = sum(layer.out_features for layer in layers)
+    quantize(draft, weights)
+    assert model.step_bytes == before - 3 * count + {"int8": 5, "fp8": 4}[weights] * rows
+    assert stored_bytes(draft.get_input_embeddings().weight) == 256 * 256 * 4
+    target = Model(copy.deepcopy(draft), "target", capture=False)
+    drafter = make_drafter(target, model, config(adaptive=True))
+    assert drafter.cost_ratio == 1.0, "a copy has the same bytes"
+
+
+@pytest.mark.parametrize("options", [{}, {"tree": "specvlm"}, {"draft_vocab": range(5, 250)}])
+@pytest.mark.parametrize("weights", KINDS)
+def test_strict_is_greedy(torchao, random_pair, draft, make_prompt, hf_greedy, weights, options):
+    target, prompt = random_pair[0], make_prompt(3, ("video", 4, 6, 6), 5)
+    quantize(draft, weights)
+    found = generate(target, draft, prompt, policy=STRICT, config=config(**options))
+    assert found.tokens[0].tolist() == hf_greedy(target, prompt, 30)
+    assert sum(found.stats.num_accepted) > 5, "it drafts like what it was made of"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_models(torchao, draft, make_prompt, dtype):
+    quantize(draft.to(dtype), "int8")
+    prompt = make_prompt(3, ("video", 2, 4, 4), 5, dtype=dtype)
+    found = generate(draft, draft, prompt, policy=STRICT, config=config())
+    assert found.tokens.shape == (1, 30) and found.stats.tau > 3
+
+
+@pytest.mark.parametrize("weights", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_read_the_bytes(torchao, draft, monkeypatch, dtype, weights):
+    """What torchao makes is what kernels expect: of every layer on a GPU, of some on a CPU."""
+
+    def kinds():
+        model = quantize(copy.deepcopy(draft).to(dtype), weights)
+        return {type(layer) for layer in (*linears(model).values(), model.lm_head)}
+
+    with monkeypatch.context() as patches:
+        patches.setattr("lvspec.models.byte_linear.active_backend", lambda device_type: "cpp")
+        is_fast = (dtype, weights) == (torch.bfloat16, "int8")
+        assert kinds() == {ByteLinear if is_fast else torch.nn.Linear}
+        patches.setattr("lvspec.models.byte_linear.active_backend", lambda device_type: "triton")
+        assert kinds() == {ByteLinear}
+        ours = quantize(draft.to(dtype), weights).lm_head
+        theirs = copy.deepcopy(ours)
+        theirs.__class__ = torch.nn.Linear
+        x = torch.randn(1, 3, 256, dtype=dtype)
+        rtol = 4 * torch.finfo(dtype).eps
+        size = theirs(x).abs().max().item()
+        torch.testing.assert_close(ours(x), theirs(x), rtol=rtol, atol=8 * rtol * size)
+
+
+@pytest.mark.parametrize("weights", KINDS)
+def test_quantised_layers_are_fused(torchao, draft, weights):
+    """On a GPU, the same parts of a model have an operation of their own."""
+
+    def parts(model):
+        found = recognise(Model(model, "draft").text.modules(), TritonOperations("cpu"))
+        return sorted(type(module).__name__ for module, _ in found)
+
+    before = parts(draft)
+    assert before.count("Qwen2MLP") == before.count("Qwen2_5_VLAttention") == 2
+    assert parts(quantize(draft, weights)) == before
+
+
+INTERPRETED = """
+import sys
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair
+
+class Seen(TorchDispatchMode):
+    names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+torch.set_num_threads(1)
+target, draft, prompt, weights, out = sys.argv[1:]
+pair = load_pair(target, draft, draft_weights=weights)
+config = DecodeConfig(gamma=2, max_new_tokens=5, eos_ids=())
+with Seen():
+    found = generate(
+        pair.target, pair.draft, torch.load(prompt), policy=AcceptancePolicy.strict(), config=config
+    )
+torch.save([found.tokens, sorted(Seen.names)], out)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", KINDS)
+def test_on_the_kernels(
+    torchao, random_pair_folders, random_pair, make_prompt, hf_greedy, tmp_path, weights
+):
+    """The whole loop with a quantised draft in Triton's interpreter."""
+    script, prompt, out = (tmp_path / name for name in ("script.py", "prompt.pt", "out.pt"))
+    script.write_text(INTERPRETED)
+    given = make_prompt(2, ("video", 2, 4, 4), 2)
+    torch.save(given, prompt)
+    command = [sys.executable, script, *random_pair_folders, prompt, weights, out]
+    done = subprocess.run(
+        [*map(str, command)],
+        env={**os.environ, "LVSPEC_BACKEND": "triton", "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    tokens, names = torch.load(out)
+    assert tokens[0].tolist() == hf_greedy(random_pair[0], given, 5)
+    assert {"scaled_linear", "silu_multiply", "rotate_and_write"} <= set(names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_some_rows_of_a_quantised_head(torchao, draft, dtype):
+    """As they are used: the products of the chosen ids are the quantised ones."""
+    quantize(draft.to(dtype), "int8")
+    ids = tuple(range(3, 99, 5))
+    hidden = torch.randn(1, 2, 256, dtype=dtype)
+    with torch.no_grad():
+        whole = draft.lm_head(hidden)[..., list(ids)]
+        some = draft_head(draft.lm_head, 256, ids)(hidden)
+    torch.testing.assert_close(
+        some, whole, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=2e-2
+    )
+
+
+def test_it_is_not_recorded(torchao, random_pair, draft, make_prompt):
+    """Nor is there a warning: weights of a class of their own are not tried."""
+    quantize(draft, "int8")
+    model = Model(draft, "draft")
+    cache = model.new_cache(batch_size=1, capacity=9, num_slots=2)
+    assert model.recorder.get(("key",), pytest.fail, pytest.fail) is None
+    assert model.records(cache)
+
+
+def test_load_pair(torchao, random_pair_folders, random_pair, make_prompt, hf_greedy):
+    pair = load_pair(*random_pair_folders, draft_weights="int8")
+    assert all(type(x) is torch.nn.Parameter for x in pair.target.parameters())
+    assert type(pair.draft.lm_head.weight).__name__ == "Int8Tensor"
+    prompt = make_prompt(3, ("video", 4, 6, 6), 5)
+    found = generate(pair.target, pair.draft, prompt, policy=STRICT, config=config())
+    assert found.tokens[0].tolist() == hf_greedy(random_pair[0], prompt, 30)
+
+
+def test_twice(torchao, draft):
+    quantize(draft, "int8")
+    with pytest.raises(
+        ValueError, match="^model: expected weights that are not quantised yet, got"
+    ):
+        quantize(draft, "fp8")
+
+
+def test_wrong_arguments(draft):
+    with pytest.raises(ValueError, match="^weights: expected one of int8, int4, fp8, got 'int3'"):
+        quantize(draft, "int3")
+    with pytest.raises(TypeError, match="^model: expected a transformers model, got Linear"):
+        quantize(torch.nn.Linear(2, 2), "int8")
+    with pytest.raises(
+        ValueError, match=r"^weights: expected int8 or fp8 for a model of torch.float32 on cpu"
+    ):
+        quantize(draft, "int4")
+
+
+def test_int4_needs_whole_groups(random_pair):
+    draft = copy.deepcopy(random_pair[0])
+    draft.model.language_model.layers[1].mlp.down_proj = torch.nn.Linear(200, 256)
+    message = "^weights: expected rows of a multiple of 128 .* got 200 in layers.1.mlp.down_proj"
+    with pytest.raises(ValueError, match=message):
+        quantize(draft, "int4")
+
+
+class _FakeTorchao(ModuleType):
+    """What torchao is asked, without it."""
+
+    def __init__(self):
+        super().__init__("torchao.quantization")
+        self.calls = []
+
+    def quantize_(self, module, config):
+        self.calls.append((module, *config))
+
+    def __getattr__(self, name):
+        if not name.endswith("WeightOnlyConfig"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return lambda **options: (name, options)
+
+
+@pytest.fixture
+def fake_torchao(monkeypatch):
+    package, fake = ModuleType("torchao"), _FakeTorchao()
+    package.quantization = fake
+    monkeypatch.setitem(sys.modules, "torchao", package)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", fake)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ("int8", "Int8WeightOnlyConfig"),
+        ("fp8", "Float8WeightOnlyConfig"),
+        ("int4", "Int4WeightOnlyConfig"),
+    ],
+)
+def test_what_torchao_is_asked(fake_torchao, draft, monkeypatch, weights, name):
+    monkeypatch.setattr("lvspec.models.quantize._check_int4", lambda *arguments: None)
+    quantize(draft, weights)
+    wanted = [*linears(draft).values(), *([draft.lm_head] if weights != "int4" else [])]
+    assert [module for module, _, _ in fake_torchao.calls] == wanted
+    for _, asked, options in fake_torchao.calls:
+        assert asked == name and options["set_inductor_config"] is False
+        assert options.get("group_size") == (128 if weights == "int4" else None)
+
+
+def test_without_torchao(draft, random_pair_folders, monkeypatch):
+    before = [x.clone() for x in draft.parameters()]
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    message = r"^weights: expected torchao >= 0.18 for 'int8' \(pip install lvspec\[quant\]\), got"
+    with pytest.raises(ImportError, match=message):
+        quantize(draft, "int8")
+    assert all(x.equal(y) for x, y in zip(draft.parameters(), before, strict=True))
+    with pytest.raises(ImportError, match=message):
+        load_pair(*random_pair_folders, draft_weights="int8")
+
+
+def test_an_old_torchao(draft, monkeypatch):
+    package = ModuleType("torchao")
+    package.quantization = ModuleType("torchao.quantization")
+    package.quantization.quantize_ = None
+    monkeypatch.setitem(sys.modules, "torchao", package)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", package.quantization)
+    with pytest.raises(ImportError, match="^weights: .* no attribute 'Int8WeightOnlyConfig'"):
+        quantize(draft, "int8")
