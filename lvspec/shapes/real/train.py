@@ -97,13 +97,14 @@ RECIPES = {
     ),
     "draft": Recipe(
         layers=(0, 1, 2, 3, 9, 16, 23, 28, 29),
-        rank=16,
+        rank=8,
         adapted=EVERY,
-        vision_size=64,
+        vision_size=128,
         vision_depth=2,
-        see_steps=500,
-        ideal_steps=300,
-        joint_steps=200,
+        see_steps=60,
+        ideal_steps=140,
+        joint_steps=100,
+        rate=3e-3,
     ),
 }
 
