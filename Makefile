@@ -19,7 +19,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo real test test-all test-backends test-range test-oldest test-newest budget oldest-torch
-.PHONY: lint sanitize venv venvs train clean
+.PHONY: lint sanitize venv venvs train train-real clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.for-use
@@ -107,6 +107,15 @@ train: $(VENV)/.for-use
 	  $(BIN)/python lvspec/shapes/train.py $$role --out runs/$$role \
 	  && mkdir -p lvspec/shapes/$$role && cp runs/$$role/export/* lvspec/shapes/$$role/ || exit 1; \
 	done
+
+# The real-language pair's adapters, with SmolLM2's weights as they are: hours too, and to be gone on
+# with in the same way.
+REAL = $(BIN)/python lvspec/shapes/real
+train-real: $(VENV)/.for-real
+	for stage in see ideal joint; do $(REAL)/train.py target $$stage --out runs/real || exit 1; done
+	test -e runs/real/captions.pt || $(REAL)/write.py captions --out runs/real --clips 1200
+	for stage in see ideal joint; do $(REAL)/train.py draft $$stage --out runs/real || exit 1; done
+	for role in target draft; do $(REAL)/write.py adapters $$role --out runs/real || exit 1; done
 
 # torch first, so that another one than that of the constraints can be asked for, or be there.
 # setuptools too, because Python 3.12 makes venvs without it and installs below are not isolated.
