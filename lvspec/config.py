@@ -26,8 +26,8 @@ class DecodeConfig:
 
     Args:
         gamma: Draft tokens of a chain per verify pass, 1 to 63. Not read where `tree` says how many
-            there are. "auto": what the cost model (`phases/draft/cost.py`) finds best for `cost_ratio`
-            and `acceptance` when a run begins; for plain chains of a model.
+            there are. "auto": what the cost model (`phases/draft/cost.py`) finds best for
+            `cost_ratio` and `acceptance` when a run begins; for plain chains of a model.
         acceptance: Chance that a drafted token is accepted, in (0, 1), for `gamma="auto"` alone. A
             run's own is `1 - 1 / tau` for long chains, and more for short ones.
         tree: None drafts a chain. A name in `tree_shapes.NAMED_TREES` or a list of paths drafts a
@@ -80,8 +80,8 @@ class DecodeConfig:
         scorer: Visual relevance of a row: a name in `phases.relevance.SCORERS`, or a function of
             the target's `StepOutput` that returns float32 `[B, S]`.
         capture: Whether to replay what is the same in every iteration without HF's Python. On CUDA
-            a whole iteration is captured in a CUDA graph (`engine/graph.py`), on a CPU the models' passes
-            are recorded (`models/recorder.py`). Modules with hooks are never captured.
+            a whole iteration is captured in a CUDA graph (`engine/graph.py`), on a CPU the models'
+            passes are recorded (`models/recorder.py`). Modules with hooks are never captured.
         lag: How many iterations late the host looks at what was generated, from 0 to 8; the output
             does not depend on it. With 1 the device never waits for the host, and computes one
             iteration in vain when a sequence ends by an end of sequence or a stop; with 0 nothing

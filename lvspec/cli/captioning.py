@@ -19,8 +19,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from lvspec.cli.checkpoints import Models, find_device, load_models, token_ids_of
-from lvspec.cli.generate import CALL_OPTIONS
-from lvspec.cli.options import by_option
+from lvspec.cli.options import CALL_OPTIONS, by_option
 from lvspec.cli.say import say
 from lvspec.cli.terminal import (
     PrintStreamer,

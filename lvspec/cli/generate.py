@@ -9,33 +9,19 @@ import os
 import sys
 from pathlib import Path
 
-from lvspec.cli.options import DRAFT_WORDS, errors_by_option, options_of
+from lvspec.cli.options import (
+    CALL_OPTIONS,
+    CONFIG_OPTIONS,
+    DRAFT_WORDS,
+    POLICY_OPTIONS,
+    errors_by_option,
+    options_of,
+)
 from lvspec.cli.say import say
-from lvspec.policy import MAX_MISMATCHES, MAX_TOP_K, PRESETS, AcceptancePolicy
+from lvspec.policy import PRESETS, AcceptancePolicy
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DRAFT_WEIGHTS = ("int8", "int4", "fp8")
-CONFIG_OPTIONS = (
-    *("gamma", "acceptance", "cost_ratio", "tree", "adaptive", "draft_keep", "draft_keep_by"),
-    *("max_new_tokens", "cache_capacity", "temperature", "sample_top_k", "sample_top_p", "seed"),
-)
-POLICY_OPTIONS: dict[str, tuple[type, str]] = {
-    "anchor_threshold": (float, "visual relevance from which on nothing is loose (write =-inf)"),
-    "max_regret": (float, "largest regret in nats, >= 0"),
-    "top_k": (int, f"the token must be among this many best of the target, 1 to {MAX_TOP_K}"),
-    "min_prob": (float, "smallest target probability, above 0 and up to 1"),
-    "typical_eps": (float, "epsilon of typical acceptance, above 0 and up to 1"),
-    "typical_delta": (float, "delta of typical acceptance, above 0"),
-    "min_entropy": (float, "smallest entropy of the best tokens in nats, >= 0"),
-    "entropy_top": (int, f"how many tokens --min-entropy looks at, 1 to {MAX_TOP_K} (default 3)"),
-    "shift_window": (int, f"how many positions a right token may be off, 0 to {MAX_MISMATCHES}"),
-    "window": (int, f"exact tokens that must follow a mismatch, 0 to {MAX_MISMATCHES}"),
-    "max_run": (int, "mismatches in a row at most, >= 1"),
-    "regret_budget": (float, "summed regret in nats at most, for each caption, >= 0"),
-}
-CALL_OPTIONS = options_of(
-    (*CONFIG_OPTIONS, "draft_vocab", "num_frames", "fps", "prompt"), prefix="sample_"
-)
 """Field: option, of what decoding and reading a video may refuse."""
 
 

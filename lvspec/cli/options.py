@@ -7,8 +7,30 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from lvspec.policy import MAX_MISMATCHES, MAX_TOP_K
+
 DRAFT_WORDS = ("self", "ngram")
 """What --draft takes besides checkpoints."""
+
+CONFIG_OPTIONS = (
+    *("gamma", "acceptance", "cost_ratio", "tree", "adaptive", "draft_keep", "draft_keep_by"),
+    *("max_new_tokens", "cache_capacity", "temperature", "sample_top_k", "sample_top_p", "seed"),
+)
+POLICY_OPTIONS: dict[str, tuple[type, str]] = {
+    "anchor_threshold": (float, "visual relevance from which on nothing is loose (write =-inf)"),
+    "max_regret": (float, "largest regret in nats, >= 0"),
+    "top_k": (int, f"the token must be among this many best of the target, 1 to {MAX_TOP_K}"),
+    "min_prob": (float, "smallest target probability, above 0 and up to 1"),
+    "typical_eps": (float, "epsilon of typical acceptance, above 0 and up to 1"),
+    "typical_delta": (float, "delta of typical acceptance, above 0"),
+    "min_entropy": (float, "smallest entropy of the best tokens in nats, >= 0"),
+    "entropy_top": (int, f"how many tokens --min-entropy looks at, 1 to {MAX_TOP_K} (default 3)"),
+    "shift_window": (int, f"how many positions a right token may be off, 0 to {MAX_MISMATCHES}"),
+    "window": (int, f"exact tokens that must follow a mismatch, 0 to {MAX_MISMATCHES}"),
+    "max_run": (int, "mismatches in a row at most, >= 1"),
+    "regret_budget": (float, "summed regret in nats at most, for each caption, >= 0"),
+}
+"""Field of `AcceptancePolicy`: its type, and what its option says of it."""
 
 # A name at the head of a message: `top_p: expected …`, `typical_eps, typical_delta: expected …`.
 _NAME = re.compile(r"(?<![\w./-])[a-z_]+(?=:|,| \+|$)")
@@ -17,6 +39,12 @@ _NAME = re.compile(r"(?<![\w./-])[a-z_]+(?=:|,| \+|$)")
 def options_of(fields: Iterable[str], *, prefix: str = "") -> dict[str, str]:
     """Field: option, for options that are called as their field, perhaps behind a prefix."""
     return {field.removeprefix(prefix): f"--{field.replace('_', '-')}" for field in fields}
+
+
+CALL_OPTIONS = options_of(
+    (*CONFIG_OPTIONS, "draft_vocab", "num_frames", "fps", "prompt"), prefix="sample_"
+)
+"""Field: option, for messages about fields of `DecodeConfig` and of a call."""
 
 
 def by_option(message: object, options: Mapping[str, str]) -> str:

@@ -53,9 +53,9 @@ class GenerationDefaults:
         self._model, self._given = model, LogitsProcessorList(given)
         self._max_new_tokens = config.max_new_tokens
         found, _ = model._prepare_generation_config(None)
-        found.do_sample, found.eos_token_id = False, list(eos_ids) or None
-        # Where HF's builder looks for them. `found` is a copy, as in HF's `generate`.
-        model._prepare_special_tokens(found, True, device=model.device, batch_size=1)
+        found.do_sample, found._eos_token_tensor = False, None
+        if eos_ids:  # where HF's builder looks for them; `found` is a copy, as in HF's `generate`
+            found._eos_token_tensor = torch.tensor(list(eos_ids), device=model.device)
         self.applied = self._find_applied(found)
         found.do_sample = config.samples
         found.temperature = config.temperature
@@ -85,10 +85,13 @@ class GenerationDefaults:
         config.max_length = length + self._max_new_tokens
         if config.min_new_tokens is not None:  # which is before `min_length`
             config.min_length = length + config.min_new_tokens
+        # HF's builder looks at the ids themselves: on a device only where somebody needs them.
+        has_penalty = config.encoder_repetition_penalty not in (None, 1.0)
+        needs_prompt = has_penalty or bool(config.encoder_no_repeat_ngram_size)
         return self._model._get_logits_processor(
             generation_config=config,
             input_ids_seq_length=length,
-            encoder_input_ids=prompt,
+            encoder_input_ids=prompt if needs_prompt else None,
             logits_processor=self._given,
             device=self._model.device,
         )

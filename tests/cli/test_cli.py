@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from lvspec import ops
 from lvspec.cli import COMMANDS, main, terminal
-from lvspec.cli.generate import POLICY_OPTIONS
 from lvspec.cli.info import computes_cuda
+from lvspec.cli.options import POLICY_OPTIONS
 from lvspec.config import DecodeConfig
 from lvspec.phases.draft.cost import best_gamma
 from lvspec.policy import AcceptancePolicy

@@ -9,8 +9,7 @@ from importlib import metadata
 import pytest
 
 from lvspec.cli import demo, main
-from lvspec.cli.generate import CALL_OPTIONS, CONFIG_OPTIONS, POLICY_OPTIONS
-from lvspec.cli.options import by_option, options_of
+from lvspec.cli.options import CALL_OPTIONS, CONFIG_OPTIONS, POLICY_OPTIONS, by_option, options_of
 from lvspec.config import DecodeConfig
 from lvspec.policy import AcceptancePolicy
 

@@ -22,7 +22,10 @@ from lvspec.models.recorder import _RECORDINGS
 from lvspec.models.watch import watch_of
 
 COUNT, GAMMA = 6, 2
-pytestmark = pytest.mark.filterwarnings("ignore:lvspec. passes of the:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:lvspec. passes of the:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # PEFT reads it
+]
 
 
 def text_of(hf):

@@ -90,6 +90,8 @@ def test_summary_counts_passes_as_the_target_made_them(results, clips):
     row = results["hf"].summary(clips, results["hf"])
     assert row["tau"] == 1 and row["speedup"] == 1
     assert row["fidelity"] == {"attributes": 1, "captions": 1}
+    assert row["parts"] == {}, "HF's own code"
+    assert results["lvspec"].summary(clips, results["hf"])["parts"].keys() == {"target", "draft"}
 
 
 def test_gates_of_the_ablation(pair, clips):
@@ -146,7 +148,7 @@ def test_demo_prints_a_row_for_every_method_and_the_same_in_json(tmp_path, capsy
         "captions",
         "fidelity",
     }
-    assert all(row.keys() == keys | {"regret", "warm_up_s"} for row in document["rows"])
+    assert all(row.keys() == keys | {"regret", "warm_up_s", "parts"} for row in document["rows"])
     assert (document["clips"], document["gamma"], document["strict_equals_hf"]) == (2, 8, 2)
     assert "strict says what hf generate says on 2 of 2 clips" in printed
     assert document["environment"]["torch"] == torch.__version__
