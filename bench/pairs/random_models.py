@@ -122,7 +122,9 @@ class RandomPromptModel(Model):
     Everything else is `lvspec.models.model.Model`: engines and drafters cannot tell the difference.
     """
 
-    def prefill(self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int) -> Tensor:
+    def prefill(
+        self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int, *, following: int = 0
+    ) -> Tensor:
         """Fill the slot; the prompt is one long video between two texts."""
         ids = inputs["input_ids"]
         length = ids.shape[1]

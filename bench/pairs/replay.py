@@ -27,7 +27,7 @@ from lvspec.phases.draft import Draft, make_drafter
 from lvspec.phases.verify import Verification
 from lvspec.policy import AcceptancePolicy
 
-TRACES = Path(__file__).parent / "traces"
+TRACES = Path(__file__).parents[1] / "traces"
 
 
 @dataclass(frozen=True)

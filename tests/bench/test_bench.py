@@ -129,7 +129,7 @@ def test_acceptance_peers_accept_what_we_do(peer, tmp_path):
     script = tmp_path / "compare.py"
     script.write_text(
         "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
-        "import case_inputs, cases, peers; from lvspec import ops\n"
+        "from ops import case_inputs, cases, peers\nfrom lvspec import ops\n"
         "from lvspec.policy import AcceptancePolicy\n"
         "policy = AcceptancePolicy.preset('strict' if sys.argv[2] == 'specvlm' else 'fly')\n"
         "chosen = [cases.Case(cases.SMALL, 0, s, 40, t) for s in (2, 9, 33) for t in (0, 1)]\n"

@@ -199,7 +199,7 @@ def test_nothing_to_do():
 def test_plots(bench, tmp_path):
     """Two PNG files where matplotlib is, a sentence where it is not; nothing of nothing."""
     rows = bench("report").pair_rows([E2E])
-    plots = bench("plots")
+    plots = bench("measuring.plots")
     assert plots.write_plots([LEFT_OUT], tmp_path / "none") == []
     try:
         import matplotlib  # noqa: F401

@@ -30,8 +30,8 @@ def run(*command):
 @pytest.fixture(scope="module")
 def tiny(bench):
     """(target, draft): the tiny pair's models, float32."""
-    pair = bench("pairs").PAIRS["tiny"]
-    build = bench("random_models").build
+    pair = bench("pairs.pairs").PAIRS["tiny"]
+    build = bench("pairs.random_models").build
     cpu = torch.device("cpu")
     return tuple(build(shape, cpu, torch.float32) for shape in (pair.target, pair.draft))
 
@@ -45,7 +45,7 @@ def begin(bench, tiny):
         models = (tiny[0], tiny[1] if draft is True else draft)
         options = {"context": CONTEXT, "batch_size": batch_size, "trace": trace, "policy": policy}
         with torch.inference_mode():
-            return bench("replay").begin(*models, config, **options)
+            return bench("pairs.replay").begin(*models, config, **options)
 
     return make
 
@@ -73,10 +73,10 @@ def iterate(engine, count):
 )
 def test_bytes_are_those_of_the_real_classes(bench, name, vocabulary):
     """What limits.py counts by hand is what HF's class has, built without memory."""
-    shape, limits = getattr(bench("cases"), name), bench("limits")
+    shape, limits = getattr(bench("ops.cases"), name), bench("limits")
     assert shape.vocabulary == vocabulary
     meta = torch.device("meta")
-    model = bench("random_models").build(shape, meta, torch.bfloat16)
+    model = bench("pairs.random_models").build(shape, meta, torch.bfloat16)
     text, head = model.model.language_model, model.lm_head
     weights = {*text.parameters(), *head.parameters()}
     held = sum(weight.numel() for weight in weights)
@@ -91,7 +91,7 @@ def test_bytes_are_those_of_the_real_classes(bench, name, vocabulary):
 
 
 def test_a_cut_model_says_so(bench):
-    cases = bench("cases")
+    cases = bench("ops.cases")
     cut = cases.LLAVA_72B.with_layers(40)
     assert cut.label == "llava-onevision-72b (40 of 80 layers)" and cut.num_layers == 40
     assert cut.with_layers(20).label.endswith("(20 of 80 layers)")
@@ -109,14 +109,14 @@ def test_random_prompts(begin):
 
 def test_a_prompt_must_have_room(bench):
     with pytest.raises(ValueError, match="context: expected at least 56 tokens, got 55"):
-        bench("random_models").random_prompt(55, 100, torch.device("cpu"), seed=0)
+        bench("pairs.random_models").random_prompt(55, 100, torch.device("cpu"), seed=0)
 
 
 # Replayed acceptance
 
 
 def test_traces(bench):
-    trace = bench("replay").AcceptanceTrace
+    trace = bench("pairs.replay").AcceptanceTrace
     half = trace.synthetic(3.5)
     assert half.tau == 3.5 and set(half.num_accepted) == {2, 3}
     assert set(trace.synthetic(1).num_accepted) == {0}
@@ -132,7 +132,7 @@ def test_traces(bench):
 
 
 def test_spine(bench):
-    spine_of = bench("replay").spine_of
+    spine_of = bench("pairs.replay").spine_of
     assert spine_of([-1, 0, 1, 2]) == (0, 1, 2, 3)
     assert spine_of([-1, 0, 0, 2, 1, 3]) == (0, 2, 3, 5)
     assert spine_of([-1]) == (0,)
@@ -148,7 +148,7 @@ def test_what_a_trace_says_is_accepted(bench, begin, batch_size, tree, monkeypat
         "accept",
         lambda *a, **k: calls.append(1) or accept(*a, **k),
     )
-    trace = bench("replay").AcceptanceTrace("by hand", (4, 0, 2, 9))
+    trace = bench("pairs.replay").AcceptanceTrace("by hand", (4, 0, 2, 9))
     engine = begin(trace=trace, batch_size=batch_size, tree=tree)
     deepest = 5 if tree else 6
     assert engine.replayed(3, 2)[:, 0].tolist() == [deepest, 4]
@@ -177,7 +177,7 @@ def test_replaying_can_be_captured(bench, begin):
     spec = importlib.util.spec_from_file_location("graph_tests", path)
     tests = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tests)
-    trace = bench("replay").AcceptanceTrace.recorded("lvspec")
+    trace = bench("pairs.replay").AcceptanceTrace.recorded("lvspec")
     for tree in (None, "specvlm"):
         engines = [begin(trace=trace, batch_size=2, capture=False, tree=tree) for _ in range(2)]
         tape = tests.TapeCapturer()
@@ -197,7 +197,7 @@ def test_replaying_can_be_captured(bench, begin):
 
 def test_specvlm_style_step_gives_the_targets_tokens(bench, begin, tiny):
     """Strict acceptance: with a draft that is the target it accepts whole paths, too."""
-    hf, models = bench("huggingface"), bench("random_models")
+    hf, models = bench("pairs.huggingface"), bench("pairs.random_models")
     alone = begin(draft=None)
     iterate(alone, 20)
     wanted = alone.state.out_ids[0, 1:21].tolist()
@@ -209,7 +209,7 @@ def test_specvlm_style_step_gives_the_targets_tokens(bench, begin, tiny):
             hf.dynamic_cache(drafter, engine.drafter.cache, CONTEXT),
         )
         root = engine.state.last_two[:, 1:].clone()
-        step = bench("specvlm_step").SpecVLMStep(target, drafter, *caches, root)
+        step = bench("pairs.specvlm_step").SpecVLMStep(target, drafter, *caches, root)
         with torch.inference_mode(), step.attention():
             added = [len(step.run()) for _ in range(passes)]
         assert step.output[:20] == wanted[: len(step.output)]
@@ -220,7 +220,7 @@ def test_specvlm_style_step_gives_the_targets_tokens(bench, begin, tiny):
 @pytest.mark.parametrize("is_static", [False, True])
 def test_huggingface_goes_on_behind_our_prompt(bench, begin, tiny, is_static):
     """HF's greedy tokens over a copy of the cache are our autoregression's, and each is timed."""
-    hf, engine = bench("huggingface"), begin(draft=None, batch_size=2)
+    hf, engine = bench("pairs.huggingface"), begin(draft=None, batch_size=2)
     model, length = engine.target, CONTEXT
     prompts = [sequence.request.prompt for sequence in engine.places]
     ids = torch.cat([torch.cat(prompts), engine.state.out_ids[:, :1]], dim=1)
@@ -240,9 +240,9 @@ def test_huggingface_goes_on_behind_our_prompt(bench, begin, tiny, is_static):
 
 def test_rounds_of_assisted_generation(bench, tiny):
     """Told apart by the clock; the tokens are greedy decoding's, vocabularies may differ."""
-    hf, pairs = bench("huggingface"), bench("pairs").PAIRS["tiny"]
+    hf, pairs = bench("pairs.huggingface"), bench("pairs.pairs").PAIRS["tiny"]
     assert pairs.target.vocabulary != pairs.draft.vocabulary
-    ids = bench("random_models").random_prompt(CONTEXT, 1000, torch.device("cpu"), seed=0)
+    ids = bench("pairs.random_models").random_prompt(CONTEXT, 1000, torch.device("cpu"), seed=0)
     with torch.inference_mode():
         seconds, tokens = hf.assisted_rounds(*tiny, ids, gamma=4, count=3)
         assert tokens.equal(hf.greedy(tiny[0], ids, None, tokens.shape[1]))
@@ -256,8 +256,8 @@ def test_rounds_of_assisted_generation(bench, tiny):
 @pytest.fixture
 def row(bench, tiny):
     """`row(batch_size)`: the tiny pair, ready to be measured."""
-    rows, pairs = bench("row"), bench("pairs")
-    trace = bench("replay").AcceptanceTrace.synthetic(4.0)
+    rows, pairs = bench("pairs.row"), bench("pairs.pairs")
+    trace = bench("pairs.replay").AcceptanceTrace.synthetic(4.0)
 
     def make(batch_size=1):
         plan = rows.Plan.of(DecodeConfig(gamma=5), trace, 3)
@@ -267,7 +267,7 @@ def row(bench, tiny):
 
 
 def test_a_row_has_every_method_its_limit_and_what_follows(bench, row):
-    measure, timing = bench("measure"), bench("timing")
+    measure, timing = bench("pairs.measure"), bench("measuring.timing")
     made = row()
     found = measure.measure_row(made, measure.Budget(1000))
     methods = found["methods"]
@@ -295,12 +295,12 @@ def test_a_row_has_every_method_its_limit_and_what_follows(bench, row):
         for s, count in passes
     )
     assert ours["bytes"] == pytest.approx(total)
-    assert ours["mean_context"] == CONTEXT + 4 * bench("row").WARM_UP + 4 * 3 / 2
+    assert ours["mean_context"] == CONTEXT + 4 * bench("pairs.row").WARM_UP + 4 * 3 / 2
     assert set(found["checks"]) == {"logits", "autoregression", "captured"}
 
 
 def test_a_batch_leaves_out_peers_of_one_sequence(bench, row):
-    measure = bench("measure")
+    measure = bench("pairs.measure")
     methods = measure.measure_row(row(batch_size=2), measure.Budget(1000))["methods"]
     for name in ("hf assisted", "specvlm step"):
         assert methods[name] == {"not_measured": "takes one sequence only"}
@@ -309,7 +309,7 @@ def test_a_batch_leaves_out_peers_of_one_sequence(bench, row):
 
 def test_wrong_results_are_not_timed(bench, row, monkeypatch):
     """Each check refuses, says what was expected, and stops no other method."""
-    measure, hf = bench("measure"), bench("huggingface")
+    measure, hf = bench("pairs.measure"), bench("pairs.huggingface")
     made = row()
     original = made.run_ours
 
@@ -329,7 +329,7 @@ def test_wrong_results_are_not_timed(bench, row, monkeypatch):
 
 
 def test_wrong_logits_are_refused(bench, row, monkeypatch):
-    hf = bench("huggingface")
+    hf = bench("pairs.huggingface")
     dynamic = hf.dynamic_cache
 
     def other(*arguments):
@@ -341,7 +341,7 @@ def test_wrong_logits_are_refused(bench, row, monkeypatch):
     engine = made.begin_alone()
     made._check_logits(engine)
     monkeypatch.setattr(hf, "dynamic_cache", other)
-    with pytest.raises(bench("row").Wrong, match="logits: expected an error of at most"):
+    with pytest.raises(bench("pairs.row").Wrong, match="logits: expected an error of at most"):
         made._check_logits(engine)
 
 
@@ -349,12 +349,12 @@ def test_a_trace_that_is_not_followed_is_refused(bench, row):
     made = row()
     engine = made.begin()
     engine.counts = engine.counts + 1
-    with pytest.raises(bench("row").Wrong, match="lvspec: expected .* tokens, got 4.0"):
+    with pytest.raises(bench("pairs.row").Wrong, match="lvspec: expected .* tokens, got 4.0"):
         made.run_ours("lvspec", engine)
 
 
 def test_a_method_that_fails_says_why(bench, row, monkeypatch):
-    measure = bench("measure")
+    measure = bench("pairs.measure")
 
     def fails(made):
         raise RuntimeError("no kernel\nand more")
@@ -382,7 +382,7 @@ def interrupted(made):
 
 def test_an_interrupt_loses_one_method(bench, row, monkeypatch):
     """What was measured before it was saved; the rest is measured by the next call, alone."""
-    measure, known, saved = bench("measure"), {}, []
+    measure, known, saved = bench("pairs.measure"), {}, []
     monkeypatch.setitem(measure.METHODS, "lvspec eager", interrupted)
     save = lambda: saved.append(json.loads(json.dumps(known)))
     with pytest.raises(KeyboardInterrupt):
@@ -402,7 +402,7 @@ def test_an_interrupt_loses_one_method(bench, row, monkeypatch):
 
 
 def test_what_does_not_fit_is_left_out(bench):
-    pairs = bench("pairs")
+    pairs = bench("pairs.pairs")
     pair, size = pairs.PAIRS["qwen-32b-7b"], pairs.Size(16384, 1)
     needed = pairs.needed_bytes(pair, size, tokens=0, itemsize=2)
     assert needed == pytest.approx(65.5e9 + 15.2e9 + 16384 * (262144 + 57344), rel=0.01)
@@ -429,7 +429,7 @@ def test_iterations_are_timed_by_events_on_cuda(bench, monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append("wait"))
     call = lambda: said.append("call")
-    wall, each = bench("clock").timed(call, 3, torch.device("cuda"))
+    wall, each = bench("measuring.clock").timed(call, 3, torch.device("cuda"))
     assert said == ["wait", "event", *["call", "event"] * 3, "wait"]
     assert each == [16.0 - 4, 36.0 - 16, 64.0 - 36] and wall > 0
 
@@ -511,7 +511,7 @@ def test_a_draft_of_fewer_bytes(bench, monkeypatch, tmp_path, capsys):
 
 def test_the_script_goes_on_behind_an_interrupt(bench, monkeypatch, tmp_path, capsys):
     """Peers come behind our methods of all rows; figures that are there stay as they are."""
-    path, measure, begun = tmp_path / "e2e.json", bench("measure"), []
+    path, measure, begun = tmp_path / "e2e.json", bench("pairs.measure"), []
 
     def counted(name):
         def method(row):
@@ -580,7 +580,7 @@ def _event(name, ts, dur, correlation, cat="kernel"):
 
 
 def test_gaps_of_a_trace_made_by_hand(bench):
-    gaps = bench("gaps")
+    gaps = bench("measuring.gaps")
     replay = [
         _event("a", 100.0, 10.0, 7),
         _event("b", 112.0, 8.0, 7),  # 2 behind a
