@@ -7,6 +7,7 @@ LVSPEC_REQUIRE_EXT=1 makes that an error.
 
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -37,6 +38,12 @@ SOURCE_FLAGS = {
         *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
     ],
 }
+
+
+def front_page() -> str:
+    """The README for a package index, which has no files to link to: it names them."""
+    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    return re.sub(r"\[([^]]+)\]\((?!\w+:)([^)]+)\)", r"\1 (\2)", text)
 
 
 def explain(reason: object) -> None:
@@ -110,7 +117,7 @@ setup(
     name="lvspec",
     version="0.1.0",
     description="Loosely speculative decoding of Video-LLMs: faster captions without training",
-    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description=front_page(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

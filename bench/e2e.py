@@ -5,10 +5,10 @@
     python bench/e2e.py --device cpu --pair tiny        the same code in seconds
     python bench/e2e.py trace                           record the acceptance that is replayed
 
-Real shapes have random weights (`random_models.py`), which accept nothing: acceptance is replayed
-from a trace of the embedded pair, or from one made for `--tau`. What such a row says is what an
-iteration takes, beside the limit of its bytes, and which speed-up follows at that tau. Methods and
-peers, by the same weights in the same run, are in `measure.py`.
+Real shapes have random weights (`pairs/random_models.py`), which accept nothing: acceptance is
+replayed from a trace of the embedded pair, or from one made for `--tau`. What such a row says is
+what an iteration takes, beside the limit of its bytes, and which speed-up follows at that tau.
+Methods and peers, by the same weights in the same run, are in `pairs/measure.py`.
 
 The first size of every pair comes first, and our methods of all rows come before the peers;
 `--compile` adds HF's compiled static cache, for the first pair alone. The JSON is written after

@@ -7,9 +7,9 @@
 #                                      sanitize
 #   PAIRS="qwen-32b-7b" LABEL=32b bash bench/gpu.sh e2e      one pair, in a file of its own
 # JSON, a log and a summary go to $OUT (default bench/results); `bench/report.py --write` makes the
-# README's tables of them. A part that fails, or takes longer than its limit or than what is left of
-# $SECONDS_IN_ALL (520), does not stop the others; the exit code says that there was one. DEVICE=cpu
-# tries all of it without a GPU, at small sizes. OPTIONS are more words for e2e.py, such as
+# tables of bench/README.md of them. A part that fails, or takes longer than its limit or than what
+# is left of $SECONDS_IN_ALL (520), does not stop the others; the exit code says that there was one.
+# DEVICE=cpu tries all of it without a GPU, at small sizes. OPTIONS are more words for e2e.py, such as
 # "--set fuse=none", "--context 16384" or "--compile". e2e keeps what it has measured, method by
 # method, and goes on there when it is called again; remove its JSON to begin anew.
 set -uo pipefail

@@ -151,7 +151,7 @@ def main() -> int:
         engine = begin(*models, config, trace=trace, **options)
     averages, chrome = profiled(engine, arguments.iterations, device)
     found, kernels = gaps.describe(chrome), gaps.by_kernel(gaps.work(chrome))
-    loop = engine.loop.description
+    loop = engine.runner.description
     steps = step_times(engine)
 
     console = Console()

@@ -1,11 +1,11 @@
-"""Committed JSON as the README's tables and plots, and any JSON as a short text table.
+"""Committed JSON as the tables of bench/README.md and plots, and any JSON as a short text table.
 
     python bench/report.py FILE.json ...     text tables of these files
-    python bench/report.py --write           the README's tables and bench/results/plots anew
-    python bench/report.py --check           exit code 1 if the README's tables are not up to date
+    python bench/report.py --write           the tables and bench/results/plots anew
+    python bench/report.py --check           exit code 1 if the tables are not up to date
 
-A table of the README stands between `<!-- table: NAME -->` and `<!-- end of table -->`. The tables
-named in `TABLES` are made of `bench/results/cuda-*.json`, as `gpu.sh` writes them; where there is
+A table stands there between `<!-- table: NAME -->` and `<!-- end of table -->`. The tables named in
+`TABLES` are made of `bench/results/cuda-*.json`, as `gpu.sh` writes them; where there is
 none, and where a row has no figure, they say "not measured".
 """
 
@@ -25,7 +25,7 @@ from pairs.pairs import PAIRS, REAL
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-README = ROOT / "README.md"
+README = ROOT / "bench" / "README.md"
 NOT_MEASURED = "not measured"
 _MARKED = r"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
 
@@ -210,7 +210,7 @@ TABLES: dict[str, Callable[[list[Document]], list[str]]] = {
 
 
 def with_tables(text: str, documents: list[Document]) -> str:
-    """The README with every table made anew.
+    """The text of bench/README.md with every table made anew.
 
     Raises:
         ValueError: It has no place for one of them.
@@ -218,7 +218,9 @@ def with_tables(text: str, documents: list[Document]) -> str:
     for name, make in TABLES.items():
         pattern = re.compile(_MARKED.format(name=re.escape(name)), flags=re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README: expected <!-- table: {name} --> and its end, got neither")
+            raise ValueError(
+                f"bench/README.md: expected <!-- table: {name} --> and its end, got neither"
+            )
         made = "\n".join(make(documents)) + "\n"
         text = pattern.sub(lambda found, made=made: f"{found[1]}{made}{found[2]}", text)
     return text
@@ -236,8 +238,8 @@ def print_text(paths: Iterable[Path]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--write", action="store_true", help="the README's tables, and plots")
-    parser.add_argument("--check", action="store_true", help="that the README is up to date")
+    parser.add_argument("--write", action="store_true", help="the tables, and plots")
+    parser.add_argument("--check", action="store_true", help="that the tables are up to date")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
     parser.add_argument("--readme", type=Path, default=README)
     arguments = parser.parse_args()
@@ -251,7 +253,10 @@ def main() -> int:
     after = with_tables(before, documents)
     if arguments.check:
         if after != before:
-            print("README: tables are not up to date; bench/report.py --write", file=sys.stderr)
+            print(
+                "bench/README.md: tables are not up to date; bench/report.py --write",
+                file=sys.stderr,
+            )
         return int(after != before)
     arguments.readme.write_text(after, encoding="utf-8")
     try:

@@ -1,7 +1,7 @@
 // Rotary embeddings of the slots, in float32: rotary_angles makes cosines and sines of positions in
 // three dimensions, rotate turns queries or keys by them.
 //
-// Both are parts of a recorded pass, see lvspec/fused.
+// Both are parts of a recorded pass, see lvspec/models/fused.
 #pragma once
 
 #include "types.h"

@@ -1,6 +1,6 @@
 """Bytes of workspace per operation, without triton, so that any process can ask.
 
-Must agree with what the launchers carve; `tests/test_workspace.py` holds both together.
+Must agree with what the launchers carve; `tests/ops` holds both together.
 """
 
 from __future__ import annotations

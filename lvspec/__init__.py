@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lvspec.config import DecodeConfig
     from lvspec.engine.api import generate, generate_many
-    from lvspec.engine.decoder import Decoder, GenerationInterrupted
-    from lvspec.engine.engine import NonFiniteLogits
+    from lvspec.engine.decoder import Decoder
+    from lvspec.engine.errors import GenerationInterrupted, NonFiniteLogits
     from lvspec.engine.hf import custom_generate
     from lvspec.engine.result import Generation
     from lvspec.models.loading import Pair, load_pair
@@ -31,8 +31,8 @@ _HOMES = {
     "Decoder": "engine.decoder",
     "DynamicTree": "tree_shapes",
     "Generation": "engine.result",
-    "GenerationInterrupted": "engine.decoder",
-    "NonFiniteLogits": "engine.engine",
+    "GenerationInterrupted": "engine.errors",
+    "NonFiniteLogits": "engine.errors",
     "Pair": "models.loading",
     "custom_generate": "engine.hf",
     "frequent_tokens": "phases.draft.vocabulary",

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from lvspec.policy import token_ids
+from lvspec.checks import check_count, check_number, check_share, token_ids
 from lvspec.tree import MAX_SLOTS
-from lvspec.tree_shapes import AnchorTree, Tree, check_count, check_slots, check_tree
+from lvspec.tree_shapes import AnchorTree, Tree, check_slots, check_tree
 
 DRAFT_ANCHOR_THRESHOLD = 0.065
 KEEP_BY = ("attention", "uniform")
@@ -134,7 +134,7 @@ class DecodeConfig:
             object.__setattr__(self, "draft_vocab", token_ids("draft_vocab", self.draft_vocab))
             if not self.draft_vocab:
                 raise ValueError("draft_vocab: expected at least one token id, or None, got none")
-        _check_share("draft_keep", self.draft_keep)
+        check_share("draft_keep", self.draft_keep)
         if self.draft_keep_by not in KEEP_BY:
             raise ValueError(
                 f"draft_keep_by: expected one of {', '.join(KEEP_BY)}, got {self.draft_keep_by!r}"
@@ -182,7 +182,7 @@ class DecodeConfig:
                         f"gamma: expected an integer with {name}={getattr(self, name)!r}, got "
                         '"auto", which is for plain chains'
                     )
-        _check_number("acceptance", self.acceptance)
+        check_number("acceptance", self.acceptance)
         if not 0 < self.acceptance < 1:
             raise ValueError(f"acceptance: expected a chance in (0, 1), got {self.acceptance}")
 
@@ -202,7 +202,7 @@ class DecodeConfig:
         return self.temperature > 0
 
     def _check_sampling(self) -> None:
-        _check_number("temperature", self.temperature)
+        check_number("temperature", self.temperature)
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature: expected a finite number >= 0, got {self.temperature}")
         for name in ("top_k", "top_p"):
@@ -214,7 +214,7 @@ class DecodeConfig:
         if self.top_k is not None:
             check_count("top_k", self.top_k)
         if self.top_p is not None:
-            _check_number("top_p", self.top_p)
+            check_number("top_p", self.top_p)
             if not 0 < self.top_p <= 1:
                 raise ValueError(f"top_p: expected a probability in (0, 1], got {self.top_p}")
         if self.seed is not None and (
@@ -231,14 +231,3 @@ class DecodeConfig:
         With `AcceptancePolicy.strict()` this is the lossless baseline of LVSpec's paper.
         """
         return cls(**{"tree": "specvlm", "draft_keep": 0.1, **overrides})
-
-
-def _check_number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-
-
-def _check_share(name: str, value: float) -> None:
-    _check_number(name, value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")

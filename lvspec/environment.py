@@ -62,12 +62,12 @@ def check_json_path(path: str | os.PathLike) -> None:
     Raises:
         OSError: Its folder does not exist or cannot be written, or it is a folder itself.
     """
-    place = _place(path)
-    if place.is_dir():
+    file = _resolved(path)
+    if file.is_dir():
         raise IsADirectoryError(f"--json: expected the name of a file, got the folder {path}")
-    if not place.parent.is_dir():
+    if not file.parent.is_dir():
         raise FileNotFoundError(f"--json: expected a name in an existing folder, got {path}")
-    if not os.access(place if _is_special(place) else place.parent, os.W_OK):
+    if not os.access(file if _is_special(file) else file.parent, os.W_OK):
         raise PermissionError(f"--json: expected a folder that can be written, got that of {path}")
 
 
@@ -89,7 +89,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     # Python's escapes do, and whoever reads the file has the same name again.
     content = text.encode("utf-8", "backslashreplace")
     try:
-        _replace(_place(path), content)
+        _replace(_resolved(path), content)
     except OSError as error:
         reason = error.strerror or str(error)
         raise NotWritten(
@@ -97,19 +97,19 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         ) from error
 
 
-def _replace(place: Path, content: bytes) -> None:
-    if _is_special(place):  # a pipe or a device: replacing it would remove it
-        place.write_bytes(content)
+def _replace(file: Path, content: bytes) -> None:
+    if _is_special(file):  # a pipe or a device: replacing it would remove it
+        file.write_bytes(content)
         return
-    partial = place.with_name(f".{uuid.uuid4().hex}.part")
+    partial = file.with_name(f".{uuid.uuid4().hex}.part")
     try:
         partial.write_bytes(content)
-        os.replace(partial, place)
+        os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _place(path: str | os.PathLike) -> Path:
+def _resolved(path: str | os.PathLike) -> Path:
     """Where a link leads, so that the file is replaced and not the link.
 
     What stdout leads to, as /dev/stdout, may have no name; then the link is all there is.
@@ -117,8 +117,8 @@ def _place(path: str | os.PathLike) -> Path:
     return Path(path) if _is_special(Path(path)) else Path(os.path.realpath(path))
 
 
-def _is_special(place: Path) -> bool:
-    return place.exists() and not place.is_file()
+def _is_special(file: Path) -> bool:
+    return file.exists() and not file.is_file()
 
 
 def _plain(value: Any) -> Any:

@@ -4,18 +4,18 @@ A draft token that equals the target's choice is always accepted. Every other dr
 *mismatch*; the fields below say which mismatches are tolerated. The rule itself is
 `lvspec.reference.accept`. Probabilities and regrets are those of the target, in nats where they are
 logarithms. Where the target samples, its choice is the sample, and they are those of the row that
-it is drawn from, at the temperature and behind logits processors. This module imports nothing of
-lvspec and creates no tensor.
+it is drawn from, at the temperature and behind logits processors. This module creates no tensor.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from lvspec.checks import finite, integer, real, token_ids
 
 DEFAULT_ANCHOR_THRESHOLD = 0.065
 """Visual relevance from which on a row is an anchor, for the default scorer (mean `visual_peak`).
@@ -109,15 +109,15 @@ class AcceptancePolicy:
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the dataclass is frozen
-        put(self, "anchor_threshold", _real("anchor_threshold", self.anchor_threshold))
+        put(self, "anchor_threshold", real("anchor_threshold", self.anchor_threshold))
         for field in _OPTIONAL_NUMBERS:
             value = getattr(self, field)
             if value is not None:
-                put(self, field, _finite(field, value))
+                put(self, field, finite(field, value))
         for field, least, most in _INTEGER_RANGES:
             value = getattr(self, field)
             if value is not None:
-                put(self, field, _integer(field, value, least, most))
+                put(self, field, integer(field, value, least, most))
             elif field not in ("top_k", "max_run"):
                 raise TypeError(f"{field}: expected an integer, got None")
         put(self, "strict_ids", token_ids("strict_ids", self.strict_ids))
@@ -330,52 +330,12 @@ def largest_top_entropy(count: int) -> float:
     return count / math.e if count < math.e else math.log(count)
 
 
-def _real(field: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{field}: expected a number, got {value!r}")
-    if math.isnan(value):
-        raise ValueError(f"{field}: expected a number, got nan")
-    return float(value)
-
-
-def _finite(field: str, value: Any) -> float:
-    number = _real(field, value)
-    if math.isinf(number):
-        raise ValueError(f"{field}: expected a finite number, or None for no limit, got {number}")
-    return number
-
-
-def _integer(field: str, value: Any, least: int, most: int | None) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{field}: expected an integer, got {value!r}")
-    if number < least or (most is not None and number > most):
-        span = f">= {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{field}: expected an integer {span}, got {number}")
-    return number
-
-
 def _or_off(value: float | None, off: float) -> float:
     return off if value is None else as_float32(value)
 
 
 def _log_or_off(value: float | None) -> float:
     return -math.inf if value is None else as_float32(math.log(value))
-
-
-def token_ids(field: str, value: Any) -> tuple[int, ...]:
-    """The ids, each once, ascending.
-
-    Raises:
-        TypeError: They are no collection of integers; names `field`.
-        ValueError: One is negative.
-    """
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise TypeError(f"{field}: expected token ids, got {value!r}")
-    return tuple(sorted({_integer(field, token, 0, None) for token in value}))
 
 
 def _to_json(value: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from lvspec.checks import check_count
 from lvspec.tree import MAX_SLOTS, parents_from_paths
 
 MAX_RANK = 15
@@ -161,12 +162,3 @@ def check_slots(name: str, num_slots: int) -> None:
         raise ValueError(
             f"{name}: expected 2 to {MAX_SLOTS} slots, the root included, got {num_slots}"
         )
-
-
-def check_count(name: str, value: int, most: int | None = None, *, least: int = 1) -> None:
-    """Raise TypeError or ValueError unless `value` is an integer from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < least or (most is not None and value > most):
-        wanted = f"from {least} to {most}" if most is not None else f">= {least}"
-        raise ValueError(f"{name}: expected an integer {wanted}, got {value}")

@@ -87,6 +87,12 @@ def wheel_text(wheel, name):
         return archive.read(member).decode()
 
 
+def test_an_index_has_the_front_page_without_links_to_files(wheel):
+    text = wheel_text(wheel, "METADATA")
+    assert "## Your pair on your GPU" in text and "Using lvspec (lvspec/README.md)" in text
+    assert not re.findall(r"\]\((?!\w+:)", text)
+
+
 def test_wheel_has_one_top_level_package(wheel_names):
     top = {name.split("/")[0] for name in wheel_names}
     version = importlib.metadata.version("lvspec")

@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 
 from lvspec.shapes.captions import judge
+from lvspec.shapes.clips import write_clip
 from lvspec.shapes.scenes import scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 END = "end of example"
 NUMBER = r"\d+\.\d\d"
+# What stands in for weights and a device that no test has.
+STAND_INS = {
+    "Qwen/Qwen2.5-VL-7B-Instruct": str(ROOT / "lvspec" / "shapes" / "target"),
+    "Qwen/Qwen2.5-VL-3B-Instruct": str(ROOT / "lvspec" / "shapes" / "draft"),
+    'device="cuda"': 'device="cpu"',
+}
 
 pytestmark = pytest.mark.timeout(1000)
 
@@ -54,7 +61,12 @@ def outputs_of(examples, folder):
     script.write_text("".join(f"{example}\nprint({END!r})\n" for example in examples))
     quiet = [f"-Werror::{kind}Warning" for kind in ("Future", "Deprecation")]
     done = subprocess.run(
-        [sys.executable, *quiet, script], cwd=folder, capture_output=True, text=True, timeout=900
+        [sys.executable, *quiet, script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in all tests
     )
     assert done.returncode == 0, done.stderr
     said = [line for line in re.split(r"[\r\n]", done.stderr) if "Loading weights" not in line]
@@ -111,6 +123,27 @@ def test_a_caption(printed):
     caption, counts = printed("AcceptancePolicy.lvspec()", "print(result.text)")
     assert judge(caption, scenes("evaluation", 1)[0])[2], caption
     assert taus([counts])[0] > 8
+
+
+def test_a_pair_of_ones_own(tmp_path):
+    """The lines for a GPU and weights of gigabytes, with the embedded pair on a CPU instead."""
+    (example,) = re.findall(r"```py\n(.*?)```", READMES["README.md"], flags=re.DOTALL)
+    for name, stand_in in STAND_INS.items():
+        assert example.count(name) == 1
+        example = example.replace(name, stand_in)
+    scene = scenes("evaluation", 1)[0]
+    write_clip(scene, tmp_path / "clip.mp4")
+    (printed,) = outputs_of([example], tmp_path)
+    lines = printed.splitlines()
+    assert re.fullmatch(rf"strict tau {NUMBER} eager: .+ none regret 0\.00", lines[0])
+    assert re.fullmatch(rf"lvspec tau {NUMBER} eager: .+ on regret {NUMBER}", lines[2])
+    assert all(judge(caption, scene)[2] for caption in lines[1::2]) and len(lines) == 4
+
+
+def test_the_front_page_is_short():
+    """A screen or three, and no table of what is not known."""
+    assert len(READMES["README.md"].splitlines()) <= 180
+    assert "not measured" not in READMES["README.md"]
 
 
 def test_captions_of_several(printed):

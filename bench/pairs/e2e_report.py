@@ -34,7 +34,7 @@ class Report:
     """The document, written after every method, and what is printed of it.
 
     If there is a file of a run with the same options, commit and device, its figures stay, and what
-    it did not reach is measured. The file of any other run is replaced.
+    has none is tried. The file of any other run is replaced.
     """
 
     def __init__(self, path: Path | None, document: dict[str, Any]) -> None:
@@ -43,7 +43,10 @@ class Report:
         document["pairs"] = []
         found = earlier(path, document)
         if found is not None:
-            rows = [row for row in found.get("pairs", []) if "not_measured" not in row]
+            rows = [row for row in found["pairs"] if "not_measured" not in row]
+            for row in rows:
+                measured = {name: its for name, its in row["methods"].items() if "wall_ms" in its}
+                row["methods"] = measured
             document |= {**found, "pairs": rows}
             self._print(f"{path}: going on with {len(rows)} rows")
         self.write()

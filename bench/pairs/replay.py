@@ -22,8 +22,10 @@ from transformers import PreTrainedModel
 from lvspec.config import DecodeConfig
 from lvspec.engine.engine import Engine
 from lvspec.engine.sequence import Request
+from lvspec.models.cache import SlotCache
 from lvspec.ops import Acceptance, LogitStats
-from lvspec.phases.draft import Draft, make_drafter
+from lvspec.phases.draft import make_drafter
+from lvspec.phases.slots import Draft
 from lvspec.phases.verify import Verification
 from lvspec.policy import AcceptancePolicy
 
@@ -99,9 +101,13 @@ class ReplayEngine(Engine):
         self._paths = paths.to(device, torch.int32)
         self._last = paths.gather(2, counts[..., None]).to(device)  # the last slot of every path
         self._at = torch.zeros(1, dtype=torch.int64, device=device)
+        self._plain, self.iteration.accept = self.iteration.accept, self._accept
 
-    def _accept(self, verification: Verification, draft: Draft) -> tuple[Acceptance, LogitStats]:
-        found, stats = super()._accept(verification, draft)
+    def _accept(
+        self, verification: Verification, draft: Draft, cache: SlotCache
+    ) -> tuple[Acceptance, LogitStats]:
+        """The accept of an iteration, and then what the trace says in place of what it found."""
+        found, stats = self._plain(verification, draft, cache)
         at = self._at.remainder(len(self._counts))
         last = self._last.index_select(0, at)[0]
         replaced = Acceptance(

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from lvspec.config import DecodeConfig
 from lvspec.engine.engine import Engine
 from lvspec.models.hf_names import CACHE
-from lvspec.phases.draft import ModelDrafter
+from lvspec.phases.draft import CachedDrafter
 from lvspec.tree import chain_ancestors
 
 WARM_UP = 6
@@ -102,7 +102,7 @@ class Row:
         return {
             **figures(wall, each),
             "tokens_per_iteration": tokens,
-            "loop": engine.loop.description,
+            "loop": engine.runner.description,
             "parts": engine.parts,
             "draft_passes": engine.drafter.depth,
             "mean_context": length,
@@ -133,7 +133,7 @@ class Row:
         """Weights and cache that an iteration reads, of the models as the engine has them."""
         parts = [(engine.target.step_bytes, engine.cache, 1)]
         drafter = engine.drafter
-        if isinstance(drafter, ModelDrafter):
+        if isinstance(drafter, CachedDrafter):
             # A level is a pass of the draft, and so is a token of a chain.
             weights = drafter.model.step_bytes_with(drafter.head)
             parts.append((weights, drafter.cache, drafter.depth))

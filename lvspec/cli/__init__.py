@@ -80,21 +80,21 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="lvspec", description="Loosely speculative decoding of Video-LLMs.")
     parser.add_argument("--version", action="version", version=f"lvspec {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    place = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
-    chosen = words[place] if place < len(words) else None
+    first = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    chosen = words[first] if first < len(words) else None
     for name, (module, summary) in COMMANDS.items():
         if name == chosen:
             importlib.import_module(module).add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=summary)
-    parser.refuse_unknown(words[:place])
+    parser.refuse_unknown(words[:first])
     if chosen is None:
         return parser.parse_args(words)
     if chosen not in COMMANDS:
         names = ", ".join(COMMANDS)
         parser.error(f"expected a command ({names}), got {chosen}{did_you_mean(chosen, COMMANDS)}")
     command = subparsers.choices[chosen]
-    command.refuse_unknown(words[place + 1 :])
+    command.refuse_unknown(words[first + 1 :])
     arguments, rest = parser.parse_known_args(words)
     if rest:
         command.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -30,8 +30,8 @@ from lvspec.cli.terminal import (
     statistics_line,
 )
 from lvspec.config import DecodeConfig
-from lvspec.engine.decoder import Decoder, GenerationInterrupted
-from lvspec.engine.engine import NonFiniteLogits
+from lvspec.engine.decoder import Decoder
+from lvspec.engine.errors import GenerationInterrupted, NonFiniteLogits
 from lvspec.engine.result import Generation
 from lvspec.environment import NotWritten, environment, write_json
 from lvspec.policy import AcceptancePolicy

@@ -260,8 +260,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         from lvspec.environment import check_json_path
 
         check_json_path(arguments.json)
-        place = Path(arguments.json).resolve()
-        if any(Path(video).resolve() == place for video in arguments.video):
+        path = Path(arguments.json).resolve()
+        if any(Path(video).resolve() == path for video in arguments.video):
             raise ValueError(f"--json: expected another file than the videos, got {arguments.json}")
 
 

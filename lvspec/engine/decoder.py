@@ -16,8 +16,10 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from lvspec.checks import check_count, check_type
 from lvspec.config import DecodeConfig
 from lvspec.engine.engine import Engine
+from lvspec.engine.errors import GenerationInterrupted
 from lvspec.engine.gate import warn_of_gate
 from lvspec.engine.keywords import refuse_keywords
 from lvspec.engine.result import Generation
@@ -28,32 +30,10 @@ from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
 from lvspec.phases.defaults import GenerationDefaults, eos_ids_of
 from lvspec.phases.draft import DraftChoice, draft_model, make_drafter
-from lvspec.phases.logits import Processors, check_list, sampling_warpers
+from lvspec.phases.logits import LogitsProcessors, check_list, sampling_warpers
 from lvspec.policy import AcceptancePolicy
-from lvspec.tree_shapes import check_count
 
 Inputs = Mapping[str, Any]
-
-
-class GenerationInterrupted(KeyboardInterrupt):
-    """Ctrl-C while generating. `generations` holds what was generated and not yet returned.
-
-    Attributes:
-        generations: In the order of the requests, those that had begun.
-    """
-
-    def __init__(self, generations: list[Generation]) -> None:
-        count = sum(generation.tokens.shape[1] for generation in generations)
-        super().__init__(f"interrupted after {count} tokens")
-        self.generations = generations
-
-    def __reduce__(self) -> tuple[type[GenerationInterrupted], tuple[list[Generation]]]:
-        return type(self), (self.generations,)
-
-    @property
-    def generation(self) -> Generation:
-        """The first of them; there is one whenever a single prompt was interrupted."""
-        return self.generations[0]
 
 
 class Decoder:
@@ -99,8 +79,8 @@ class Decoder:
         if policy is None:
             is_ngram = isinstance(draft, str) and draft == "ngram"
             policy = AcceptancePolicy.strict() if is_ngram else AcceptancePolicy.lvspec()
-        _check_type("config", config, DecodeConfig)
-        _check_type("policy", policy, AcceptancePolicy)
+        check_type("config", config, DecodeConfig)
+        check_type("policy", policy, AcceptancePolicy)
         stopping = Stopping(stopping_criteria, stop_strings, tokenizer)
         self.tokenizer = tokenizer
         self._given = target, draft
@@ -118,7 +98,7 @@ class Decoder:
         self.target = Model(target, "target", capture=config.capture, fuse=config.fuse)
         self.draft = draft_model(draft, config)
         self._taken = self._facts()
-        self._processors = Processors(
+        self._processors = LogitsProcessors(
             self._processors_given,
             sampling_warpers(config) if self._warps else (),
             batch_size=self._batch_size,
@@ -290,7 +270,7 @@ class Decoder:
                     sequence = engine.ended[0]
                     threshold = engine.policy.rule.anchor_threshold
                     warn_of_gate(self.target.hf, threshold, sequence.stats)
-                    yield sequence.request.index, sequence.outcome
+                    yield sequence.request.index, sequence.ending
                     engine.ended.popleft()
         except GeneratorExit:
             raise
@@ -307,7 +287,7 @@ class Decoder:
         """What was generated and not returned, by request."""
         found = dict(waiting)
         for sequence in self.engine.ended:
-            found[sequence.request.index] = sequence.outcome
+            found[sequence.request.index] = sequence.ending
         for sequence in self.engine.active:
             found[sequence.request.index] = sequence.result(self.engine.state)
         kept = (found[index] for index in sorted(found))
@@ -325,8 +305,3 @@ def _one_each(name: str, value: Any, count: int, is_batch: bool) -> list[Any]:
     if len(values) != count:
         raise ValueError(f"{name}: expected {count} entries, one a prompt, got {len(values)}")
     return values
-
-
-def _check_type(name: str, value: Any, expected: type) -> None:
-    if not isinstance(value, expected):
-        raise TypeError(f"{name}: expected {expected.__name__}, got {value!r}")

@@ -4,48 +4,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lvspec.config import DecodeConfig
-from lvspec.engine.graph import GraphedLoop, make_loop, models_obstacle
+from lvspec.engine.errors import NonFiniteLogits
+from lvspec.engine.graph import IterationRunner, make_runner, models_obstacle
 from lvspec.engine.mailbox import Mailbox, Report
-from lvspec.engine.result import Generation, Trace
+from lvspec.engine.result import Trace
+from lvspec.engine.roles import Roles
 from lvspec.engine.sequence import Launched, Request, Sequence
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
 from lvspec.models.cache import SlotCache
-from lvspec.models.model import Model, held
-from lvspec.ops import Acceptance, LogitStats
-from lvspec.phases.accept import accept, regrets
-from lvspec.phases.commit import commit
+from lvspec.models.model import Model
 from lvspec.phases.defaults import eos_ids_of
-from lvspec.phases.draft import CachedDrafter, Draft, Drafter
+from lvspec.phases.draft import Drafter
 from lvspec.phases.iteration import Iteration
-from lvspec.phases.logits import Processors
+from lvspec.phases.logits import LogitsProcessors
+from lvspec.phases.outcome import Outcome
 from lvspec.phases.relevance import get_scorer
 from lvspec.phases.sampling import Sampler, draw
 from lvspec.phases.state import DecodeState
-from lvspec.phases.verify import Verification, verify
 from lvspec.policy import AcceptancePolicy
 from lvspec.reference.append import NO_NAN
-
-
-class NonFiniteLogits(RuntimeError):
-    """The target's logits were NaN. `generation` holds what was generated before."""
-
-    index = 0  # which of the requests
-
-    def __init__(self, message: str, generation: Generation) -> None:
-        super().__init__(message)
-        self.generation = generation
-
-    def __reduce__(self) -> tuple[type[NonFiniteLogits], tuple[str, Generation], dict[str, Any]]:
-        return type(self), (str(self), self.generation), vars(self)
 
 
 class Engine:
@@ -69,8 +54,9 @@ class Engine:
         stopping: Criteria asked after every token; None: none.
 
     Attributes:
+        iteration: The method, run by this engine's clock.
         ended: Sequences that have ended, for the caller to take.
-        loop: Says by its `description` how iterations are run.
+        runner: Says by its `description` how iterations are run.
     """
 
     def __init__(
@@ -81,11 +67,11 @@ class Engine:
         config: DecodeConfig,
         *,
         batch_size: int = 1,
-        processors: Processors | None = None,
+        processors: LogitsProcessors | None = None,
         stopping: Stopping | None = None,
     ) -> None:
         self.target, self.drafter, self.config = target, drafter, config
-        self.processors = Processors() if processors is None else processors
+        self.processors = LogitsProcessors() if processors is None else processors
         self.stopping = Stopping() if stopping is None else stopping
         self.places: list[Sequence | None] = [None] * batch_size
         self.ended: deque[Sequence] = deque()
@@ -94,12 +80,8 @@ class Engine:
         if drafter.gamma == 0:
             policy = AcceptancePolicy.strict()  # nothing to be loose about
         self.policy = replace(policy, eos_ids=eos_ids)
-        # Relevance from which on a row is an anchor; None: it decides nothing.
-        gated = self.policy.needs_relevance
-        self._threshold = self.policy.rule.anchor_threshold if gated else None
         scorer = get_scorer(config.scorer)
         wants_scores = drafter.gamma > 0 and (policy.needs_relevance or config.trace)
-        self.scorer = scorer if wants_scores else None
         self.cache: SlotCache | None = None
         sampler = None
         if config.samples:
@@ -115,12 +97,9 @@ class Engine:
         lag = (1 if target.device.type == "cuda" else 0) if config.lag is None else config.lag
         # What processors look at must be known on the host.
         self._lag = 0 if obstacle else lag
-        self._models = [target]
-        if isinstance(drafter, CachedDrafter) and drafter.model is not target:
-            self._models.append(drafter.model)
-        self._revisions: tuple[int, ...] = ()
-        self.loop: GraphedLoop[Iteration] = make_loop(
-            self._models, capture=config.capture, obstacle=obstacle
+        self._roles = Roles(target, drafter)
+        self.runner: IterationRunner[Outcome] = make_runner(
+            self._roles.models, capture=config.capture, obstacle=obstacle
         )
         self._is_timed = True
         self._allocations = 0
@@ -128,7 +107,7 @@ class Engine:
         self._mailbox = Mailbox(
             batch_size=batch_size,
             num_slots=self.num_slots,
-            parts=1 if self.policy.is_exact else 2 + gated,
+            parts=1 if self.policy.is_exact else 2 + self.policy.needs_relevance,
             device=target.device,
             size=self._lag + 1,
         )
@@ -139,6 +118,14 @@ class Engine:
             eos_ids=torch.tensor(eos_ids, dtype=torch.int64, device=target.device),
             regret_dtype=torch.float64 if target.text.dtype == torch.float64 else torch.float32,
             sampler=sampler,
+        )
+        self.iteration = Iteration(
+            target,
+            drafter,
+            self.policy,
+            self.processors,
+            scorer if wants_scores else None,
+            self.state,
         )
 
     @property
@@ -159,7 +146,7 @@ class Engine:
         """
         count = self.config.max_new_tokens
         needed = prompt_length + self._following
-        for model in self._models:
+        for model in self._roles.models:
             model.check_length(needed)
         fixed = self.config.cache_capacity
         if fixed is not None and fixed < needed:
@@ -206,7 +193,7 @@ class Engine:
         sequence = Sequence(request, place, stats, trace, self.stopping)
         self.places[place] = sequence
         try:
-            with self._on_device(), held(self._models), stats.timer.phase("prefill"):
+            with self._roles.held(), stats.timer.phase("prefill"):
                 self.reserve(prompt.shape[1])
                 stats.parts = self.parts
                 logits = self.target.prefill(
@@ -246,10 +233,7 @@ class Engine:
     @property
     def parts(self) -> dict[str, dict[str, int]]:
         """As `DecodeStats.parts`, once there are caches."""
-        found = {"target": self.target.parts(self.cache)}
-        if isinstance(self.drafter, CachedDrafter):
-            found["draft"] = self.drafter.model.parts(self.drafter.cache)
-        return found
+        return self._roles.parts(self.cache)
 
     @property
     def _following(self) -> int:
@@ -269,34 +253,18 @@ class Engine:
 
         The models are this thread's within it, and are found as they are when it is entered.
         """
-        with ExitStack() as stack:
-            stack.enter_context(self._on_device())
-            stack.enter_context(held(self._models))
+        with self._roles.held():
             self._settle()
-            stack.enter_context(self.target.active())
-            stack.enter_context(self.drafter.active())
-            yield
+            with self.target.active(), self.drafter.active():
+                yield
 
     def _settle(self) -> None:
         """Iterations are run in a way that is right for the models as they are now."""
-        revisions = tuple(model.watch.revision for model in self._models)
-        if revisions != self._revisions:
-            self._revisions = revisions
-            self.loop.obstacle = models_obstacle(self._models)
-        caches = [self.cache]
-        if isinstance(self.drafter, CachedDrafter):
-            caches.append(self.drafter.cache)
-        passes = {
-            model.role: model.passes(cache)
-            for model, cache in zip(self._models, caches, strict=False)
-        }
+        if self._roles.have_changed():
+            self.runner.obstacle = models_obstacle(self._roles.models)
+        passes = self._roles.passes(self.cache)
         for sequence in self.active:
             sequence.stats.passes = passes
-
-    def _on_device(self) -> AbstractContextManager:
-        """Events and graphs are of the current device: it is the target's."""
-        device = self.target.device
-        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def iterate(self) -> None:
         """Draft, verify, accept, commit: at least one more token for every sequence, some day.
@@ -317,18 +285,18 @@ class Engine:
 
     def _launch(self) -> None:
         """One iteration, by a graph if there is one, and its report on the way to the host."""
-        if self.loop.is_due((self._allocations, self._revisions), self.cache.plan is None):
+        if self.runner.is_due((self._allocations, self._roles.revisions), self.cache.plan is None):
             with self._phase("capture"):
                 self._is_timed = False
-                self.loop.capture(self.run_phases)
+                self.runner.capture(self.run_phases)
                 self._is_timed = True
-        if self.loop.is_captured:
+        if self.runner.is_captured:
             with self._phase("iteration"):
-                done = self.loop.replay()
+                done = self.runner.replay()
         else:
             done = self.run_phases()
         trace = done.trace_tensors() if self.config.trace else None
-        self._launched.append(Launched(tuple(self.places), self.loop.is_warming_up, trace))
+        self._launched.append(Launched(tuple(self.places), self.runner.is_warming_up, trace))
         self._mailbox.send(done.report)
 
     def _look(self) -> None:
@@ -343,64 +311,20 @@ class Engine:
         if report.nan_row != NO_NAN:
             self._fail(sequence, f"iteration {stats.num_iterations}, row {report.nan_row}")
             return
-        stats.loop = self.loop.description
+        stats.loop = self.runner.description
         if sequence.trace is not None:
-            sequence.trace.record(*launched.trace)
+            sequence.trace.add(*launched.trace)
         is_stopped = sequence.take(report, is_warm_up=launched.is_warm_up)
         if report.finished or is_stopped:
             self._release(sequence)
 
-    def run_phases(self) -> Iteration:
-        """One iteration on the device; nothing of it is read back.
+    def run_phases(self) -> Outcome:
+        """One iteration, see `Iteration.run`."""
+        return self.iteration.run(self.cache, self._phase, self._committed)
 
-        (By this loop. A logits processor may, and on a CPU some drafters look where they can stop.)
-        """
-        state, cache = self.state, self.cache
-        with self._phase("draft"):
-            if state.sampler is not None:
-                state.sampler.advance()
-            draft = self.drafter.propose(state, cache.kv_len)
-        with self._phase("verify"):
-            verification = verify(self.target, cache, draft, self.scorer)
-        with self._phase("accept"):
-            processed = self._processed(verification, draft)
-            acceptance, logit_stats = self._accept(processed, draft)
-            costs = None
-            if not self.policy.is_exact:
-                costs = regrets(processed.logits, draft, logit_stats, acceptance)
-        with self._phase("commit"):
-            relevance = verification.relevance
-            self.drafter.commit(draft, acceptance, cache.kv_len)
-            report = commit(
-                *(state, cache, draft, acceptance, relevance, logit_stats.lse),
-                regrets=costs,
-                anchor_threshold=self._threshold,
-            )
-        return Iteration(draft, acceptance, logit_stats.top_ids[..., 0], relevance, report)
-
-    def _accept(self, verification: Verification, draft: Draft) -> tuple[Acceptance, LogitStats]:
-        """Phase 3, on the device."""
-        regret_used, sampler = self.state.regret_used, self.state.sampler
-        is_strict = None if self._threshold is None else self.state.is_text
-        return accept(
-            *(verification, draft, self.policy, regret_used, self.cache.workspace),
-            *(sampler, is_strict),
-        )
-
-    def _processed(self, verification: Verification, draft: Draft) -> Verification:
-        """With the rows as the logits processors leave them."""
-        if not self.processors:
-            return verification
-        committed = []
-        if self.processors.need_paths:
-            committed = [
-                None if sequence is None else sequence.ids(self.state) for sequence in self.places
-            ]
-        shape = draft.shape
-        logits = self.processors.slots(
-            verification.logits, draft.tokens, shape.ancestors, shape.num_slots, committed
-        )
-        return replace(verification, logits=logits)
+    def _committed(self) -> list[Tensor | None]:
+        """Of every place prompt and output, int64 `[T]`; None where there is no sequence."""
+        return [None if sequence is None else sequence.ids(self.state) for sequence in self.places]
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -408,7 +332,7 @@ class Engine:
         if not self._is_timed:  # events of a graph tell no time
             yield
             return
-        if self.loop.is_warming_up and name != "capture":
+        if self.runner.is_warming_up and name != "capture":
             name = "warm-up"
         timers = [sequence.stats.timer for sequence in self.active]
         start = timers[0].now()

@@ -69,8 +69,8 @@ class _Captured(Generic[Result]):
     result: Result
 
 
-class GraphedLoop(Generic[Result]):
-    """An iteration that is run from Python at first, and replayed as a graph from then on.
+class IterationRunner(Generic[Result]):
+    """Runs iterations: from Python at first, by replaying a graph of one from then on.
 
     Args:
         capturer: Of the device; None: iterations are run from Python.
@@ -93,8 +93,8 @@ class GraphedLoop(Generic[Result]):
         """Whether an iteration is to be captured now. Called before each one.
 
         Args:
-            addresses: Changes when a tensor of the loop moves, or what Python decides from. Graphs
-                of before are dropped.
+            addresses: Changes when a tensor of an iteration moves, or what Python decides from.
+                Graphs of before are dropped.
             kind: What else an iteration's work depends on; each kind has a graph of its own.
         """
         if self._capturer is None:
@@ -120,7 +120,7 @@ class GraphedLoop(Generic[Result]):
             replay, result = self._capturer.capture(run)
         except Exception as error:
             # Whatever it was (out of memory, an operation that cannot be captured), nothing was
-            # computed, and the loop without a graph does the same.
+            # computed, and an iteration without a graph does the same.
             self._capturer = None
             self._captured.clear()
             reason = str(error).partition("\n")[0] or type(error).__name__
@@ -157,8 +157,8 @@ class GraphedLoop(Generic[Result]):
         return captured.result
 
 
-def make_loop(models: Iterable[Model], *, capture: bool, obstacle: str | None) -> GraphedLoop:
-    """The loop for these models: on a CUDA device with graphs if nothing stands against it.
+def make_runner(models: Iterable[Model], *, capture: bool, obstacle: str | None) -> IterationRunner:
+    """What runs iterations of these models: on a CUDA device with graphs if nothing is against it.
 
     (What stands against it in the models themselves may come and go: see `models_obstacle`.)
 
@@ -173,8 +173,8 @@ def make_loop(models: Iterable[Model], *, capture: bool, obstacle: str | None) -
         reasons.insert(0, "not on a CUDA device")
     reason = next((reason for reason in reasons if reason), None)
     if reason is not None:
-        return GraphedLoop(None, reason)
-    return GraphedLoop(CudaCapturer(device))
+        return IterationRunner(None, reason)
+    return IterationRunner(CudaCapturer(device))
 
 
 def models_obstacle(models: Iterable[Model]) -> str | None:

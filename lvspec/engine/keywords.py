@@ -43,15 +43,15 @@ def refuse_keywords(function: Callable[..., Any], given: Mapping[str, Any]) -> N
 
 def _expected(function: Callable[..., Any], name: str, value: Any) -> str:
     written = f"{name}={value!r}" if isinstance(value, (bool, int, float, str)) else f"{name}=..."
-    places = []
+    ways = []
     if name in _CONFIG:
-        places.append(f"config=lvspec.DecodeConfig({written})")
+        ways.append(f"config=lvspec.DecodeConfig({written})")
     if name in _POLICY:
-        places.append(f"policy=lvspec.AcceptancePolicy.lvspec({written})")
-    if len(places) == 2:
-        return f"{places[0]} to sample from fewer tokens, or {places[1]} to accept among fewer"
-    if places:
-        return places[0]
+        ways.append(f"policy=lvspec.AcceptancePolicy.lvspec({written})")
+    if len(ways) == 2:
+        return f"{ways[0]} to sample from fewer tokens, or {ways[1]} to accept among fewer"
+    if ways:
+        return ways[0]
     if name in _INSTEAD:
         return _INSTEAD[name]
     if name in vars(GenerationConfig()):

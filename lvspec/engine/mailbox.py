@@ -97,11 +97,11 @@ class Mailbox:
         Raises:
             IndexError: There are `size` reports on their way.
         """
-        place = self._free.popleft()
-        self._buffers[place].copy_(report, non_blocking=True)
-        if self._events[place] is not None:
-            self._events[place].record()
-        self._sent.append(place)
+        entry = self._free.popleft()
+        self._buffers[entry].copy_(report, non_blocking=True)
+        if self._events[entry] is not None:
+            self._events[entry].record()
+        self._sent.append(entry)
 
     def receive(self) -> list[Report]:
         """The oldest report, one entry a sequence, as soon as it is there.
@@ -109,9 +109,9 @@ class Mailbox:
         Raises:
             IndexError: There is none.
         """
-        place = self._sent.popleft()
-        if self._events[place] is not None:
-            self._events[place].synchronize()
-        rows = self._buffers[place].tolist()
-        self._free.append(place)
+        entry = self._sent.popleft()
+        if self._events[entry] is not None:
+            self._events[entry].synchronize()
+        rows = self._buffers[entry].tolist()
+        self._free.append(entry)
         return [Report.of(row, self._num_slots) for row in rows]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lvspec.engine.stats import DecodeStats
 from lvspec.ops import Acceptance
-from lvspec.phases.draft import Draft
+from lvspec.phases.slots import Draft
 from lvspec.reference.kinds import KIND_NAMES
 
 
@@ -54,7 +54,7 @@ class Trace:
         self._place = place
         self._steps: list[tuple[Draft, Tensor, Tensor | None, Acceptance]] = []
 
-    def record(
+    def add(
         self, draft: Draft, wanted: Tensor, relevance: Tensor | None, acceptance: Acceptance
     ) -> None:
         """Keep one iteration's tensors; `wanted` and `relevance` are `[B, S]`."""

@@ -15,7 +15,7 @@ from lvspec.engine.mailbox import Report
 from lvspec.engine.result import Generation, Trace
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
-from lvspec.phases.iteration import Traced
+from lvspec.phases.outcome import Traced
 from lvspec.phases.state import DecodeState
 
 
@@ -117,7 +117,7 @@ class Sequence:
         self.tokens += tokens
         if report is not None:  # before a streamer can interrupt
             shown = len(tokens)
-            self.stats.record(
+            self.stats.add(
                 report.num_accepted,
                 report.num_slots,
                 max(report.regret_used - sum(report.regrets[shown:]), 0.0),
@@ -133,7 +133,7 @@ class Sequence:
         return kept is not None
 
     @property
-    def outcome(self) -> Generation | Exception:
+    def ending(self) -> Generation | Exception:
         """What it ended with."""
         return self.generation if self.error is None else self.error
 
@@ -176,7 +176,7 @@ class Launched:
     Attributes:
         sequences: In their places.
         is_warm_up: Whether its time counts as warm-up.
-        trace: What traces keep, see `Iteration.trace_tensors`; None where there are none.
+        trace: What traces keep, see `Outcome.trace_tensors`; None where there are none.
     """
 
     sequences: tuple[Sequence | None, ...]

@@ -141,7 +141,7 @@ class DecodeStats:
         self._passed: list[int] = []
         self._kinds: Tensor | None = None
 
-    def record(
+    def add(
         self,
         num_accepted: int,
         num_slots: int,

@@ -2,7 +2,7 @@
 
 A recorded pass, a CUDA graph and a part that an operation stands in for were right for the modules
 as they were. Whatever Python looks at in a pass can make them wrong: classes and their code, plain
-attributes, configs, hooks, places of weights. All of that is compared before modules are used
+attributes, configs, hooks, addresses of weights. All of that is compared before modules are used
 again. What cannot be compared (a replaced `forward`, a class or an object of somebody else's) is
 named, and nothing stands in for a model that has it.
 """
@@ -56,7 +56,7 @@ class Fingerprint:
 
     def has_places_of(self, other: Fingerprint) -> bool:
         """Whether the tensors of the other are the same ones."""
-        mine, theirs = ([module.places for module in each._modules] for each in (self, other))
+        mine, theirs = ([module.addresses for module in each._modules] for each in (self, other))
         return mine == theirs
 
     def holds(self, modules: list[nn.Module]) -> bool:
@@ -86,7 +86,7 @@ def modules_of(*roots: nn.Module) -> list[nn.Module]:
 
 
 class _Module:
-    """One module: its class, its plain attributes, and where its tensors are (`places`)."""
+    """One module: its class, its plain attributes, and where its tensors are (`addresses`)."""
 
     def __init__(self, module: nn.Module) -> None:
         own = {name: value for name, value in vars(module).items() if name not in _OF_MODULE}
@@ -95,7 +95,7 @@ class _Module:
         self._read = itemgetter(*plain)  # "training" at least
         self._plain = _frozen(self._read(own))
         self._live = [name for name in own if name not in plain]
-        self.places = self._find(module)
+        self.addresses = self._find(module)
 
     def holds(self, module: nn.Module) -> bool:
         own = vars(module)
@@ -104,21 +104,21 @@ class _Module:
             and self._kind is type(module)
             and self._count == len(own)
             and self._plain == self._read(own)
-            and self.places == self._find(module)
+            and self.addresses == self._find(module)
             and not (module._forward_hooks or module._forward_pre_hooks)
         )
 
     def _find(self, module: nn.Module) -> list[tuple]:
-        places = [_place(weight) for weight in module._parameters.values()]
+        addresses = [_address(weight) for weight in module._parameters.values()]
         # What is made of these is small enough to have become a constant somewhere.
-        places += [(*_place(x), _version(x)) for x in module._buffers.values()]
+        addresses += [(*_address(x), _version(x)) for x in module._buffers.values()]
         for name in self._live:
             x = vars(module)[name]
-            places.append((*_place(x), _version(x)) if isinstance(x, Tensor) else (id(x),))
-        return places
+            addresses.append((*_address(x), _version(x)) if isinstance(x, Tensor) else (id(x),))
+        return addresses
 
 
-def _place(x: Tensor | None) -> tuple:
+def _address(x: Tensor | None) -> tuple:
     if x is None:
         return ()
     if type(x) in _ORDINARY:
@@ -126,7 +126,7 @@ def _place(x: Tensor | None) -> tuple:
     if not hasattr(x, "__tensor_flatten__"):
         return (id(x),)
     names, _ = x.__tensor_flatten__()  # quantised: several tensors
-    return (id(x), *(_place(getattr(x, name)) for name in names))
+    return (id(x), *(_address(getattr(x, name)) for name in names))
 
 
 def _version(x: Tensor | None) -> int:

@@ -9,42 +9,35 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lvspec.config import Fuse
-from lvspec.models.attention import AttentionStep, lvspec_attention_on
+from lvspec.models.attention import lvspec_attention_on
 from lvspec.models.cache import SlotCache
 from lvspec.models.families import check_family
 from lvspec.models.fused import FusedParts, is_patched
 from lvspec.models.head import DraftHead
 from lvspec.models.hf_names import CACHE, CACHE_NAMES
 from lvspec.models.recorder import PassRecorder, is_recordable
+from lvspec.models.text_pass import (
+    StepOutput,
+    TextPass,
+    as_hf_takes_them,
+    example_like,
+    run_pass,
+    with_scores,
+)
 from lvspec.models.watch import watch_of
 
 MADE_HERE = ("position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
 
 _STATE_OF_PROMPTS = ("rope_deltas",)
-
-
-@dataclass
-class StepOutput:
-    """What one pass over the slots returns.
-
-    Attributes:
-        logits: `[B, S, V]`, the model's dtype.
-        masses, peaks: float32 `[L, B, Hq, S]`, one entry for every layer; None without scores.
-    """
-
-    logits: Tensor
-    masses: Tensor | None
-    peaks: Tensor | None
 
 
 class Model:
@@ -265,7 +258,7 @@ class Model:
         with self._reading(cache):
             output = self.hf(
                 **{name: value for name, value in inputs.items() if name not in not_passed},
-                position_ids=_as_hf_takes_them(positions),
+                position_ids=as_hf_takes_them(positions),
                 **{CACHE: cache.prefill_view(sequence)},
                 use_cache=True,
                 logits_to_keep=1,
@@ -325,14 +318,14 @@ class Model:
                 key += (head.key,)
             recorded = self.recorder.get(
                 key,
-                lambda: _Pass(self.text, logits_of, scores),
-                partial(_example, *arguments),
+                lambda: TextPass(self.text, logits_of, scores),
+                partial(example_like, *arguments),
             )
         if recorded is None:
             output = run_pass(self.text, logits_of, tokens, depths, ancestors, cache, scores)
         else:
             output = recorded(*arguments)
-        return StepOutput(*_with_scores(output))
+        return StepOutput(*with_scores(output))
 
 
 @contextmanager
@@ -357,48 +350,6 @@ def held(models: Iterable[Model]) -> Iterator[None]:
         yield
 
 
-def run_pass(
-    text: nn.Module,
-    head: nn.Module,
-    tokens: Tensor,
-    depths: Tensor,
-    ancestors: Tensor,
-    cache: SlotCache,
-    scores: bool,
-) -> tuple[Tensor, ...]:
-    """Logits, and with `scores` masses and peaks of all layers."""
-    batch_size, num_slots = tokens.shape
-    index = (cache.kv_len[:, None] + depths).long()
-    rows = cache.positions.shape[0]
-    positions = cache.positions.gather(2, index.expand(rows, batch_size, num_slots))
-    cache.begin_step(num_slots)
-    step = AttentionStep(cache.kv_len, ancestors, cache.visual, scores, cache.plan, cache.workspace)
-    logits = head(text_pass(text, tokens, positions, cache, step)).to(tokens.device)
-    return (logits, torch.stack(step.masses), torch.stack(step.peaks)) if scores else (logits,)
-
-
-def text_pass(
-    text: nn.Module, tokens: Tensor, positions: Tensor, cache: Cache, step: AttentionStep
-) -> Tensor:
-    """The text model's own forward over slots, its attention being `step`'s: `[B, S, hidden]`.
-
-    Args:
-        text: Set to lvspec's attention.
-        tokens: int64 `[B, S]`.
-        positions: int64 `[R, B, S]`.
-        cache: Takes the slots' keys and values, and returns those of the whole sequence.
-        step: What attention needs, and where it leaves its scores.
-    """
-    return text(
-        input_ids=tokens,
-        position_ids=_as_hf_takes_them(positions),
-        attention_mask=_no_mask(tokens.device),
-        use_cache=True,
-        lvspec_step=step,
-        **{CACHE: cache},
-    ).last_hidden_state
-
-
 def stored_bytes(tensor: Tensor) -> int:
     """Bytes that a tensor holds: of a subclass made of tensors, those of its parts."""
     if hasattr(tensor, "__tensor_flatten__"):
@@ -407,72 +358,9 @@ def stored_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-@cache
-def _no_mask(device: torch.device) -> Tensor:
-    """HF's text models take a mask of four dimensions for a finished one and build none.
-
-    What a slot sees is in the `AttentionStep`; this is never read.
-    """
-    with torch.inference_mode(False):
-        return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
-
-
 def _length_limit(text_config: PretrainedConfig) -> int | None:
     """See `Model.length_limit`."""
     rope = getattr(text_config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
         return rope["original_max_position_embeddings"]
     return text_config.max_position_embeddings if rope.get("rope_type") == "dynamic" else None
-
-
-def _as_hf_takes_them(positions: Tensor) -> Tensor:
-    """`[3, B, T]`, or `[B, T]` where a token has one position."""
-    return positions if positions.shape[0] > 1 else positions[0]
-
-
-class _Pass(nn.Module):
-    """`run_pass` as a module whose arguments are tensors."""
-
-    def __init__(self, text: nn.Module, head: nn.Module, scores: bool) -> None:
-        super().__init__()
-        self.text, self.head, self.scores = text, head, scores
-
-    def forward(
-        self,
-        tokens: Tensor,
-        depths: Tensor,
-        ancestors: Tensor,
-        k: Tensor,
-        v: Tensor,
-        kv_len: Tensor,
-        visual: Tensor,
-        positions: Tensor,
-    ) -> tuple[Tensor, ...]:
-        cache = SlotCache.over(k, v, kv_len, visual, positions)
-        return run_pass(self.text, self.head, tokens, depths, ancestors, cache, self.scores)
-
-
-def _with_scores(
-    output: tuple[Tensor, ...] | Tensor,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Logits, masses, peaks; a recorded pass returns a single result as it is."""
-    if isinstance(output, Tensor):
-        output = (output,)
-    return (*output, None, None)[:3]
-
-
-def _example(tokens: Tensor, depths: Tensor, ancestors: Tensor, *cached: Tensor) -> tuple:
-    """Arguments like these to record a pass with: an empty cache with room for its slots."""
-    k, v, kv_len, visual, positions = cached
-    slots = tokens.shape[1]
-    room = max(slots, int(depths.max()) + 1)
-    return (
-        torch.zeros_like(tokens),
-        depths.clone(),
-        ancestors.clone(),
-        torch.zeros_like(k[..., :room, :]),
-        torch.zeros_like(v[..., :room, :]),
-        torch.zeros_like(kv_len),
-        torch.zeros_like(visual[:, :room]),
-        torch.zeros_like(positions[..., :room]),
-    )

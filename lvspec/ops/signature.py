@@ -72,11 +72,11 @@ class Signature:
 
     def select(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, handed those of the operation's arguments that it names."""
-        places = list(self._flat)
-        chosen = [places.index(name) for name in inspect.signature(function).parameters]
+        names = list(self._flat)
+        chosen = [names.index(name) for name in inspect.signature(function).parameters]
 
         def call(*flat: Any) -> Any:
-            return function(*(flat[place] for place in chosen))
+            return function(*(flat[index] for index in chosen))
 
         return call
 

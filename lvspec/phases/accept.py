@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lvspec import ops
-from lvspec.phases.draft import Draft
 from lvspec.phases.sampling import Sampler, draw, draw_coupled
+from lvspec.phases.slots import Draft
 from lvspec.phases.verify import Verification
 from lvspec.policy import AcceptancePolicy
 from lvspec.reference.kinds import LOOSE, SHIFT
@@ -97,7 +97,7 @@ def _wanted_first(top_ids: Tensor, wanted: Tensor, top_k: int) -> Tensor:
     among them. What the list is used for is a set, so the order behind the first does not matter.
     """
     is_wanted = top_ids[..., :top_k] == wanted[..., None]
-    place = is_wanted.int().argmax(-1).masked_fill(~is_wanted.any(-1), top_k - 1)
-    ids = top_ids.scatter(-1, place[..., None], top_ids[..., :1])
+    rank = is_wanted.int().argmax(-1).masked_fill(~is_wanted.any(-1), top_k - 1)
+    ids = top_ids.scatter(-1, rank[..., None], top_ids[..., :1])
     ids[..., 0] = wanted.int()
     return ids

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lvspec import ops
 from lvspec.models.cache import SlotCache
-from lvspec.phases.draft import Draft
+from lvspec.phases.slots import Draft
 from lvspec.phases.state import DecodeState
 from lvspec.reference.append import HEAD, NO_NAN
 from lvspec.reference.kinds import BONUS

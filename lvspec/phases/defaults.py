@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessor
 
+from lvspec.checks import token_ids
 from lvspec.config import DecodeConfig
 from lvspec.models.model import Model
 from lvspec.policy import AcceptancePolicy
@@ -20,8 +21,14 @@ _NOT_APPLIED = ("top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def eos_ids_of(target: Model, policy: AcceptancePolicy, config: DecodeConfig) -> tuple[int, ...]:
-    """End-of-sequence ids of a run."""
-    return (policy.eos_ids or target.eos_ids) if config.eos_ids is None else config.eos_ids
+    """End-of-sequence ids of a run.
+
+    Raises:
+        TypeError, ValueError: Those of `config` are no token ids.
+    """
+    if config.eos_ids is None:
+        return policy.eos_ids or target.eos_ids
+    return token_ids("eos_ids", config.eos_ids)
 
 
 class GenerationDefaults:

@@ -66,7 +66,7 @@ _ROW_ONLY_CLASSES = _classes(_ROW_ONLY)
 _REFUSED_CLASSES = _classes(_REFUSED)
 
 
-class Processors:
+class LogitsProcessors:
     """Logits processors in the order in which they are applied.
 
     Those of HF that look at a row alone (temperature, top-k, ...) are applied to all rows at once.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from lvspec.models.model import StepOutput
+from lvspec.models.text_pass import StepOutput
 
 Scorer = Callable[[StepOutput], Tensor]
 

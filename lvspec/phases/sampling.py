@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lvspec import ops
 from lvspec.config import DecodeConfig
-from lvspec.phases.logits import Processors, sampling_warpers
+from lvspec.phases.logits import LogitsProcessors, sampling_warpers
 
 _DRAFTS, _TESTS, _DRAWS = range(3)
 
@@ -35,7 +35,7 @@ class Sampler:
     def __init__(
         self, config: DecodeConfig, *, batch_size: int, num_slots: int, device: torch.device
     ) -> None:
-        self._warpers = Processors(sampling_warpers(config))
+        self._warpers = LogitsProcessors(sampling_warpers(config))
         seed = config.seed
         if seed is None:
             seed = int(torch.randint(2**62, (1,)))

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lvspec.models.cache import SlotCache
 from lvspec.models.model import Model
-from lvspec.phases.draft import Draft
 from lvspec.phases.relevance import Scorer
+from lvspec.phases.slots import Draft
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def append(
         out_ids: int64 `[B, W]`.
         out_kinds: uint8 `[B, W]`.
         out_relevance: float32 `[B, W]`; not written without `relevance`.
-        num_out: int32 `[B]`, output tokens so far; there are S more places behind them.
+        num_out: int32 `[B]`, output tokens so far; there are S more columns behind them.
         max_new: int32 scalar, output tokens at most.
         last_two: int64 `[B, 2]`, the last two committed tokens.
         regret_used: float32 or float64 `[B]`.
@@ -79,11 +79,11 @@ def append(
     kept = kept.masked_fill(finished, 0).to(torch.int32)
 
     # The entries behind the kept ones are overwritten by the next commit.
-    places = num_out[:, None] + offsets
-    out_ids.scatter_(1, places, emitted)
-    out_kinds.scatter_(1, places, kinds)
+    columns = num_out[:, None] + offsets
+    out_ids.scatter_(1, columns, emitted)
+    out_kinds.scatter_(1, columns, kinds)
     if relevance is not None:
-        out_relevance.scatter_(1, places, relevance.gather(1, row).float())
+        out_relevance.scatter_(1, columns, relevance.gather(1, row).float())
     previous = tokens.gather(1, row.gather(1, accepted.long()))
     last_two.copy_(torch.cat([previous, bonus], dim=1))
     regret_used.add_(regret.masked_fill(finished, 0))

@@ -1,4 +1,4 @@
-"""bench/report.py: JSON as the README's tables, plots and text; what is missing is said."""
+"""bench/report.py: JSON as tables of bench/README.md, plots, text; what is missing is said."""
 
 import copy
 import json
@@ -84,8 +84,8 @@ PROFILE = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the README, and a folder of results."""
-    shutil.copy(ROOT / "README.md", tmp_path)
+    """A copy of bench/README.md, and a folder of results."""
+    shutil.copy(ROOT / "bench" / "README.md", tmp_path)
     (tmp_path / "results").mkdir()
     return tmp_path
 
@@ -171,7 +171,7 @@ def test_results_of_several_runs(bench):
 
 
 def test_a_readme_without_a_place_for_a_table(bench):
-    with pytest.raises(ValueError, match="README: expected <!-- table: gpu-e2e -->"):
+    with pytest.raises(ValueError, match="bench/README.md: expected <!-- table: gpu-e2e -->"):
         bench("report").with_tables("# lvspec\n", [])
 
 

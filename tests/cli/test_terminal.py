@@ -39,7 +39,7 @@ def generation(tokenizer):
     tokens, kinds = torch.tensor([ids]), torch.tensor([KINDS], dtype=torch.uint8)
     stats = DecodeStats(torch.device("cpu"), gamma=4)
     for accepted in (4, 2, 2):
-        stats.record(accepted, 5, 1.25)
+        stats.add(accepted, 5, 1.25)
     stats.close(kinds[0])
     stats.timer.add("verify", Moment(0.0, 0.0), Moment(0.5, 0.0))
     return Generation(tokens, tokens, kinds, torch.zeros(1, 12), stats, None, tokenizer)

@@ -32,8 +32,9 @@ def test_what_would_stop_a_device_is_seen(
     plain = "    kind, options = WAYS[way]\n"
     code = SCRIPT.read_text()
     assert code.count(plain) == 1
-    patch = """    plain = Engine._accept
-    Engine._accept = lambda self, *given: (plain(self, *given), _change(self.state))[0]
+    patch = """    from lvspec.phases.iteration import Iteration
+    plain = Iteration.accept
+    Iteration.accept = lambda self, *given: (plain(self, *given), _change(self.state))[0]
     kind, options = WAYS[way]
 """
     code = code.replace(plain, patch).replace(

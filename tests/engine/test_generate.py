@@ -103,9 +103,11 @@ def test_strict_is_greedy_in_float64_without_a_rule(
 def test_target_as_its_own_draft_is_always_right(random_pair, make_prompt, gamma, seed):
     target = random_pair[0]
     inputs = make_prompt(2, ("video", 2 + seed, 4, 6), 3, seed=seed)
-    stats = _strict(target, target, inputs, gamma=gamma, max_new_tokens=40).stats
+    iterations = -(-39 // (gamma + 1))
+    count = 1 + iterations * (gamma + 1)  # whole iterations behind the prompt's own token
+    stats = _strict(target, target, inputs, gamma=gamma, max_new_tokens=count).stats
     assert stats.tau == gamma + 1
-    assert stats.num_iterations == -(-39 // (gamma + 1))
+    assert stats.num_iterations == iterations
     assert stats.acceptance_by_position == [1.0] * gamma
     assert stats.regret == 0
 

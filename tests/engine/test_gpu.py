@@ -121,7 +121,7 @@ def test_a_replay_allocates_nothing(decoder, prompts):
             before = torch.cuda.memory_stats()["allocation.all.allocated"]
             for _ in range(3):
                 engine.iterate()
-    assert engine.loop.description == "graph"
+    assert engine.runner.description == "graph"
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 
@@ -136,4 +136,4 @@ def test_the_embedded_pair_says_what_it_says_on_a_cpu(tmp_path):
         moved = {name: value.cuda() for name, value in clip.inputs.items()}
         ours, theirs = decoders[0].generate(clip.inputs), decoders[1].generate(moved)
         assert theirs.tokens.tolist() == ours.tokens.tolist()
-    assert decoders[1].engine.loop.description == "graph"
+    assert decoders[1].engine.runner.description == "graph"

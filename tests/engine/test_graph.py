@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ways import WAYS
 
 from lvspec import AcceptancePolicy, DecodeConfig, Decoder
-from lvspec.engine.graph import WARM_UP, GraphedLoop, _obstacle, make_loop
+from lvspec.engine.graph import WARM_UP, IterationRunner, _obstacle, make_runner
 from lvspec.models.model import Model
 
 # What makes a GPU wait for a value cannot be captured.
@@ -123,7 +123,7 @@ def decoder(random_pair, noisy_draft):
         if hasattr(made.engine.drafter, "_may_look"):  # as where there is no CPU to look
             made.engine.drafter._may_look = False
         if tape is not None:
-            made.engine.loop = GraphedLoop(tape)
+            made.engine.runner = IterationRunner(tape)
         return made
 
     make.pair = pair
@@ -159,7 +159,7 @@ def test_a_replayed_iteration_does_what_python_does(decoder, prompts, way):
     tape = TapeCapturer()
     made = decoder(way, tape=tape, lag=1)
     assert _facts(made.generate_many(prompts)) == _facts(expected)
-    assert (tape.captures, made.engine.loop.description) == (1, "graph")
+    assert (tape.captures, made.engine.runner.description) == (1, "graph")
     assert tape.replays > 5
     assert expected[0].stats.loop == "eager: not on a CUDA device"
 
@@ -251,7 +251,7 @@ def test_a_trace_outlives_replays(decoder, prompts):
     expected = decoder("dynamic tree", batch_size=1, trace=True).generate(prompts[0])
     made = decoder("dynamic tree", batch_size=1, trace=True, tape=TapeCapturer(), lag=1)
     found = made.generate(prompts[0])
-    assert made.engine.loop.description == "graph"
+    assert made.engine.runner.description == "graph"
     assert found.trace.steps() == expected.trace.steps()
 
 
@@ -301,12 +301,12 @@ def test_a_graph_of_a_model_that_changes(decoder, prompts, random_pair, monkeypa
     assert _facts([made.generate(prompts[0])]) == expected
     if change is _hook:
         assert tape.captures == 1
-        assert made.engine.loop.description == (
+        assert made.engine.runner.description == (
             f"eager: the {role} has what a graph may leave out: Qwen2MLP has hooks"
         )
         model.hf.model.language_model.layers[0].mlp._forward_hooks.clear()
         assert _facts([made.generate(prompts[0])]) == before
-    assert (tape.captures, made.engine.loop.description) == (2, "graph")
+    assert (tape.captures, made.engine.runner.description) == (2, "graph")
 
 
 def test_samples_go_on_from_call_to_call(decoder, prompts):
@@ -436,7 +436,7 @@ def test_why_there_is_no_graph(random_pair, change, reason):
 
 def test_no_graph_without_a_device(random_pair):
     model = Model(random_pair[0], "target")
-    loop = make_loop([model], capture=True, obstacle=None)
+    loop = make_runner([model], capture=True, obstacle=None)
     assert loop.description == "eager: not on a CUDA device"
     assert not any(loop.is_due(0, 0) for _ in range(WARM_UP + 2))
 

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from lvspec import AcceptancePolicy, DecodeConfig, Decoder, generate, generate_many
-from lvspec.engine.decoder import GenerationInterrupted
-from lvspec.engine.engine import NonFiniteLogits
+from lvspec.engine.errors import GenerationInterrupted, NonFiniteLogits
 
 COUNT = 9
 STRICT = AcceptancePolicy.strict()

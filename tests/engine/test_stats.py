@@ -29,7 +29,7 @@ def filled():
     """Three iterations of five drafts; eleven tokens, of which one is the prefill's."""
     filled = DecodeStats(CPU, 5)
     for accepted in (3, 0, 5):
-        filled.record(accepted, 6, 0.5 * accepted)
+        filled.add(accepted, 6, 0.5 * accepted)
     kinds = torch.tensor([3, 0, 1, 0, 3, 3, 0, 2, 0, 0, 1, 3], dtype=torch.uint8)
     filled.close(kinds)
     return filled
@@ -76,8 +76,8 @@ def test_phase_timer(monkeypatch):
 def test_what_is_behind_the_end_does_not_count():
     """Five drafts, four accepted, of which the last of three is a draft token and no bonus."""
     ended = DecodeStats(CPU, 5)
-    ended.record(5, 6, 0.5)
-    ended.record(4, 6, 0.75, num_tokens=3, num_anchors=2)
+    ended.add(5, 6, 0.5)
+    ended.add(4, 6, 0.75, num_tokens=3, num_anchors=2)
     ended.close(torch.tensor([3, 0, 0, 1, 0, 0, 3, 0, 0, 0], dtype=torch.uint8))
     assert (ended.num_accepted, ended.num_emitted, ended.tau) == ([5, 2], 9, 4.5)
     assert ended.acceptance_by_position == [1, 1, 1, 1, 0.5], "about what was verified"
@@ -95,7 +95,7 @@ def test_gate_in_a_word(tokens, anchors, gate):
     assert found.gate == "none" and found.anchor_share is None
     found.is_gated = True
     assert found.gate == "on" and found.anchor_share is None
-    found.record(tokens - 1, 201, 0.0, num_anchors=anchors)
+    found.add(tokens - 1, 201, 0.0, num_anchors=anchors)
     assert found.gate == gate and found.anchor_share == anchors / tokens
     assert found.to_dict()["anchor_share"] == anchors / tokens
     found.is_text = True
@@ -144,7 +144,7 @@ def test_a_first_call_tells_its_warm_up_apart(random_pair, make_prompt, monkeypa
 def test_recording_reads_nothing():
     """Meta tensors hold no values: whatever reads one fails."""
     meta = DecodeStats(CPU, 5)
-    meta.record(3, 6, 0.0)
+    meta.add(3, 6, 0.0)
     meta.close(torch.zeros(9, dtype=torch.uint8, device="meta"))
     assert (meta.num_iterations, meta.tau, meta.num_drafted) == (1, 4.0, 5)
     with pytest.raises((RuntimeError, NotImplementedError), match="[Mm]eta"):
@@ -152,7 +152,7 @@ def test_recording_reads_nothing():
     trace, ids = Trace(), torch.zeros(1, 6, dtype=torch.int64, device="meta")
     draft = Draft(ids, DraftShape.chain(5, batch_size=1, device=torch.device("meta")))
     num_accepted = _int32(3).to("meta")
-    trace.record(draft, ids, ids.float(), Acceptance(ids, num_accepted, num_accepted, ids, ids))
+    trace.add(draft, ids, ids.float(), Acceptance(ids, num_accepted, num_accepted, ids, ids))
     with pytest.raises((RuntimeError, NotImplementedError), match="[Mm]eta"):
         trace.steps()
 
@@ -214,7 +214,7 @@ def operations(random_pair, noisy_draft, make_prompt, monkeypatch):
 def test_statistics_cost_no_operation(operations, monkeypatch):
     with_them = operations()
     assert with_them["item"] > 0, "the loop itself does read"
-    for name in ("record", "close"):
+    for name in ("add", "close"):
         monkeypatch.setattr(DecodeStats, name, lambda *args, **kwargs: None)
     assert operations() == with_them
 
@@ -229,9 +229,9 @@ def test_trace_costs_copies_only(operations):
 def test_reading_is_seen(operations, monkeypatch):
     """The counts above can tell."""
     before = operations()
-    monkeypatch.setattr(DecodeStats, "record", lambda *args, **kwargs: int(torch.ones(1)))
+    monkeypatch.setattr(DecodeStats, "add", lambda *args, **kwargs: int(torch.ones(1)))
     assert operations()["item"] > before["item"]
-    monkeypatch.setattr(DecodeStats, "record", lambda *a, **k: torch.ones(1).tolist())
+    monkeypatch.setattr(DecodeStats, "add", lambda *a, **k: torch.ones(1).tolist())
     assert operations()["tolist"] > before["tolist"]
 
 

@@ -14,7 +14,7 @@ from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.engine.api import generate_many
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
-from lvspec.phases.draft.adaptive import StoppingDrafter
+from lvspec.phases.draft.adaptive import AdaptiveChainDrafter
 from lvspec.phases.draft.factory import make_drafter
 
 THRESHOLD, CONFIDENCE = 0.05, 0.15
@@ -94,13 +94,13 @@ def test_all_passes_give_the_same(pair, prompts, option, monkeypatch):
     generate(*pair, prompts, policy=LOOSE, config=config)
     few = passes.count("draft")
     passes.clear()
-    make = StoppingDrafter.__init__
+    make = AdaptiveChainDrafter.__init__
 
     def on_gpu(self, *args, **kwargs):
         make(self, *args, **kwargs)
         self._may_look = False
 
-    monkeypatch.setattr(StoppingDrafter, "__init__", on_gpu)
+    monkeypatch.setattr(AdaptiveChainDrafter, "__init__", on_gpu)
     complete = generate(*pair, prompts, policy=LOOSE, config=config)
     assert passes.count("draft") == 6 * passes.count("target") > few
     for ours, theirs in zip(stopped, complete, strict=True):

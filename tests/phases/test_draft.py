@@ -9,7 +9,7 @@ import torch
 from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
-from lvspec.phases.draft import ModelDrafter
+from lvspec.phases.draft import DraftSource, ModelDrafter
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_every_draft_continues_the_output_greedily(
 def test_draft_starts_with_two_rows(random_pair, inputs):
     """Two rows, then one at a time; where the last draft stood, the next is written."""
     draft = Model(random_pair[1], "draft", capture=False)
-    drafter = ModelDrafter(draft, gamma=3, target_vocab=256)
+    drafter = ModelDrafter(DraftSource(draft, 256), gamma=3)
     drafter.allocate(batch_size=1, capacity=120)
     prompt = inputs["input_ids"]
     drafter.prefill(check_inputs(draft, inputs), 0, prompt=prompt, target_cache=drafter.cache)

@@ -10,7 +10,7 @@ from lvspec.engine.decoder import Decoder
 from lvspec.models import recorder as capture
 from lvspec.models.head import draft_head
 from lvspec.models.model import Model
-from lvspec.phases.draft import ModelDrafter
+from lvspec.phases.draft import DraftSource, ModelDrafter
 from lvspec.phases.draft.factory import make_drafter
 
 STRICT = AcceptancePolicy.strict()
@@ -307,6 +307,6 @@ def test_what_a_pass_reads(random_pair):
 def test_a_drafter_by_itself(random_pair):
     """As others may make one: without a config."""
     model = Model(random_pair[1], "draft")
-    drafter = ModelDrafter(model, gamma=3, target_vocab=100, draft_vocab=(4, 8, 15))
+    drafter = ModelDrafter(DraftSource(model, 100, (4, 8, 15)), gamma=3)
     assert drafter.head.vocabulary.tolist() == [4, 8, 15]
-    assert ModelDrafter(model, gamma=3, target_vocab=100).head.size == 100
+    assert ModelDrafter(DraftSource(model, 100), gamma=3).head.size == 100

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
 from lvspec import AcceptancePolicy, DecodeConfig, NonFiniteLogits, generate
-from lvspec.phases.logits import Processors
+from lvspec.phases.logits import LogitsProcessors
 
 COUNT = 24
 STRICT = AcceptancePolicy.strict()
@@ -193,15 +193,19 @@ def test_not_a_number(pair, prompts):
 def test_the_models_logits_are_left_alone():
     logits, ids = torch.randn(3, 9), torch.tensor([1, 2])
     before = logits.clone()
-    processors = Processors([suppress_by_length, logits_process.TemperatureLogitsWarper(2.0)])
+    processors = LogitsProcessors([suppress_by_length, logits_process.TemperatureLogitsWarper(2.0)])
     changed = processors.rows(logits, [ids, None, ids])
     assert logits.equal(before)
     before[[0, 2], 2] += 4
     assert changed.equal(before / 2), "a row without what stands before it is nobody's"
     assert (
-        Processors([suppress_by_length]).rows(logits.bfloat16(), [ids] * 3).dtype == torch.float32
+        LogitsProcessors([suppress_by_length]).rows(logits.bfloat16(), [ids] * 3).dtype
+        == torch.float32
     )
-    assert Processors([suppress_by_length]).rows(logits.double(), [ids] * 3).dtype == torch.float64
+    assert (
+        LogitsProcessors([suppress_by_length]).rows(logits.double(), [ids] * 3).dtype
+        == torch.float64
+    )
 
 
 ROW_ONLY = [
@@ -222,7 +226,7 @@ ROW_ONLY = [
 def test_row_only(processor):
     """All rows at once, and what comes out is what each row gives by itself."""
     logits = torch.randn(6, 11) * 2
-    found = Processors([processor])
+    found = LogitsProcessors([processor])
     assert not found.need_paths
     alone = torch.cat([processor(torch.tensor([[3, 7]]), row[None].clone()) for row in logits])
     torch.testing.assert_close(found.rows(logits), alone)
@@ -235,7 +239,7 @@ class MyTopK(logits_process.TopKLogitsWarper):
 
 
 def test_a_subclass_may_look_at_more():
-    found = Processors([MyTopK(5)])
+    found = LogitsProcessors([MyTopK(5)])
     assert found.need_paths
     rows = found.rows(torch.randn(2, 9), [torch.tensor([0, 3]), torch.tensor([0, 4])])
     assert rows.isfinite().sum(-1).tolist() == [2, 1]

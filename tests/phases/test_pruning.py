@@ -12,7 +12,7 @@ from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
 from lvspec.models.hf_names import CACHE
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
-from lvspec.phases.draft import ModelDrafter, PromptReading
+from lvspec.phases.draft import DraftSource, ModelDrafter, PromptReading
 from lvspec.phases.draft.pruning import QUERY_ROWS, VideoPruning, prompt_importance, rows_to_keep
 
 STRICT = AcceptancePolicy.strict()
@@ -156,7 +156,7 @@ def test_the_cache_holds_the_kept_rows(pair, prompts, index, share, by):
     draft, whole = _read(pair[1], prompt, "draft")
     ids, capacity = prompt["input_ids"], target_cache.capacity
     pruning = VideoPruning(target, share, by)
-    drafter = ModelDrafter(draft, gamma=4, target_vocab=256, reading=PromptReading(pruning))
+    drafter = ModelDrafter(DraftSource(draft, 256, reading=PromptReading(pruning)), gamma=4)
     drafter.allocate(batch_size=3, capacity=capacity)
     drafter.prefill(check_inputs(draft, prompt), 1, prompt=ids, target_cache=target_cache)
 
@@ -279,7 +279,7 @@ def test_what_is_kept_matters(pair, prompts):
             copy.deepcopy(pair[0]),
             prompts[0],
             policy=STRICT,
-            config=_config(draft_keep=share, max_new_tokens=60),
+            config=_config(draft_keep=share, max_new_tokens=61),
         ).stats.tau
         for share in (1.0, 0.0)
     ]

@@ -15,7 +15,7 @@ from lvspec import (
 )
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
-from lvspec.phases.draft import ModelDrafter, PromptReading
+from lvspec.phases.draft import DraftSource, ModelDrafter, PromptReading
 from lvspec.phases.draft.pruning import VideoPruning, prompt_importance, rows_to_keep
 
 STRICT = AcceptancePolicy.strict()
@@ -116,7 +116,7 @@ def test_the_prompt_is_copied(target, prompts, share):
     before = [x.clone() for x in cache.tensors()]
     pruning = VideoPruning(model, share, "attention") if share < 1 else None
     drafter = ModelDrafter(
-        model, gamma=5, target_vocab=256, reading=PromptReading(pruning, is_target=True)
+        DraftSource(model, 256, reading=PromptReading(pruning, is_target=True)), gamma=5
     )
     drafter.allocate(batch_size=2, capacity=length + 9)
     towers = []

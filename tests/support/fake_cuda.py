@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from ways import WAYS
 
 from lvspec import AcceptancePolicy, DecodeConfig, Decoder
-from lvspec.engine.engine import Engine
+from lvspec.engine.roles import Roles
 from lvspec.engine.sequence import Request, Sequence
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
@@ -72,7 +72,7 @@ def build(folder):
 
 def main(names, *folders):
     torch.cuda.Event = lambda **kwargs: _Event()
-    Engine._on_device = lambda self: nullcontext()
+    Roles._on_device = lambda self: nullcontext()
     for kind in (nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d, nn.LayerNorm):
         kind.reset_parameters = lambda self: None
     PreTrainedModel.init_weights = lambda self: None

@@ -15,8 +15,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from lvspec.engine.engine import Engine
-from lvspec.engine.graph import make_loop
+from lvspec.engine.graph import make_runner, models_obstacle
+from lvspec.engine.roles import Roles
 from lvspec.models.model import Model
 
 
@@ -45,7 +45,7 @@ def there(module, device):
 
 def main(target, draft):
     torch.cuda.Event = lambda **kwargs: fake_cuda._Event()
-    Engine._on_device = lambda self: fake_cuda.nullcontext()
+    Roles._on_device = lambda self: fake_cuda.nullcontext()
     for kind in (nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d, nn.LayerNorm):
         kind.reset_parameters = lambda self: None
     PreTrainedModel.init_weights = lambda self: None
@@ -61,7 +61,10 @@ def main(target, draft):
             done = engine.run_phases()
         assert done.report.device.type == "cuda" and done.report.device.index in (None, 0)
         model = Model(target, "target", capture=False)
-        print(make_loop([model], capture=True, obstacle=None).description)
+        runner = make_runner([model], capture=True, obstacle=None)
+        runner.obstacle = models_obstacle([model])
+        runner.is_due(0, 0)
+        print(runner.description)
 
 
 if __name__ == "__main__":

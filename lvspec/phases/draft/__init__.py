@@ -1,21 +1,24 @@
 """Phase 1, draft: who proposes the tokens that the target verifies."""
 
-from lvspec.phases.draft.adaptive import StoppingDrafter
+from lvspec.phases.draft.adaptive import AdaptiveChainDrafter
 from lvspec.phases.draft.anchor_tree import AnchorTreeDrafter
-from lvspec.phases.draft.base import Draft, Drafter, DraftShape, NoDrafter
+from lvspec.phases.draft.base import Drafter, NoDrafter
 from lvspec.phases.draft.chain import ModelDrafter
 from lvspec.phases.draft.factory import DraftChoice, draft_model, make_drafter
-from lvspec.phases.draft.model_cache import CachedDrafter, PromptReading
+from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource, PromptReading
 from lvspec.phases.draft.ngram import NGramDrafter
 from lvspec.phases.draft.ngram_chain import NGramChainDrafter
 from lvspec.phases.draft.tree import DynamicTreeDrafter, StaticTreeDrafter
+from lvspec.phases.slots import Draft, DraftShape
 
 __all__ = [
+    "AdaptiveChainDrafter",
     "AnchorTreeDrafter",
     "CachedDrafter",
     "Draft",
     "DraftChoice",
     "DraftShape",
+    "DraftSource",
     "Drafter",
     "DynamicTreeDrafter",
     "ModelDrafter",
@@ -24,7 +27,6 @@ __all__ = [
     "NoDrafter",
     "PromptReading",
     "StaticTreeDrafter",
-    "StoppingDrafter",
     "draft_model",
     "make_drafter",
 ]

@@ -11,21 +11,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lvspec import ops
-from lvspec.models.model import Model
-from lvspec.phases.draft.base import Draft
-from lvspec.phases.draft.chain import ModelDrafter
+from lvspec.models.cache import SlotCache
 from lvspec.phases.draft.cost import chain_speedups
-from lvspec.phases.draft.passes import read_last_two
+from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
+from lvspec.phases.draft.passes import GreedyChain, chain_passes
 from lvspec.phases.relevance import attention_peak
+from lvspec.phases.slots import Draft
 from lvspec.phases.state import DecodeState
-from lvspec.tree import chain_ancestors
 
 _MEMORY = 0.9  # what an iteration's acceptance counts for one iteration later
 _LENGTHS = 4  # a CPU drafts a multiple of this, so that few phases are recorded
 _PRIOR = (1.9, 2.0)  # accepted, of so many: what is believed of a sequence that begins
 
 
-class StoppingDrafter(ModelDrafter):
+class AdaptiveChainDrafter(CachedDrafter):
     """A chain whose `num_slots` differ; the shape is always that of `gamma` tokens.
 
     Adaptive length: the best by the cost model (`cost.py`) for each sequence's own acceptance
@@ -44,31 +43,35 @@ class StoppingDrafter(ModelDrafter):
 
     def __init__(
         self,
-        model: Model,
+        source: DraftSource,
         *,
         gamma: int,
         cost_ratio: float | None,
         confidence: float | None,
         anchor_threshold: float,
-        **common: Any,
     ) -> None:
-        super().__init__(model, gamma=gamma, **common)
+        super().__init__(source, gamma=gamma)
         self.cost_ratio, self.confidence = cost_ratio, confidence
         self.anchor_threshold = anchor_threshold
         # To look whether all chains have ended would stop a GPU.
-        self._may_look = model.device.type == "cpu"
+        self._may_look = self.model.device.type == "cpu"
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
         super()._make_shape(batch_size, device)
-        self._depth = torch.zeros(1, dtype=torch.int64, device=device)
-        self._ancestors = chain_ancestors(1, batch_size=batch_size, device=device)
         self._steps = torch.arange(self.gamma + 1, device=device)
         self._prior = torch.tensor(_PRIOR, device=device)
         # Accepted tokens and those that were put to the test, float32 [B, 2].
         self._counts = self._prior.repeat(batch_size, 1)
 
-    def prefill(self, inputs: Mapping[str, Any] | None, sequence: int, **prompt: Any) -> None:
-        super().prefill(inputs, sequence, **prompt)
+    def prefill(
+        self,
+        inputs: Mapping[str, Any] | None,
+        sequence: int,
+        *,
+        prompt: Tensor,
+        target_cache: SlotCache,
+    ) -> None:
+        super().prefill(inputs, sequence, prompt=prompt, target_cache=target_cache)
         self._counts[sequence] = self._prior
 
     def lengths(self) -> Tensor:
@@ -95,20 +98,24 @@ class StoppingDrafter(ModelDrafter):
             most = int(wanted.masked_fill(state.finished, 1).max())
             # One phase for several lengths: each is recorded when it is first run.
             count = min(count, -(-most // _LENGTHS) * _LENGTHS)
-        return self._run_chain(count, state, target_kv_len)
+        return self._run(
+            ("chain", count),
+            lambda: GreedyChain(self.model, self.head, count),
+            state.last_two,
+            target_kv_len,
+        )
 
     def _tokens_before_doubt(
         self, wanted: Tensor, state: DecodeState, target_kv_len: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The same pass by pass, and how many tokens stand before an unsure anchor, `[B]`."""
-        cache = self.cache
-        step = self._step(scores=True)
+        cache, step = self.cache, self._step(scores=True)
         length = torch.zeros_like(wanted)
         is_open = ~state.finished
         known = state.last_two.clamp(max=self.model.vocab_size - 1)
-        output = read_last_two(step, known, self._own_length(target_kv_len), cache)
+        own_length = self._own_length(target_kv_len)
         tokens: list[Tensor] = []
-        while True:
+        for output in chain_passes(step, known, own_length, cache, tokens):
             best = ops.logit_stats(output.logits[:, -1:], top_k=1, workspace=cache.workspace)
             probability = (best.top_logits[:, 0, 0] - best.lse[:, 0]).exp()
             is_anchor = ~(attention_peak(output)[:, -1] < self.anchor_threshold)
@@ -116,11 +123,9 @@ class StoppingDrafter(ModelDrafter):
             is_open = is_open & (len(tokens) < wanted) & ~is_unsure
             length += is_open
             tokens.append(self.head.ids(best.top_ids[:, 0]))
-            ends = len(tokens) == self.gamma or (self._may_look and not bool(is_open.any()))
-            if ends:
-                return torch.cat(tokens, dim=1), length
-            cache.kv_len.add_(1)
-            output = step(tokens[-1], self._depth, self._ancestors)
+            if len(tokens) == self.gamma or (self._may_look and not bool(is_open.any())):
+                break
+        return torch.cat(tokens, dim=1), length
 
     def commit(self, draft: Draft, acceptance: ops.Acceptance, target_kv_len: Tensor) -> None:
         accepted = acceptance.num_accepted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,16 +11,16 @@ from lvspec import ops
 from lvspec.models.cache import SlotCache
 from lvspec.models.head import DraftHead
 from lvspec.models.model import Model
-from lvspec.phases.draft.base import Draft, DraftShape
-from lvspec.phases.draft.passes import DraftPhase, Step, read_last_two
-from lvspec.phases.draft.tree import TreeDrafter
+from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
+from lvspec.phases.draft.passes import DraftPhase, Step, chain_passes
 from lvspec.phases.relevance import attention_peak
+from lvspec.phases.slots import Draft, DraftShape
 from lvspec.phases.state import DecodeState
 from lvspec.tree import chain_ancestors, chain_parents
 from lvspec.tree_shapes import AnchorTree
 
 
-class AnchorTreeDrafter(TreeDrafter):
+class AnchorTreeDrafter(CachedDrafter):
     """Drafts a greedy chain, and leaves beside it where the draft looks at the video.
 
     The chain stands in the slots 0 to `depth`, the leaves behind it, the most probable first;
@@ -33,18 +32,16 @@ class AnchorTreeDrafter(TreeDrafter):
     """
 
     def __init__(
-        self,
-        model: Model,
-        tree: AnchorTree,
-        *,
-        gamma: int,
-        anchor_threshold: float,
-        **common: Any,
+        self, source: DraftSource, tree: AnchorTree, *, gamma: int, anchor_threshold: float
     ) -> None:
         leaves = min(tree.nodes, gamma * tree.siblings)
-        super().__init__(model, gamma=gamma + leaves, **common)
-        self.depth, self.siblings, self.leaves = gamma, tree.siblings, leaves
+        super().__init__(source, gamma=gamma + leaves, pass_slots=gamma + leaves + 1)
+        self._chain, self.siblings, self.leaves = gamma, tree.siblings, leaves
         self.anchor_threshold = anchor_threshold
+
+    @property
+    def depth(self) -> int:
+        return self._chain
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
         slots = self.depth + 1
@@ -95,18 +92,14 @@ class _ScoredChain(DraftPhase):
     def run(
         self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch_size, device = len(last_two), last_two.device
-        depths = torch.zeros(1, dtype=torch.int64, device=device)
-        ancestors = chain_ancestors(1, batch_size=batch_size, device=device)
-        output = read_last_two(step, last_two, own_length, cache)
-        choices, log_probs, peaks = [], [], []
-        while True:
+        tokens, choices, log_probs, peaks = [], [], [], []
+        for output in chain_passes(step, last_two, own_length, cache, tokens):
             row = output.logits[:, -1:]
             best = ops.logit_stats(row, top_k=1 + self.siblings, workspace=cache.workspace)
             choices.append(self.head.ids(best.top_ids))
             log_probs.append(best.top_logits - best.lse[..., None])
             peaks.append(attention_peak(output)[:, -1:])
-            if len(choices) == self.gamma:
-                return tuple(torch.cat(parts, dim=1) for parts in (choices, log_probs, peaks))
-            cache.kv_len.add_(1)
-            output = step(choices[-1][..., 0], depths, ancestors)
+            tokens.append(choices[-1][..., 0])
+            if len(tokens) == self.gamma:
+                break
+        return tuple(torch.cat(parts, dim=1) for parts in (choices, log_probs, peaks))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedModel
 
@@ -10,12 +10,12 @@ from lvspec.config import DecodeConfig
 from lvspec.models.head import draft_head
 from lvspec.models.inputs import check_pair
 from lvspec.models.model import Model
-from lvspec.phases.draft.adaptive import StoppingDrafter
+from lvspec.phases.draft.adaptive import AdaptiveChainDrafter
 from lvspec.phases.draft.anchor_tree import AnchorTreeDrafter
 from lvspec.phases.draft.base import Drafter, NoDrafter
 from lvspec.phases.draft.chain import ModelDrafter
 from lvspec.phases.draft.cost import best_gamma
-from lvspec.phases.draft.model_cache import PromptReading
+from lvspec.phases.draft.model_cache import DraftSource, PromptReading
 from lvspec.phases.draft.ngram import NGramDrafter
 from lvspec.phases.draft.ngram_chain import NGramChainDrafter
 from lvspec.phases.draft.pruning import VideoPruning
@@ -81,52 +81,47 @@ def make_drafter(
     pruning = None
     if config.draft_keep < 1:
         pruning = VideoPruning(target, config.draft_keep, config.draft_keep_by)
-    common = {
-        "target_vocab": target.vocab_size,
-        "draft_vocab": _draft_vocab(target, draft, config, eos_ids),
-        "reading": PromptReading(pruning, is_target=is_target),
-    }
+    source = DraftSource(
+        draft,
+        target.vocab_size,
+        _draft_vocab(target, draft, config, eos_ids),
+        PromptReading(pruning, is_target=is_target),
+    )
     if config.tree is not None:
-        return _make_tree_drafter(draft, config, common)
+        return _make_tree_drafter(source, config)
     if config.adaptive or config.stop_at_unsure_anchors is not None:
-        return StoppingDrafter(
-            draft,
+        return AdaptiveChainDrafter(
+            source,
             gamma=config.gamma,
-            cost_ratio=_cost_ratio(target, draft, config, common) if config.adaptive else None,
+            cost_ratio=_cost_ratio(target, source, config) if config.adaptive else None,
             confidence=config.stop_at_unsure_anchors,
             anchor_threshold=config.draft_anchor_threshold,
-            **common,
         )
     if config.draft_ngram:
         return NGramChainDrafter(
-            draft,
+            source,
             gamma=config.gamma,
             lookup=config.draft_ngram,
             passes=config.draft_passes or config.gamma,
             ngram_max=config.ngram_max,
             never=target.visual_ids,
-            **common,
         )
     gamma = config.gamma
     if gamma == "auto":
-        gamma = best_gamma(config.acceptance, _cost_ratio(target, draft, config, common))
-    return ModelDrafter(draft, gamma=gamma, **common)
+        gamma = best_gamma(config.acceptance, _cost_ratio(target, source, config))
+    return ModelDrafter(source, gamma=gamma)
 
 
-def _make_tree_drafter(draft: Model, config: DecodeConfig, common: dict[str, Any]) -> Drafter:
+def _make_tree_drafter(source: DraftSource, config: DecodeConfig) -> Drafter:
     tree = config.tree
     if isinstance(tree, DynamicTree):
-        return DynamicTreeDrafter(draft, tree, **common)
+        return DynamicTreeDrafter(source, tree)
     if isinstance(tree, AnchorTree):
         return AnchorTreeDrafter(
-            draft,
-            tree,
-            gamma=config.gamma,
-            anchor_threshold=config.draft_anchor_threshold,
-            **common,
+            source, tree, gamma=config.gamma, anchor_threshold=config.draft_anchor_threshold
         )
     branches = NAMED_TREES[tree] if isinstance(tree, str) else tree
-    return StaticTreeDrafter(draft, StaticTree.of(branches), **common)
+    return StaticTreeDrafter(source, StaticTree.of(branches))
 
 
 def _draft_vocab(
@@ -170,10 +165,9 @@ def _choices(tree: Tree | None) -> int:
     return 1 + max(max(branch) for branch in branches)
 
 
-def _cost_ratio(target: Model, draft: Model, config: DecodeConfig, common: dict[str, Any]) -> float:
+def _cost_ratio(target: Model, source: DraftSource, config: DecodeConfig) -> float:
     """Of a step of the draft to a pass of the target: as given, or of the bytes they read."""
     if config.cost_ratio is not None:
         return config.cost_ratio
-    size = min(draft.vocab_size, target.vocab_size)
-    head = draft_head(draft.hf.lm_head, size, common["draft_vocab"])
-    return draft.step_bytes_with(head) / target.step_bytes
+    head = draft_head(source.model.hf.lm_head, source.shared_vocab, source.draft_vocab)
+    return source.model.step_bytes_with(head) / target.step_bytes

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lvspec.models.cache import SlotCache
-from lvspec.phases.draft.base import Draft, Drafter, DraftShape
+from lvspec.phases.draft.base import Drafter
+from lvspec.phases.slots import Draft, DraftShape
 from lvspec.phases.state import DecodeState
 
 
@@ -109,7 +110,7 @@ def look_up(
     """What stood behind the last tokens when they stood there before.
 
     The last `ngram_max` tokens are looked for, then one fewer, down to the last one alone; of the
-    places of the longest match the latest counts. Nothing is read back from the device.
+    columns of the longest match the latest counts. Nothing is read back from the device.
 
     Worked example, `ngram_max` 2: behind `7 8 1 7 8 2 9 7 8` the match is the second `7 8`, and
     `2 9 7 8` is proposed; behind `8 5 7 8` the match is `8` alone, and `5 7 8` is proposed.
@@ -126,16 +127,16 @@ def look_up(
         match. The others repeat the last token of the sequence.
     """
     capacity = ids.shape[1]
-    places = torch.arange(capacity, device=ids.device)
+    columns = torch.arange(capacity, device=ids.device)
     last = (length.long() - 1)[:, None]
-    is_match = places < last  # where the last token stands, it is no match of itself
-    matched = torch.zeros_like(ids)  # how many tokens match, those that end at each place
+    is_match = columns < last  # where the last token stands, it is no match of itself
+    matched = torch.zeros_like(ids)  # how many tokens match, those that end at each column
     for back in range(min(ngram_max, capacity)):
         wanted = ids.gather(1, (last - back).clamp(min=0))
-        is_match = is_match & (ids.roll(back, dims=1) == wanted) & (places >= back)
+        is_match = is_match & (ids.roll(back, dims=1) == wanted) & (columns >= back)
         matched += is_match
-    best, place = (matched * capacity + places).max(dim=1, keepdim=True)
-    following = place + 1 + torch.arange(num_tokens, device=ids.device)
+    best, column = (matched * capacity + columns).max(dim=1, keepdim=True)
+    following = column + 1 + torch.arange(num_tokens, device=ids.device)
     tokens = ids.gather(1, following.clamp(max=capacity - 1))
     is_proposed = (following <= last) & (best >= capacity)
     is_proposed &= (tokens[..., None] != never).all(-1)

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec.models.model import Model
-from lvspec.phases.draft.base import Draft
-from lvspec.phases.draft.chain import ModelDrafter
+from lvspec.models.cache import SlotCache
+from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
 from lvspec.phases.draft.ngram import History
 from lvspec.phases.draft.passes import first_slots
+from lvspec.phases.slots import Draft
 from lvspec.phases.state import DecodeState
 from lvspec.tree import chain_ancestors
 
 
-class NGramChainDrafter(ModelDrafter):
-    """The chain of `ModelDrafter`, in fewer passes where the output repeats something.
+class NGramChainDrafter(CachedDrafter):
+    """The greedy chain of `ModelDrafter`, in fewer passes where the output repeats something.
 
     Every pass takes the last token and `lookup` tokens that stood behind it before. As far as the
     draft agrees they are drafted, and one of its own behind them, so a pass drafts from 1 to
@@ -36,24 +36,19 @@ class NGramChainDrafter(ModelDrafter):
 
     def __init__(
         self,
-        model: Model,
+        source: DraftSource,
         *,
         gamma: int,
         lookup: int,
         passes: int,
         ngram_max: int,
         never: tuple[int, ...],
-        **common: Any,
     ) -> None:
-        super().__init__(model, gamma=gamma, **common)
+        super().__init__(source, gamma=gamma, pass_slots=lookup + 2)
         self.lookup, self.passes = lookup, passes
-        self._history = History(ngram_max=ngram_max, never=never, device=model.device)
+        self._history = History(ngram_max=ngram_max, never=never, device=source.model.device)
         # To look whether all chains are whole would stop a GPU.
-        self._may_look = model.device.type == "cpu"
-
-    @property
-    def _pass_slots(self) -> int:
-        return self.lookup + 2
+        self._may_look = source.model.device.type == "cpu"
 
     def allocate(self, *, batch_size: int, capacity: int) -> None:
         # The last pass may stand at the last drafted token and look beyond.
@@ -61,9 +56,16 @@ class NGramChainDrafter(ModelDrafter):
         super().allocate(batch_size=batch_size, capacity=capacity)
         self._history.allocate(batch_size=batch_size, capacity=capacity)
 
-    def prefill(self, inputs: Mapping[str, Any] | None, sequence: int, **prompt: Any) -> None:
-        super().prefill(inputs, sequence, **prompt)
-        self._history.begin(sequence, prompt["prompt"])
+    def prefill(
+        self,
+        inputs: Mapping[str, Any] | None,
+        sequence: int,
+        *,
+        prompt: Tensor,
+        target_cache: SlotCache,
+    ) -> None:
+        super().prefill(inputs, sequence, prompt=prompt, target_cache=target_cache)
+        self._history.begin(sequence, prompt)
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         cache, history, device = self.cache, self._history, self.model.device
@@ -85,8 +87,8 @@ class NGramChainDrafter(ModelDrafter):
             agreed = agrees.int().cumprod(1).sum(1, dtype=torch.int32)
             # A chain that is whole takes part in what follows and stands still.
             gained = (agreed + 1).masked_fill(drafted >= self.gamma, 0)
-            places = length[:, None] + offsets
-            history.ids.scatter_(1, places, best)  # those behind what is gained are scratch
+            columns = length[:, None] + offsets
+            history.ids.scatter_(1, columns, best)  # those behind what is gained are scratch
             length, drafted = length + gained, drafted + gained
             cache.kv_len.add_(gained)
             if following == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lvspec.models.cache import SlotCache
 from lvspec.models.head import DraftHead
-from lvspec.models.model import Model, StepOutput, run_pass
+from lvspec.models.model import Model
+from lvspec.models.text_pass import StepOutput, run_pass
 from lvspec.tree import chain_ancestors
 
 Step = Callable[[Tensor, Tensor, Tensor], StepOutput]
@@ -79,6 +80,40 @@ def read_last_two(step: Step, last_two: Tensor, own_length: Tensor, cache: SlotC
     output = step(tokens, depths, ancestors)
     cache.kv_len.add_(~is_first)
     return output
+
+
+def chain_passes(
+    step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache, tokens: list[Tensor]
+) -> Iterator[StepOutput]:
+    """The passes of a chain, each over the token that was chosen by the last row of the one before.
+
+    Args:
+        step, last_two, own_length, cache: As for `DraftPhase.run`.
+        tokens: Whoever iterates appends what is chosen, int64 `[B, 1]`, and stops when there are
+            enough; the pass behind a token is run when it is asked for.
+    """
+    depths = torch.zeros(1, dtype=torch.int64, device=last_two.device)
+    ancestors = chain_ancestors(1, batch_size=len(last_two), device=last_two.device)
+    yield read_last_two(step, last_two, own_length, cache)
+    while True:
+        cache.kv_len.add_(1)
+        yield step(tokens[-1], depths, ancestors)
+
+
+class GreedyChain(DraftPhase):
+    """int64 `[B, count]`: each token is the best of the row of the one before."""
+
+    def __init__(self, model: Model, head: DraftHead, count: int) -> None:
+        super().__init__(model, head)
+        self.count = count
+
+    def run(self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
+        tokens: list[Tensor] = []
+        for output in chain_passes(step, last_two, own_length, cache, tokens):
+            tokens.append(self.head.ids(output.logits[:, -1:].argmax(-1)))
+            if len(tokens) == self.count:
+                break
+        return torch.cat(tokens, dim=1)
 
 
 def first_slots(

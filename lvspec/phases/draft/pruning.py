@@ -23,7 +23,8 @@ from torch import Tensor
 
 from lvspec.models.attention import AttentionStep, lvspec_attention_on
 from lvspec.models.cache import SlotCache
-from lvspec.models.model import Model, text_pass
+from lvspec.models.model import Model
+from lvspec.models.text_pass import text_pass
 from lvspec.tree import chain_ancestors
 
 TOP_MASS = 0.4

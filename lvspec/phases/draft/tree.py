@@ -1,9 +1,13 @@
-"""A small model proposes a tree: a static one, or one of the most probable nodes."""
+"""A small model proposes a tree: a static one, or one of the most probable nodes.
+
+A level is drafted by a pass over the slots above it. Such a pass writes the same rows anew with
+what they held, and its shape is static. `gamma` are the slots behind the root, `depth` the levels
+below it.
+"""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,45 +16,25 @@ from lvspec import ops
 from lvspec.models.cache import SlotCache
 from lvspec.models.head import DraftHead
 from lvspec.models.model import Model
-from lvspec.phases.draft.base import Draft, DraftShape
-from lvspec.phases.draft.chain import ModelDrafter
+from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
 from lvspec.phases.draft.passes import DraftPhase, Step, read_last_two
+from lvspec.phases.slots import Draft, DraftShape
 from lvspec.phases.state import DecodeState
 from lvspec.tree import ancestors_from_parents
 from lvspec.tree_shapes import DynamicTree, StaticTree
 
 
-class TreeDrafter(ModelDrafter):
-    """Drafts trees; accepted rows of the draft's cache move to where the sequence goes on.
-
-    A level is drafted by a pass over the slots above it. Such a pass writes the same rows anew with
-    what they held, and its shape is static. No pass writes rows of leaves: where one is accepted it
-    is the last of its path, whose row the next draft begins with.
-
-    Attributes:
-        gamma: Slots behind the root.
-        depth: Levels below the root.
-
-    Args: `tree`, and what `ModelDrafter` takes but for `gamma`.
-    """
-
-    depth: int = 0
-
-    @property
-    def _pass_slots(self) -> int:
-        return self.gamma + 1
-
-    def commit(self, draft: Draft, acceptance: ops.Acceptance, target_kv_len: Tensor) -> None:
-        cache, length = self.cache, self._own_length(target_kv_len)
-        ops.commit_kv(cache.k, cache.v, length, acceptance.path, acceptance.num_accepted)
-
-
-class StaticTreeDrafter(TreeDrafter):
+class StaticTreeDrafter(CachedDrafter):
     """Drafts a tree that is always the same: every node is its parent's choice of a given rank."""
 
-    def __init__(self, model: Model, tree: StaticTree, **common: Any) -> None:
-        super().__init__(model, gamma=len(tree.parents) - 1, **common)
-        self.tree, self.depth = tree, max(tree.depths)
+    def __init__(self, source: DraftSource, tree: StaticTree) -> None:
+        slots = len(tree.parents)
+        super().__init__(source, gamma=slots - 1, pass_slots=slots)
+        self.tree = tree
+
+    @property
+    def depth(self) -> int:
+        return max(self.tree.depths)
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
         parents = torch.tensor(self.tree.parents, dtype=torch.int32, device=device)
@@ -74,12 +58,16 @@ class StaticTreeDrafter(TreeDrafter):
         return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), self._shape)
 
 
-class DynamicTreeDrafter(TreeDrafter):
+class DynamicTreeDrafter(CachedDrafter):
     """Drafts on every level the nodes with the largest product of the draft's probabilities."""
 
-    def __init__(self, model: Model, tree: DynamicTree, **common: Any) -> None:
-        super().__init__(model, gamma=tree.num_slots - 1, **common)
-        self.tree, self.depth = tree, tree.depth
+    def __init__(self, source: DraftSource, tree: DynamicTree) -> None:
+        super().__init__(source, gamma=tree.num_slots - 1, pass_slots=tree.num_slots)
+        self.tree = tree
+
+    @property
+    def depth(self) -> int:
+        return self.tree.depth
 
     def _make_shape(self, batch_size: int, device: torch.device) -> None:
         widths = enumerate((1, *self.tree.widths))

@@ -1,0 +1,60 @@
+"""The models of an engine: whose they are while it decodes, and what is known of their passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+from lvspec.models.cache import SlotCache
+from lvspec.models.model import Model, held
+from lvspec.phases.draft import CachedDrafter, Drafter
+
+
+class Roles:
+    """The target, and the model of its drafter where there is one.
+
+    Attributes:
+        models: Each once: a target that drafts for itself is one.
+        revisions: Of each, as `have_changed` found them last.
+    """
+
+    def __init__(self, target: Model, drafter: Drafter) -> None:
+        self._target = target
+        self._drafter = drafter if isinstance(drafter, CachedDrafter) else None
+        self.models = [target]
+        if self._drafter is not None and self._drafter.model is not target:
+            self.models.append(self._drafter.model)
+        self.revisions: tuple[int, ...] = ()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A context in which the models are this thread's, and the device is the target's."""
+        with self._on_device(), held(self.models):
+            yield
+
+    def _on_device(self) -> AbstractContextManager:
+        """Events and graphs are of the current device."""
+        device = self._target.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def have_changed(self) -> bool:
+        """Whether what Python decides from is another than when this was asked last."""
+        before, self.revisions = self.revisions, tuple(m.watch.revision for m in self.models)
+        return self.revisions != before
+
+    def passes(self, cache: SlotCache) -> dict[str, str]:
+        """As `DecodeStats.passes`, given the target's cache."""
+        caches = [cache] if self._drafter is None else [cache, self._drafter.cache]
+        return {
+            model.role: model.passes(cache)
+            for model, cache in zip(self.models, caches, strict=False)
+        }
+
+    def parts(self, cache: SlotCache) -> dict[str, dict[str, int]]:
+        """As `DecodeStats.parts`, given the target's cache."""
+        found = {"target": self._target.parts(cache)}
+        if self._drafter is not None:
+            found["draft"] = self._drafter.model.parts(self._drafter.cache)
+        return found
