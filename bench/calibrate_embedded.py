@@ -1,6 +1,6 @@
 """Which anchor threshold ships: sweep quantiles of relevance on the calibration split.
 
-    python bench/calibrate_embedded.py [--clips 96] [--gamma 12] [--json FILE]
+    python bench/calibrate_embedded.py [--pair embedded] [--clips 96] [--gamma 12] [--json FILE]
 
 The shipped `lvspec.policy.DEFAULT_ANCHOR_THRESHOLD` is chosen from this table by hand: the cliff is
 steep, so it keeps a margin to the first threshold that loses captions.
@@ -20,14 +20,18 @@ from transformers.utils import logging as transformers_logging
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
 from lvspec.shapes.calibration import area_under_curve, collect_scores, sweep
-from lvspec.shapes.evaluation import MAX_NEW_TOKENS, make_clips
-from lvspec.shapes.pair import load_embedded_pair
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS
+from lvspec.shapes.tasks import TASKS
 
-QUANTILES = (0.78, 0.82, 0.84, 0.86, 0.88, 0.90, 0.92)
+QUANTILES = {
+    "embedded": (0.78, 0.82, 0.84, 0.86, 0.88, 0.90, 0.92),
+    "real": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pair", choices=sorted(TASKS), default="embedded", dest="name")
     parser.add_argument("--clips", type=int, default=96)
     parser.add_argument("--gamma", type=int, default=12)
     parser.add_argument("--json", type=Path)
@@ -38,16 +42,17 @@ def main() -> int:
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)
     config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
-    pair = load_embedded_pair()
+    name, task = arguments.name, TASKS[arguments.name]
+    pair = task.load()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        clips = make_clips(pair, "calibration", arguments.clips, Path(folder))
+        clips = task.make_clips(pair, "calibration", arguments.clips, Path(folder))
         curves = {}
         for scorer in ("attention_peak", "attention_mass"):
-            scores, anchors = collect_scores(pair, clips, config, scorer)
+            scores, anchors = collect_scores(pair, clips, config, scorer, task.token_anchors)
             curves[scorer] = area_under_curve(scores, anchors)
             if scorer == "attention_peak":
-                thresholds = {f"q{q:.2f}": float(scores.quantile(q)) for q in QUANTILES}
+                thresholds = {f"q{q:.2f}": float(scores.quantile(q)) for q in QUANTILES[name]}
         console.print(
             f"area under the curve: {curves}; anchors {float(anchors.float().mean()):.3f}"
         )
@@ -66,7 +71,7 @@ def main() -> int:
         )
     console.print(table)
     if arguments.json:
-        value = {"auc": curves, "rows": rows, "environment": environment()}
+        value = {"pair": name, "auc": curves, "rows": rows, "environment": environment()}
         write_json(arguments.json, value)
     return 0
 

@@ -16,7 +16,6 @@ from lvspec.cli.terminal import caption_text, legend
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.captions import anchor_words
 from lvspec.shapes.evaluation import (
     MAX_NEW_TOKENS,
     Clip,
@@ -24,10 +23,9 @@ from lvspec.shapes.evaluation import (
     MethodResult,
     huggingface_method,
     lvspec_method,
-    make_clips,
     run_methods,
 )
-from lvspec.shapes.pair import load_embedded_pair
+from lvspec.shapes.tasks import TASKS, Task
 from lvspec.tree import MAX_SLOTS
 
 REFERENCE = "autoregression"
@@ -36,7 +34,7 @@ REFERENCE = "autoregression"
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command `demo`."""
     parser = subparsers.add_parser(
-        "demo", help="caption held-out clips with the embedded pair, by every method in one run"
+        "demo", help="caption held-out clips with a trained pair, by every method in one run"
     )
     add = parser.add_argument
     add("--clips", type=int, default=24, metavar="N", help="held-out clips (default 24)")
@@ -55,6 +53,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="FOLDER",
         help="where the MP4s go (default demo-out)",
     )
+    add(
+        "--pair",
+        choices=sorted(TASKS),
+        default="embedded",
+        help="embedded (default), or real: a pretrained language model, set up by make real",
+    )
     add("--json", type=Path, metavar="FILE", help="write rows and environment to this file")
     parser.set_defaults(func=run)
 
@@ -63,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the demo.
 
     Raises:
+        ImportError: `--pair real` needs what is not installed; says how to install it.
         OSError: `--out` or `--json` cannot be written; the latter is found out before, if it can.
         ValueError: `--clips` or `--threads` is below 1, or gamma out of range.
     """
@@ -80,15 +85,17 @@ def run(arguments: argparse.Namespace) -> int:
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
     console = Console()
-    pair = load_embedded_pair()
-    clips = make_clips(pair, "evaluation", arguments.clips, arguments.out)
+    task = TASKS[arguments.pair]
+    pair = task.load()
+    clips = task.make_clips(pair, "evaluation", arguments.clips, arguments.out)
+    loose = AcceptancePolicy.lvspec(anchor_threshold=task.anchor_threshold)
     methods = {
         REFERENCE: lvspec_method(pair, None, config),
         "hf generate": huggingface_method(pair, assisted=False),
         "hf assisted": huggingface_method(pair, assisted=True),
         "strict": lvspec_method(pair, AcceptancePolicy.strict(), config),
         "fly": lvspec_method(pair, AcceptancePolicy.fly(), config),
-        "lvspec": lvspec_method(pair, AcceptancePolicy.lvspec(), config),
+        "lvspec": lvspec_method(pair, loose, config),
     }
     interrupted = False
     try:
@@ -100,13 +107,14 @@ def run(arguments: argparse.Namespace) -> int:
         if not clips:
             return 130
     rows = [result.summary(clips, results[REFERENCE]) for result in results.values()]
-    console.print(_table(rows, len(clips), config.gamma))
+    console.print(_table(rows, len(clips), config.gamma, arguments.pair))
     console.print(_warm_up(rows))
     equal = _equal_captions(results["strict"], results["hf generate"])
     console.print(f"strict says what hf generate says on {equal} of {len(clips)} clips")
-    _show_one(console, clips, results)
+    _show_one(console, task, clips, results)
     if arguments.json:
-        facts = {"clips": len(clips), "gamma": config.gamma, "strict_equals_hf": equal}
+        facts = {"pair": arguments.pair, "clips": len(clips), "gamma": config.gamma}
+        facts["strict_equals_hf"] = equal
         write_json(arguments.json, {"rows": rows, **facts, "environment": environment()})
         console.print(f"rows written to {arguments.json}")
     return 130 if interrupted else 0
@@ -123,10 +131,10 @@ def _make_folder(path: Path) -> None:
         raise PermissionError(f"--out: expected a folder that can be written, got {path}")
 
 
-def _table(rows: list[dict], clips: int, gamma: int) -> Table:
+def _table(rows: list[dict], clips: int, gamma: int, pair: str) -> Table:
     # Narrow enough for eighty columns.
     table = Table(
-        title=f"{clips} held-out clips, gamma {gamma}, embedded pair",
+        title=f"{clips} held-out clips, gamma {gamma}, {pair} pair",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=0,
@@ -169,7 +177,9 @@ def _share(row: dict, name: str) -> str:
     return f"{100 * row[name]:.1f}/{'-' if relative is None else f'{100 * relative:.1f}'}"
 
 
-def _show_one(console: Console, clips: list[Clip], results: dict[str, MethodResult]) -> None:
+def _show_one(
+    console: Console, task: Task, clips: list[Clip], results: dict[str, MethodResult]
+) -> None:
     """The caption with the most mismatches, every token in the colour of its kind."""
     outputs = results["lvspec"].outputs
 
@@ -179,9 +189,7 @@ def _show_one(console: Console, clips: list[Clip], results: dict[str, MethodResu
 
     chosen = max(range(len(clips)), key=mismatches)
     generation = outputs[chosen].generation
-    words = anchor_words()
-    decoded = [generation.tokenizer.decode(token) for token in generation.tokens[0]]
     console.print()
-    console.print(caption_text(generation, anchors=[word.strip() in words for word in decoded]))
+    console.print(caption_text(generation, anchors=task.token_anchors(generation)))
     console.print(legend())
     console.print(f"the clip: {clips[chosen].path}")

@@ -13,30 +13,37 @@ from torch import Tensor
 
 from lvspec.config import DecodeConfig
 from lvspec.engine.api import generate
+from lvspec.engine.result import Generation
 from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.captions import anchor_words
-from lvspec.shapes.evaluation import Clip, lvspec_method, run_methods
+from lvspec.shapes.evaluation import Clip, lvspec_method, run_methods, token_anchors
 
 
 def collect_scores(
-    pair: Pair, clips: list[Clip], config: DecodeConfig, scorer: str | Callable[..., Tensor]
+    pair: Pair,
+    clips: list[Clip],
+    config: DecodeConfig,
+    scorer: str | Callable[..., Tensor],
+    token_anchors: Callable[[Generation], list[bool]] = token_anchors,
 ) -> tuple[Tensor, Tensor]:
     """Relevance of every row of the target's own captions, and whether its token is an anchor.
 
     Returns:
         float32 `[n]` and bool `[n]` over all tokens of all clips but each caption's first.
     """
-    vocabulary = pair.processor.tokenizer.get_vocab()
-    anchors = torch.tensor([vocabulary[f" {word}"] for word in sorted(anchor_words())])
     config = replace(config, scorer=scorer, trace=True)
     scores, flags = [], []
     for clip in clips:
         result = generate(
-            pair.target, pair.draft, clip.inputs, policy=AcceptancePolicy.strict(), config=config
+            pair.target,
+            pair.draft,
+            clip.inputs,
+            policy=AcceptancePolicy.strict(),
+            config=config,
+            tokenizer=pair.processor.tokenizer,
         )
         scores.append(result.relevance[0, 1:])
-        flags.append(torch.isin(result.tokens[0, 1:], anchors))
+        flags.append(torch.tensor(token_anchors(result)[1:]))
     return torch.cat(scores), torch.cat(flags)
 
 

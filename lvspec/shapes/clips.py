@@ -24,7 +24,7 @@ CLIP_SCALE = 4  # written clips are 336 x 336
 
 
 @lru_cache(maxsize=64)
-def _coverage(kind: str, size: int) -> np.ndarray:
+def coverage(kind: str, size: int) -> np.ndarray:
     """How much of each pixel a shape of `size` pixels covers: float32 `[size, size, 1]`, 0 to 1."""
     samples = 8
     axis = (np.arange(size * samples) + 0.5) / (size * samples) * 2 - 1
@@ -47,9 +47,9 @@ def _draw(scene: Scene, time: float, scale: int) -> np.ndarray:
     for shape in scene.shapes:
         size = SIZES[shape.size] * scale
         x, y = (round(value * scale) for value in shape.position(time))
-        coverage = _coverage(shape.kind, size)
+        covered = coverage(shape.kind, size)
         region = frame[y : y + size, x : x + size]
-        region += coverage * (np.float32(COLORS[shape.color]) - region)
+        region += covered * (np.float32(COLORS[shape.color]) - region)
     return frame
 
 

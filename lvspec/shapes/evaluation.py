@@ -30,11 +30,12 @@ MAX_NEW_TOKENS = 160  # the longest caption of the grammar has fewer
 
 @dataclass
 class Clip:
-    """A scene, the file that shows it, and what the models get of it."""
+    """A scene, the file that shows it, what the models get of it, and who judges captions."""
 
     scene: Scene
     path: Path
     inputs: Mapping[str, Tensor]
+    judge: Callable[[str, Scene], tuple[int, int, bool]] = judge
 
 
 @dataclass
@@ -185,7 +186,8 @@ class MethodResult:
         }
 
     def _accuracy(self, clips: list[Clip]) -> tuple[float, float]:
-        judged = [judge(o.text, clip.scene) for o, clip in zip(self.outputs, clips, strict=True)]
+        pairs = zip(self.outputs, clips, strict=True)
+        judged = [clip.judge(output.text, clip.scene) for output, clip in pairs]
         right, total, whole = (sum(column) for column in zip(*judged, strict=True))
         return right / total, whole / len(judged)
 
@@ -236,6 +238,13 @@ def random_gate(share: float, seed: int = 0) -> Callable[..., Tensor]:
         return (torch.rand(shape, generator=generator) < share).float()
 
     return score
+
+
+def token_anchors(generation: Generation) -> list[bool]:
+    """For each new token whether it is an anchor word of the grammar."""
+    words = anchor_words()
+    decoded = (generation.tokenizer.decode(token) for token in generation.tokens[0])
+    return [word.strip() in words for word in decoded]
 
 
 def oracle_gate(pair: Pair) -> Callable[..., Tensor]:

@@ -1,0 +1,1 @@
+"""The real-language pair: SmolLM2-135M-Instruct that sees clips of moving shapes."""

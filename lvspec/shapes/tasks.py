@@ -1,0 +1,54 @@
+"""The trained pairs by name, each with its clips, its judge and what counts as an anchor there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from lvspec.engine.result import Generation
+from lvspec.models.loading import Pair
+from lvspec.policy import DEFAULT_ANCHOR_THRESHOLD
+from lvspec.shapes import evaluation, pair
+from lvspec.shapes.evaluation import Clip
+from lvspec.shapes.real import evaluation as real_evaluation
+from lvspec.shapes.real import pair as real_pair
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trained pair and what it was trained to do.
+
+    Attributes:
+        load: The pair; takes `dtype` and `device`.
+        make_clips: Clips of a split, from (pair, split, count, folder).
+        token_anchors: For each new token whether the video decides it, by the caption's words.
+        oracle_gate: A scorer that knows the anchors, for ablations: use it with 0.5.
+        anchor_threshold: Calibrated on the calibration split.
+    """
+
+    load: Callable[..., Pair]
+    make_clips: Callable[[Pair, str, int, Path], list[Clip]]
+    token_anchors: Callable[[Generation], list[bool]]
+    oracle_gate: Callable[[Pair], Callable[..., Tensor]]
+    anchor_threshold: float
+
+
+TASKS = {
+    "embedded": Task(
+        pair.load_embedded_pair,
+        evaluation.make_clips,
+        evaluation.token_anchors,
+        evaluation.oracle_gate,
+        DEFAULT_ANCHOR_THRESHOLD,
+    ),
+    "real": Task(
+        real_pair.load_real_pair,
+        real_evaluation.make_clips,
+        real_evaluation.token_anchors,
+        real_evaluation.oracle_gate,
+        real_pair.ANCHOR_THRESHOLD,
+    ),
+}
