@@ -25,7 +25,8 @@ LAUNCH: dict[tuple[str, int, int], tuple[int, dict[int, tuple[int, int]]]] = {
 for _head_dim in (64, 128, 256):
     for _size in (1, 2):
         LAUNCH["sm100", _head_dim, _size] = LAUNCH["sm90", _head_dim, _size]
-LAUNCH["sm100", 128, 2] = (64, {16: (4, 3), 32: (4, 3), 64: (8, 3), 128: (8, 3)})
+# Four warps for 16 rows spill eight bytes: three stages with triton 3.7, two with 3.6.
+LAUNCH["sm100", 128, 2] = (64, {16: (8, 3), 32: (4, 3), 64: (8, 3), 128: (8, 3)})
 # float32 has no tensor cores that keep its precision: plain products, which need many registers.
 for _device_class in launch.DEVICE_CLASSES:
     LAUNCH[_device_class, 64, 4] = (32, {16: (8, 2), 32: (8, 2)})
