@@ -395,13 +395,14 @@ def test_regions_are_compiled_once_a_shape(random_pair, noisy_draft, make_prompt
     """Not once a layer; a prompt of another length compiles nothing."""
     pair = [copy.deepcopy(model) for model in (random_pair[0], noisy_draft)]
     prompts = [make_prompt(5, ("video", 2, 6, 4), 3), make_prompt(7, seed=1)]
-    plain = [decode(pair, prompt, "none").tokens for prompt in prompts]
-    for index, (prompt, expected) in enumerate(zip(prompts, plain, strict=True)):
+    plain, warm_up = [decode(pair, prompt, "none").tokens for prompt in prompts], []
+    for prompt, expected in zip(prompts, plain, strict=True):
         found = decode(pair, prompt, "compile")
         assert torch.equal(found.tokens, expected)
-        assert (found.stats.seconds["warm-up"] > 0) == (index == 0)
+        warm_up.append(found.stats.seconds["warm-up"])
         # A norm, a gated MLP and angles, for the draft's first pass, its others, and the target's.
         assert compile_counter.frame_count == 3 * 3
+    assert 0 <= warm_up[1] < warm_up[0] / 2, "compiling is warm-up, and is done once"
     assert not any("forward" in vars(module) for model in pair for module in model.modules())
 
 
