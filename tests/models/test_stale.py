@@ -8,11 +8,8 @@ import weakref
 from contextlib import contextmanager
 from types import MethodType
 
-import peft
 import pytest
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -20,6 +17,11 @@ from lvspec import AcceptancePolicy, DecodeConfig, Decoder, generate
 from lvspec.models.fingerprint import Fingerprint, modules_of
 from lvspec.models.recorder import _RECORDINGS
 from lvspec.models.watch import watch_of
+
+peft = pytest.importorskip("peft", reason="needs peft")
+hooks = pytest.importorskip("accelerate.hooks", reason="needs accelerate")
+ModelHook, add_hook_to_module = hooks.ModelHook, hooks.add_hook_to_module
+LoraLayer = peft.tuners.lora.LoraLayer
 
 COUNT, GAMMA = 6, 2
 pytestmark = [

@@ -21,6 +21,8 @@ from lvspec.shapes.real import (
     weights,
 )
 
+pytest.importorskip("gguf", reason="needs gguf (lvspec[real])")
+
 
 @pytest.fixture(scope="module")
 def llama():
