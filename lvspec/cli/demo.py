@@ -78,9 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
         config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
     except ValueError as error:
         raise ValueError(f"--{error}") from error
+    if arguments.json and arguments.json.parent.resolve() != arguments.out.resolve():
+        check_json_path(arguments.json)  # nothing is made where it is wrong
+    _make_folder(arguments.out)
     if arguments.json:
         check_json_path(arguments.json)
-    _make_folder(arguments.out)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)

@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -147,3 +148,13 @@ def test_the_demo_refuses_before_it_works(
     code, line = said("demo", *options)
     assert code == 2 and line.startswith(words)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_the_demo_of_the_makefile_is_not_refused(said, nothing_made, tmp_path, monkeypatch):
+    """Its rows stand in the folder that it makes for its clips, which a fresh clone has not."""
+    monkeypatch.chdir(tmp_path)
+    makefile = Path(__file__).resolve().parents[2] / "Makefile"
+    (words,) = re.findall(r"^demo:.*\n\t.*?/lvspec demo (.*)$", makefile.read_text(), re.MULTILINE)
+    code, line = said("demo", *words.split())
+    assert code == 1 and "models are loaded" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["demo-out"]
