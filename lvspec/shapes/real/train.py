@@ -48,6 +48,7 @@ from lvspec.shapes.real.model import (
     build_model,
     model_config,
 )
+from lvspec.shapes.real.replay import text_loss, write_texts
 from lvspec.shapes.real.scenes import random_scene
 from lvspec.shapes.real.training_ops import speed_up
 from lvspec.shapes.real.weights import find_gguf, read_tokenizer, read_weights
@@ -76,7 +77,10 @@ class Recipe:
     joint_steps: int
     see_rate: float = 2e-3
     rate: float = 2e-3
-    joint_rate: float = 2e-3
+    joint_rate: float = 1e-3
+    # Every so many joint steps one is taken on text of the model's own as well; 0 for none.
+    replay_every: int = 4
+    replay_texts: int = 4
     tower_rate: float = 2e-4
     see_batch_tokens: int = 2048
     ideal_batch_tokens: int = 1024
@@ -105,6 +109,8 @@ RECIPES = {
         ideal_steps=800,
         joint_steps=800,
         rate=3e-3,
+        joint_rate=2e-3,
+        replay_every=0,
     ),
 }
 
@@ -145,6 +151,9 @@ class Trainer:
             self.model.model.visual.merger.mlp[2].bias.copy_(self.ideal.mean)
         self._choose_head()
         self.positions: dict[tuple, Tensor] = {}
+        self.texts = None
+        if stage == JOINT and recipe.replay_every:
+            self.texts = _cached(out / "texts.pt", lambda: write_texts(text))
         seed = recipe.seed * 1_000_000 + (SEE, IDEAL, JOINT).index(stage) * 100_000
         self.seed = seed + (role == "draft") * 500_000
 
@@ -238,7 +247,13 @@ class Trainer:
         if self.stage == SEE:
             return seeing, found
         found |= self.caption_loss(batch, video)
-        return found["caption"] + 0.05 * seeing, found
+        loss = found["caption"] + 0.05 * seeing
+        if self.texts is not None and self.step % self.recipe.replay_every == 0:
+            count = self.recipe.replay_texts
+            chosen = (self.step // self.recipe.replay_every * count) % len(self.texts)
+            found["text"] = text_loss(self.language, self.texts[chosen : chosen + count])
+            loss = loss + found["text"]
+        return loss, found
 
     def optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
