@@ -53,6 +53,7 @@ from lvspec.shapes.real.scenes import random_scene
 from lvspec.shapes.real.training_ops import speed_up
 from lvspec.shapes.real.weights import find_gguf, read_tokenizer, read_weights
 
+NUM_COLORS = CLASSES[0] - 1
 VIDEO_START = 4  # <|im_start|> user \n <issue_start> stand before the video
 SEE, IDEAL, JOINT = "see", "ideal", "joint"
 # Of batches with 36, 72, 160 and 320 video tokens. What a tower sees does not depend on the length.
@@ -146,7 +147,8 @@ class Trainer:
         self.language.to(torch.bfloat16)
         self.lora = add_lora(self.model, recipe.rank, recipe.adapted)
         self.tower = list(self.model.model.visual.parameters())
-        self.reader = nn.Linear(recipe.vision_size, sum(CLASSES))
+        # What a patch shows, and which colours its frame shows anywhere: how many follows from that.
+        self.reader = nn.Linear(recipe.vision_size, sum(CLASSES) + NUM_COLORS)
         with torch.no_grad():
             self.model.model.visual.merger.mlp[2].bias.copy_(self.ideal.mean)
         self._choose_head()
@@ -182,9 +184,16 @@ class Trainer:
         covered = labels[..., 0] != NOTHING
         shaped = covered.any(-1)
         losses = {"error": error.mean() + 2 * error[shaped].mean()}
-        scores = self.reader(patches).view(*labels.shape[:3], -1)
+        *scores, present = (
+            self.reader(patches).view(*labels.shape[:3], -1).split((*CLASSES, NUM_COLORS), dim=-1)
+        )
+        colors = torch.arange(1, 1 + NUM_COLORS)
+        shown = (labels[..., :1] == colors).flatten(1, 2).any(1)
+        losses["present"] = functional.binary_cross_entropy_with_logits(
+            present, shown[:, None, None].expand_as(present).float()
+        )
         read, told = [], []
-        for index, part in enumerate(scores.split(CLASSES, dim=-1)):
+        for index, part in enumerate(scores):
             wanted_class = labels[..., index]
             read.append(functional.cross_entropy(part.flatten(0, 2), wanted_class.flatten()))
             # A token is asked what it shows where that is one thing, and how many where none is.
@@ -244,6 +253,7 @@ class Trainer:
         video, patches = self.video_features(batch)
         found = self.see_loss(batch, video, patches)
         seeing = 30 * found["error"] + found["read"].sum() + found["told"].sum()
+        seeing = seeing + 4 * found["present"]
         if self.stage == SEE:
             return seeing, found
         found |= self.caption_loss(batch, video)
