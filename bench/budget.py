@@ -5,7 +5,7 @@
     python bench/budget.py --table     print it
     python bench/budget.py --update    write the table of the installed triton version
 
-The launchers of `lvspec.kernels` run on tensors without data; their launches are recorded and
+The launchers of `lvspec.kernels` run on tensors without data; their launches are kept and
 compiled for sm_80, sm_90 and sm_100 as they would be there. Whatever the triton version, nothing
 may spill, a program's shared memory must fit, and a dot product of 16-bit numbers must be on the
 tensor cores with its operands fetched asynchronously. Besides, where `bench/budgets/` has a table
@@ -69,7 +69,7 @@ TENSOR_CORES = {"sm80": "mma.sync", "sm90": "wgmma", "sm100": "tcgen05"}
 """The widest matrix instructions; tiles of fewer than 64 rows take mma.sync on every chip."""
 
 
-class _Recorder:
+class _Keeper:
     """Stands in for a kernel and keeps its launches."""
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
@@ -80,7 +80,7 @@ class _Recorder:
 
 
 @contextlib.contextmanager
-def recording(device_class: str) -> Iterator[list[Launch]]:
+def keeping_launches(device_class: str) -> Iterator[list[Launch]]:
     """Launches of every kernel as on a device of this class; nothing is launched."""
     launches: list[Launch] = []
     replaced = [(launch, "device_class", launch.device_class)]
@@ -92,7 +92,7 @@ def recording(device_class: str) -> Iterator[list[Launch]]:
     try:
         launch.device_class = lambda device: device_class
         for module, name, value in replaced[1:]:
-            setattr(module, name, _Recorder(value, launches))
+            setattr(module, name, _Keeper(value, launches))
         yield launches
     finally:
         for module, name, value in replaced:
@@ -101,7 +101,7 @@ def recording(device_class: str) -> Iterator[list[Launch]]:
 
 def launches_of(operation: str, arguments: tuple[Any, ...], device_class: str) -> list[Launch]:
     """What the launcher of an operation launches for these arguments."""
-    with recording(device_class) as launches:
+    with keeping_launches(device_class) as launches:
         module = importlib.import_module(f"lvspec.kernels.{operation}")
         getattr(module, operation)(*arguments)
     return launches
@@ -138,10 +138,10 @@ def rows_of(job: Job) -> list[Row]:
     if arguments is None:
         return []
     rows = []
-    for recorded in launches_of(operation, arguments, device_class):
-        kernel, given = recorded
+    for launched in launches_of(operation, arguments, device_class):
+        kernel, given = launched
         name = f"{device_class} {operation}.{kernel.__name__} {label}"
-        compilation = Compilation(recorded, capability)
+        compilation = Compilation(launched, capability)
         size = sum(x.numel() * x.element_size() for x in given.values() if torch.is_tensor(x))
         rows.append(Row(name, job, compilation, compilation.key(), size))
     return rows
@@ -174,9 +174,7 @@ def compile_all(rows: list[Row], processes: int) -> dict[str, Figures]:
     return {key: figures for part in parts for key, figures in part.items()}
 
 
-def measure_all(
-    rows: list[Row], known: dict[str, Figures], processes: int
-) -> tuple[Table, int]:
+def measure_all(rows: list[Row], known: dict[str, Figures], processes: int) -> tuple[Table, int]:
     """Figures of these rows by name, and how many had to be compiled: whose key is not known."""
     changed = [row for row in rows if row.key not in known]
     compiled = known | (compile_all(changed, processes) if changed else {})
