@@ -18,8 +18,8 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo real test test-all test-backends test-range test-oldest test-newest budget oldest-torch
-.PHONY: lint sanitize venv venvs train train-real clean
+.PHONY: demo real test test-all test-slow test-backends test-range test-oldest test-newest budget
+.PHONY: oldest-torch lint sanitize venv venvs train train-real clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.for-use
@@ -31,14 +31,17 @@ real: $(VENV)/.for-real
 
 # The models of the tests are so small that a second thread slows them down: processes instead, each
 # with files of its own. A newer ruff may have more opinions, which are no faults.
-test test-backends test-range: export OMP_NUM_THREADS ?= 1
+test test-slow test-backends test-range: export OMP_NUM_THREADS ?= 1
 JOBS   ?= 2
 PYTEST := $(BIN)/pytest -q -n $(JOBS) --dist loadfile -p no:benchmark
 
 test: $(if $(LATEST)$(OLDEST),,lint) $(VENV)/.for-tests
-	$(PYTEST)
+	$(PYTEST) -m 'not slow'
 
-test-all: test test-backends budget oldest-torch test-oldest test-newest
+test-slow: $(VENV)/.for-tests
+	$(PYTEST) -m slow
+
+test-all: test test-slow test-backends budget oldest-torch test-oldest test-newest
 
 # Run once for everyone who computes: the Triton kernels in Triton's interpreter, the reference, and
 # the C++ for other processors than this one. Each is chosen when lvspec is imported.

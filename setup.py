@@ -156,6 +156,11 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            # What users' models may bring along.
+            "accelerate>=1",
+            "gguf>=0.17",
+            "peft>=0.17",
+            "torchao>=0.18",
         ],
         "bench": ["matplotlib"],
         "flash-attn": ["flash-attn"],

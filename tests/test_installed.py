@@ -15,6 +15,8 @@ import pytest
 
 import lvspec
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (".ci", "lvspec", "kernels", "csrc", "bench", "tests")
 NOT_SOURCES = shutil.ignore_patterns("__pycache__", "*.so")
@@ -202,7 +204,6 @@ def venv(wheel, tmp_path_factory):
     return run_there
 
 
-@pytest.mark.slow
 def test_an_installed_wheel_runs_the_demo(venv):
     outside, _ = venv("lvspec", "demo", "--clips", "1", "--json", "rows.json")
     document = json.loads((outside / "rows.json").read_text())
@@ -212,7 +213,6 @@ def test_an_installed_wheel_runs_the_demo(venv):
     assert rows["lvspec"]["tau"] > rows["strict"]["tau"] > 1
 
 
-@pytest.mark.slow
 def test_an_installed_wheel_runs_the_first_example_and_captions_its_clip(venv):
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     _, printed = venv("python", "-c", example)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from transformers import PretrainedConfig
 
-_OF_MODULE = frozenset(vars(nn.Module())) - {"training"}
+# What is only printed decides nothing; torchao puts one on every layer that it has quantised.
+_OF_MODULE = frozenset(vars(nn.Module())) - {"training"} | {"extra_repr"}
 _LIVE = (Tensor, PretrainedConfig)
 _ORDINARY = frozenset({Tensor, nn.Parameter, nn.Buffer})
 _KNOWN_ROOTS = frozenset({"torch", "transformers", "torchao", "peft", "lvspec"})

@@ -508,6 +508,7 @@ def test_a_draft_of_fewer_bytes(bench, monkeypatch, tmp_path, capsys):
     assert row["label"].endswith(" (int8)") and row["not_measured"] == "weights: expected torchao"
 
 
+@pytest.mark.slow
 def test_the_script_goes_on_behind_an_interrupt(bench, monkeypatch, tmp_path, capsys):
     """Peers come behind our methods of all rows; figures that are there stay, failures do not."""
     path, measure, begun = tmp_path / "e2e.json", bench("pairs.measure"), []

@@ -8,6 +8,7 @@ from ways import WAYS
 SCRIPT = Path(__file__).parents[1] / "support" / "fake_cuda.py"
 
 
+@pytest.mark.slow
 def test_every_way_of_drafting(fake_cuda, random_pair_folders):
     done = fake_cuda("all", *random_pair_folders)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -735,6 +735,7 @@ def test_placeholders_must_be_the_targets(checkpoints):
         strict(checkpoints("qwen2_5_vl")[0], checkpoints("smolvlm")[0], inputs)
 
 
+@pytest.mark.slow
 def test_iterations_stay_on_the_device(fake_cuda, tmp_path):
     """HF's forward of every family, on CUDA tensors without values."""
     folders = []

@@ -7,6 +7,7 @@ import copy
 import os
 import subprocess
 import sys
+import warnings
 from types import ModuleType
 
 import pytest
@@ -138,6 +139,7 @@ def test_quantised_layers_are_fused(torchao, draft, weights):
 
 INTERPRETED = """
 import sys
+import warnings
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair
@@ -204,8 +206,12 @@ def test_it_is_not_recorded(torchao, random_pair, draft, make_prompt):
     quantize(draft, "int8")
     model = Model(draft, "draft")
     cache = model.new_cache(batch_size=1, capacity=9, num_slots=2)
-    assert model.recorder.get(("key",), pytest.fail, pytest.fail) is None
-    assert model.records(cache)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with model.held():
+            assert model.recorder.obstacle == "quantised weights"
+            assert model.recorder.get(("key",), pytest.fail, pytest.fail) is None
+    assert not model.records(cache)
 
 
 def test_load_pair(torchao, random_pair_folders, random_pair, make_prompt, hf_greedy):

@@ -128,6 +128,7 @@ def test_an_interrupted_evaluation_keeps_the_complete_clips(pair, clips):
     assert [len(result.outputs) for result in stopped.value.results.values()] == [2, 2]
 
 
+@pytest.mark.slow
 def test_demo_prints_a_row_for_every_method_and_the_same_in_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     out, rows_file = tmp_path / "out", tmp_path / "rows.json"

@@ -28,6 +28,7 @@ from lvspec.shapes.real import (
     evaluation,
     model,
     pair,
+    replay,
     train,
     training_ops,
     weights,
@@ -189,6 +190,16 @@ def test_training_attention_is_hfs_eager_attention():
     wanted.square().mean().backward()
     found.square().mean().backward()
     torch.testing.assert_close(second.grad, first.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_text_is_learnt_as_by_hfs_own_loss():
+    plain = tiny_model()
+    ids = torch.arange(20).view(2, 10)
+    kinds = torch.zeros_like(ids)
+    plain.lm_head.weight = plain.model.language_model.embed_tokens.weight
+    wanted = plain(input_ids=ids, mm_token_type_ids=kinds, labels=ids).loss
+    found = replay.text_loss(plain.model.language_model, ids)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_the_schedule_warms_up_holds_and_ends_at_zero():
