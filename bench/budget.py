@@ -273,7 +273,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     path, budget = committed()
-    known = {} if options.all else {row["key"]: row for row in (budget or {}).values()}
+    # A row without a key is older than keys: it is compared with, and compiled.
+    rows = [] if options.all or budget is None else budget.values()
+    known = {row["key"]: row for row in rows if "key" in row}
     results, num_compiled = measure_all(all_rows(options.only), known, options.processes)
     if options.table:
         print(table(results))

@@ -33,7 +33,8 @@ def main() -> None:
     rates = {}
     for name, draft in (("autoregression", None), ("lvspec", pair.draft)):
         rows = []
-        for clip in [*inputs[:2], *inputs]:  # two to warm up
+        warm_up = inputs[:2]
+        for clip in [*warm_up, *inputs]:
             result = lvspec.generate(pair.target, draft, clip, config=config)
             count = result.stats.num_iterations
             seconds = result.stats.seconds
@@ -42,7 +43,7 @@ def main() -> None:
             row["caption"] = 1e3 * sum(seconds.values())
             row["tokens"] = result.tokens.shape[1]
             rows.append(row)
-        rows = rows[2:]
+        rows = rows[len(warm_up) :]
         median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         rates[name] = statistics.median(1e3 * row["tokens"] / row["caption"] for row in rows)
         iteration = sum(median[phase] for phase in PHASES[1:])

@@ -140,6 +140,19 @@ def test_keys(budget):
     assert key(count=64) == key() and key(y=torch.empty(9, 9, dtype=torch.bfloat16)) == key()
 
 
+def test_a_row_without_a_key_is_compiled(budget, capsys):
+    """Of a table that is older than keys; its figures count all the same."""
+    run(budget, capsys, "--update")
+    path, table = budget.committed()
+    for row in table.values():
+        del row["key"]
+        row["registers"] -= 1
+    budget.write(path, table)
+    code, compiled, said = run(budget, capsys)
+    assert (code, compiled) == (1, ["rms_norm", "silu_multiply"])
+    assert said.count("registers: ") == 2
+
+
 def test_key_of_another_triton(budget, monkeypatch):
     (row, *_) = budget.all_rows("silu")
     monkeypatch.setattr("triton.__version__", "3.6.99")
