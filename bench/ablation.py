@@ -10,100 +10,70 @@ peak.
 
 from __future__ import annotations
 
-import argparse
 import math
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.table import Table
-from transformers.utils import logging as transformers_logging
+from measuring import script
+from pairs import trained
 
 from lvspec.config import DecodeConfig
-from lvspec.environment import check_json_path, environment, write_json
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.calibration import collect_scores
-from lvspec.shapes.evaluation import (
-    MAX_NEW_TOKENS,
-    lvspec_method,
-    random_gate,
-    run_methods,
-)
-from lvspec.shapes.tasks import TASKS
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS, lvspec_method, random_gate, run_methods
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pair", choices=sorted(TASKS), default="embedded")
-    parser.add_argument("--clips", type=int, default=200)
+    parser = trained.parser_of(__doc__, clips=200)
+    trained.add_pair(parser)
     parser.add_argument("--calibration-clips", type=int, default=48)
     parser.add_argument("--gamma", type=int, default=12)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.json:
-        check_json_path(arguments.json)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    torch.set_num_threads(1)
+    arguments, setup = trained.begin(parser)
     config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
-    task = TASKS[arguments.pair]
-    pair, shipped = task.load(), task.anchor_threshold
-    with tempfile.TemporaryDirectory() as folder:
-        calibration = task.make_clips(
-            pair, "calibration", arguments.calibration_clips, Path(folder) / "calibration"
-        )
-        anchors = task.token_anchors
-        peaks, _ = collect_scores(pair, calibration, config, "attention_peak", anchors)
-        masses, _ = collect_scores(pair, calibration, config, "attention_mass", anchors)
-        share = float((peaks >= shipped).float().mean())
-        mass_threshold = float(masses.quantile(1 - share))
+    pair, task = setup.pair, setup.task
+    shipped, anchors = task.anchor_threshold, task.token_anchors
+    calibration = setup.clips("calibration", arguments.calibration_clips)
+    peaks, _ = collect_scores(pair, calibration, config, "attention_peak", anchors)
+    masses, _ = collect_scores(pair, calibration, config, "attention_mass", anchors)
+    share = float((peaks >= shipped).float().mean())
+    mass_threshold = float(masses.quantile(1 - share))
 
-        def gate(scorer: object, threshold: float, **overrides: object) -> object:
-            policy = AcceptancePolicy.lvspec(anchor_threshold=threshold, **overrides)
-            return lvspec_method(pair, policy, replace(config, scorer=scorer))
+    def gate(scorer: object, threshold: float, **overrides: object) -> object:
+        policy = AcceptancePolicy.lvspec(anchor_threshold=threshold, **overrides)
+        return lvspec_method(pair, policy, replace(config, scorer=scorer))
 
-        peak = "attention_peak"
-        methods = {
-            "autoregression": lvspec_method(pair, None, config),
-            "strict": lvspec_method(pair, AcceptancePolicy.strict(), config),
-            "no gate": gate(peak, math.inf, shift_window=0),
-            "random gate": gate(random_gate(share), 0.5, shift_window=0),
-            "mass": gate("attention_mass", mass_threshold, shift_window=0),
-            "peak": gate(peak, shipped, shift_window=0),
-            "peak + shift": gate(peak, shipped),
-            "oracle gate": gate(task.oracle_gate(pair), 0.5, shift_window=0),
-        }
-        clips = task.make_clips(pair, "evaluation", arguments.clips, Path(folder) / "evaluation")
-        results = run_methods(methods, clips)
+    peak = "attention_peak"
+    methods = {
+        "autoregression": lvspec_method(pair, None, config),
+        "strict": lvspec_method(pair, AcceptancePolicy.strict(), config),
+        "no gate": gate(peak, math.inf, shift_window=0),
+        "random gate": gate(random_gate(share), 0.5, shift_window=0),
+        "mass": gate("attention_mass", mass_threshold, shift_window=0),
+        "peak": gate(peak, shipped, shift_window=0),
+        "peak + shift": gate(peak, shipped),
+        "oracle gate": gate(task.oracle_gate(pair), 0.5, shift_window=0),
+    }
+    clips = setup.clips("evaluation", arguments.clips)
+    results = run_methods(methods, clips)
     rows = [result.summary(clips, results["autoregression"]) for result in results.values()]
-    table = Table(title=f"{len(clips)} held-out clips, gamma {config.gamma}, anchors {share:.1%}")
-    for heading in ("gate", "tau", "speed-up", "attributes", "captions", "of target", "regret"):
-        table.add_column(heading, justify="left" if heading == "gate" else "right")
-    for row in rows:
-        fidelity = row["fidelity"]
-        table.add_row(
-            row["method"],
-            f"{row['tau']:.2f}",
-            f"{row['speedup']:.2f}x",
-            f"{row['attributes']:.2%}",
-            f"{row['captions']:.1%}",
-            f"{fidelity['attributes']:.2%} / {fidelity['captions']:.1%}",
-            f"{row['regret']:.2f}",
-        )
-    Console().print(table)
-    if arguments.json:
-        value = {
-            "rows": rows,
-            "anchor_share": share,
-            "mass_threshold": mass_threshold,
-            "pair": arguments.pair,
-            "clips": len(clips),
-            "gamma": config.gamma,
-            "environment": environment(),
-        }
-        write_json(arguments.json, value)
+    script.print_table(
+        ("gate", "tau", "speed-up", "attributes", "captions", "of target", "regret"),
+        [
+            (
+                row["method"],
+                f"{row['tau']:.2f}",
+                f"{row['speedup']:.2f}x",
+                f"{row['attributes']:.2%}",
+                f"{row['captions']:.1%}",
+                script.of_target(row),
+                f"{row['regret']:.2f}",
+            )
+            for row in rows
+        ],
+        title=f"{len(clips)} held-out clips, gamma {config.gamma}, anchors {share:.1%}",
+    )
+    facts = {"anchor_share": share, "mass_threshold": mass_threshold, "pair": setup.name}
+    figures = {"rows": rows, **facts, "clips": len(clips), "gamma": config.gamma}
+    script.finish(arguments, figures)
     return 0
 
 

@@ -1,15 +1,17 @@
 """What every kernel costs on real chips, without one: registers, shared memory, instructions.
 
-    python bench/budget.py             compile every launch and compare with the committed table
+    python bench/budget.py             compile what has changed and compare with the committed table
+    python bench/budget.py --all       compile every launch
     python bench/budget.py --table     print it
     python bench/budget.py --update    write the table of the installed triton version
 
-The launchers of `lvspec.kernels` run on tensors without data; their launches are recorded and
+The launchers of `lvspec.kernels` run on tensors without data; their launches are kept and
 compiled for sm_80, sm_90 and sm_100 as they would be there. Whatever the triton version, nothing
 may spill, a program's shared memory must fit, and a dot product of 16-bit numbers must be on the
 tensor cores with its operands fetched asynchronously. Besides, where `bench/budgets/` has a table
 of this triton version (code generation differs between versions), registers, shared memory and the
-bytes of the tensors that a launch is given may not grow, nor occupancy fall.
+bytes of the tensors that a launch is given may not grow, nor occupancy fall. A row of that table
+has a key of all that its figures depend on (`ops/compiling.py`); only where it differs is compiled.
 """
 
 from __future__ import annotations
@@ -19,8 +21,6 @@ import contextlib
 import importlib
 import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -37,14 +37,14 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
 import triton
 from ops.budget_calls import CALLS
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from ops.compiling import Compilation, Figures, Launch
 
 from lvspec.kernels import launch
 
 BUDGETS = Path(__file__).with_name("budgets")
 
-Launch = tuple[Any, dict[str, Any]]  # a kernel and what it is launched with
+Job = tuple[int, str]  # a call, by its index, on a device class
+Table = dict[str, dict[str, Any]]  # figures and key of a kernel, by its name
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ TENSOR_CORES = {"sm80": "mma.sync", "sm90": "wgmma", "sm100": "tcgen05"}
 """The widest matrix instructions; tiles of fewer than 64 rows take mma.sync on every chip."""
 
 
-class _Recorder:
+class _Keeper:
     """Stands in for a kernel and keeps its launches."""
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
@@ -80,7 +80,7 @@ class _Recorder:
 
 
 @contextlib.contextmanager
-def recording(device_class: str) -> Iterator[list[Launch]]:
+def keeping_launches(device_class: str) -> Iterator[list[Launch]]:
     """Launches of every kernel as on a device of this class; nothing is launched."""
     launches: list[Launch] = []
     replaced = [(launch, "device_class", launch.device_class)]
@@ -92,7 +92,7 @@ def recording(device_class: str) -> Iterator[list[Launch]]:
     try:
         launch.device_class = lambda device: device_class
         for module, name, value in replaced[1:]:
-            setattr(module, name, _Recorder(value, launches))
+            setattr(module, name, _Keeper(value, launches))
         yield launches
     finally:
         for module, name, value in replaced:
@@ -101,49 +101,13 @@ def recording(device_class: str) -> Iterator[list[Launch]]:
 
 def launches_of(operation: str, arguments: tuple[Any, ...], device_class: str) -> list[Launch]:
     """What the launcher of an operation launches for these arguments."""
-    with recording(device_class) as launches:
+    with keeping_launches(device_class) as launches:
         module = importlib.import_module(f"lvspec.kernels.{operation}")
         getattr(module, operation)(*arguments)
     return launches
 
 
-def compile_launch(recorded: Launch, capability: int) -> dict[str, int]:
-    """Compile a recorded launch for sm_`capability` and count what came out."""
-    kernel, given = recorded
-    arguments = dict(given)
-    options = {name: arguments.pop(name) for name in ("num_warps", "num_stages")}
-    signature, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
-        specialized = not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or (specialized and _is_one(value)):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-            continue
-        signature[parameter.name] = _type_name(value)
-        aligned = isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0)
-        if aligned and specialized:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    compiled = triton.compile(
-        ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options=options,
-    )
-    ptx = compiled.asm["ptx"]
-    registers, stack = _resources(compiled.asm["cubin"])
-    return {
-        "num_warps": options["num_warps"],
-        "num_stages": options["num_stages"],
-        "registers": registers,
-        "spilled": stack,
-        "shared": compiled.metadata.shared,
-        "mma.sync": ptx.count("mma.sync"),
-        "wgmma": ptx.count("wgmma.mma_async"),
-        "tcgen05": ptx.count("tcgen05.mma"),
-        "cp.async": len(re.findall(r"cp\.async\.c[ag]\.", ptx)),
-    }
-
-
-def occupancy(figures: dict[str, int], chip: Chip) -> int:
+def occupancy(figures: Figures, chip: Chip) -> int:
     """Programs that are on a multiprocessor at a time."""
     threads = 32 * figures["num_warps"]
     registers = -(-figures["registers"] // 8) * 8 * threads
@@ -155,79 +119,75 @@ def occupancy(figures: dict[str, int], chip: Chip) -> int:
     )
 
 
-def _is_one(value: Any) -> bool:
-    return type(value) is int and value == 1
+@dataclass(frozen=True)
+class Row:
+    """A kernel of one call on one device class, and the key of its figures."""
+
+    name: str
+    job: Job
+    compilation: Compilation
+    key: str
+    size: int  # bytes of the tensors that it is given
 
 
-def _type_name(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return "*" + _TYPE_NAMES[value.dtype]
-    if isinstance(value, bool):
-        return "i1"
-    if isinstance(value, int):
-        return "i32" if -(2**31) <= value < 2**31 else "i64"
-    return "fp32"
-
-
-_TYPE_NAMES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float8_e4m3fn: "fp8e4nv",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.int16: "i16",
-    torch.int8: "i8",
-    torch.uint8: "u8",
-}
-
-
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread, and bytes of stack a thread, which is where spilled ones go."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
-    if found is None:
-        raise RuntimeError(f"cuobjdump says nothing of registers: {done.stdout}{done.stderr}")
-    return int(found[1]), int(found[2])
-
-
-def measure(job: tuple[int, str]) -> list[tuple[str, dict[str, int]]]:
-    """Figures of every kernel of one call on one device class, by a name for each."""
+def rows_of(job: Job) -> list[Row]:
+    """The kernels that one call launches on one device class, not compiled."""
     index, device_class = job
     operation, label, make = CALLS[index]
     arguments, capability = make(device_class)
     if arguments is None:
         return []
-    results = []
-    for recorded in launches_of(operation, arguments, device_class):
-        figures = compile_launch(recorded, capability)
-        figures["occupancy"] = occupancy(figures, CHIPS[device_class])
-        tensors = [x for x in recorded[1].values() if isinstance(x, torch.Tensor)]
-        figures["bytes"] = sum(x.numel() * x.element_size() for x in tensors)
-        name = f"{device_class} {operation}.{recorded[0].__name__} {label}"
-        results.append((name, figures))
-    return results
+    rows = []
+    for launched in launches_of(operation, arguments, device_class):
+        kernel, given = launched
+        name = f"{device_class} {operation}.{kernel.__name__} {label}"
+        compilation = Compilation(launched, capability)
+        size = sum(x.numel() * x.element_size() for x in given.values() if torch.is_tensor(x))
+        rows.append(Row(name, job, compilation, compilation.key(), size))
+    return rows
 
 
-def measure_all(processes: int, only: str = "") -> dict[str, dict[str, int]]:
-    """Figures of everything, or of the calls whose name has `only` in it."""
-    jobs = [
-        (index, device_class)
+def all_rows(only: str = "") -> list[Row]:
+    """Those of everything, or of the calls whose name has `only` in it."""
+    return [
+        row
         for device_class in CHIPS
         for index, (operation, label, _) in enumerate(CALLS)
         if only in f"{device_class} {operation} {label}"
+        for row in rows_of((index, device_class))
     ]
+
+
+def compile_some(work: tuple[Job, set[str]]) -> dict[str, Figures]:
+    """Figures of the kernels of a call that have one of these keys, by key."""
+    job, keys = work
+    return {row.key: row.compilation.figures() for row in rows_of(job) if row.key in keys}
+
+
+def compile_all(rows: list[Row], processes: int) -> dict[str, Figures]:
+    """Figures by key, of which each is compiled once."""
+    work: dict[Job, set[str]] = {}
+    for row in {row.key: row for row in rows}.values():
+        work.setdefault(row.job, set()).add(row.key)
     with ProcessPoolExecutor(processes) as pool:
-        parts = list(pool.map(measure, jobs))
-    return {name: figures for part in parts for name, figures in part}
+        parts = list((pool.map if processes > 1 else map)(compile_some, work.items()))
+    return {key: figures for part in parts for key, figures in part.items()}
 
 
-def violations(name: str, figures: dict[str, int]) -> list[str]:
+def measure_all(rows: list[Row], known: dict[str, Figures], processes: int) -> tuple[Table, int]:
+    """Figures of these rows by name, and how many had to be compiled: whose key is not known."""
+    changed = [row for row in rows if row.key not in known]
+    compiled = known | (compile_all(changed, processes) if changed else {})
+    results = {}
+    for row in rows:
+        figures = compiled[row.key]
+        chip = CHIPS[row.job[1]]
+        rest = {"occupancy": occupancy(figures, chip), "bytes": row.size}
+        results[row.name] = {**figures, **rest, "key": row.key}
+    return results, len(changed)
+
+
+def violations(name: str, figures: dict[str, Any]) -> list[str]:
     """What no version of triton may do."""
     device_class, kernel, *words = name.split(" ")
     found = []
@@ -252,7 +212,7 @@ _DOT_KERNELS = (
 )
 
 
-def regressions(figures: dict[str, int], budget: dict[str, int]) -> list[str]:
+def regressions(figures: dict[str, Any], budget: dict[str, Any]) -> list[str]:
     """What is worse than in the committed table."""
     found = []
     for field in ("registers", "shared", "bytes"):
@@ -266,9 +226,9 @@ def regressions(figures: dict[str, int], budget: dict[str, int]) -> list[str]:
     return found
 
 
-def table(results: dict[str, dict[str, int]]) -> str:
+def table(results: Table) -> str:
     """One line a kernel."""
-    fields = list(next(iter(results.values())))
+    fields = [field for field in next(iter(results.values())) if field != "key"]
     width = max(map(len, results))
     lines = ["  ".join(["kernel".ljust(width), *fields])]
     for name, figures in results.items():
@@ -277,42 +237,61 @@ def table(results: dict[str, dict[str, int]]) -> str:
     return "\n".join(lines)
 
 
-def committed() -> tuple[Path, dict[str, dict[str, int]] | None]:
+def committed() -> tuple[Path, Table | None]:
     """Where the table of the installed triton version is, and the table if there is one."""
     version = ".".join(triton.__version__.split(".")[:2])
     path = BUDGETS / f"triton-{version}.json"
     return path, json.loads(path.read_text()) if path.exists() else None
 
 
-def main() -> int:
+def write(path: Path, results: Table) -> None:
+    """A line a kernel."""
+    lines = [f" {json.dumps(name)}: {json.dumps(figures)}" for name, figures in results.items()]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def compare(results: Table, budget: Table, file: str) -> list[str]:
+    """What is worse than in the committed table, and what is only in one of them."""
+    problems = []
+    for name in sorted(results.keys() - budget.keys()):
+        problems.append(f"{name}: not in {file}; run with --update")
+    for name in sorted(budget.keys() - results.keys()):
+        problems.append(f"{name}: in {file}, but no such launch; run with --update")
+    for name in sorted(results.keys() & budget.keys()):
+        problems += [f"{name}: {text}" for text in regressions(results[name], budget[name])]
+    return problems
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--all", action="store_true", help="compile what has not changed, too")
     parser.add_argument("--update", action="store_true", help="write the table")
     parser.add_argument("--table", action="store_true", help="print the table")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", default="", help="calls with this in their name; no comparing")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
-    results = measure_all(options.processes, options.only)
+    path, budget = committed()
+    # A row without a key is older than keys: it is compared with, and compiled.
+    rows = [] if options.all or budget is None else budget.values()
+    known = {row["key"]: row for row in rows if "key" in row}
+    results, num_compiled = measure_all(all_rows(options.only), known, options.processes)
     if options.table:
         print(table(results))
     problems = [f"{name}: {text}" for name in results for text in violations(name, results[name])]
-    path, budget = committed()
-    if options.only:
-        budget = None
-    elif options.update and not problems:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(results, indent=1) + "\n")
-    elif budget is not None:
-        for name in sorted(results.keys() - budget.keys()):
-            problems.append(f"{name}: not in {path.name}; run with --update")
-        for name in sorted(budget.keys() - results.keys()):
-            problems.append(f"{name}: in {path.name}, but no such launch; run with --update")
-        for name in sorted(results.keys() & budget.keys()):
-            problems += [f"{name}: {text}" for text in regressions(results[name], budget[name])]
-    compared = (
-        f"compared with {path.name}" if budget else f"there is no {path.name} to compare with"
-    )
-    print(f"triton {triton.__version__}: {len(results)} kernels compiled; {compared}")
+    outcome = "not compared"
+    if options.update and not options.only:
+        outcome = f"{path.name} is as it was" if problems else f"written to {path.name}"
+        if not problems:
+            write(path, results)
+    elif budget is None:
+        outcome = f"there is no {path.name} to compare with"
+    elif not options.only:
+        problems += compare(results, budget, path.name)
+        outcome = f"compared with {path.name}"
+    counts = f"{len(results)} kernels, {num_compiled} compiled"
+    print(f"triton {triton.__version__}: {counts}; {outcome}")
     print("\n".join(problems))
     return 1 if problems else 0
 

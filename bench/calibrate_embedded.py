@@ -8,20 +8,12 @@ steep, so it keeps a margin to the first threshold that loses captions.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-from pathlib import Path
-
-import torch
-from rich.console import Console
-from rich.table import Table
-from transformers.utils import logging as transformers_logging
+from measuring import script
+from pairs import trained
 
 from lvspec.config import DecodeConfig
-from lvspec.environment import check_json_path, environment, write_json
 from lvspec.shapes.calibration import area_under_curve, collect_scores, sweep
 from lvspec.shapes.evaluation import MAX_NEW_TOKENS
-from lvspec.shapes.tasks import TASKS
 
 QUANTILES = {
     "embedded": (0.78, 0.82, 0.84, 0.86, 0.88, 0.90, 0.92),
@@ -30,49 +22,38 @@ QUANTILES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pair", choices=sorted(TASKS), default="embedded", dest="name")
-    parser.add_argument("--clips", type=int, default=96)
+    parser = trained.parser_of(__doc__, clips=96)
+    trained.add_pair(parser)
     parser.add_argument("--gamma", type=int, default=12)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.json:
-        check_json_path(arguments.json)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    torch.set_num_threads(1)
+    arguments, setup = trained.begin(parser)
     config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
-    name, task = arguments.name, TASKS[arguments.name]
-    pair = task.load()
-    console = Console()
-    with tempfile.TemporaryDirectory() as folder:
-        clips = task.make_clips(pair, "calibration", arguments.clips, Path(folder))
-        curves = {}
-        for scorer in ("attention_peak", "attention_mass"):
-            scores, anchors = collect_scores(pair, clips, config, scorer, task.token_anchors)
-            curves[scorer] = area_under_curve(scores, anchors)
-            if scorer == "attention_peak":
-                thresholds = {f"q{q:.2f}": float(scores.quantile(q)) for q in QUANTILES[name]}
-        console.print(
-            f"area under the curve: {curves}; anchors {float(anchors.float().mean()):.3f}"
-        )
-        rows = sweep(pair, clips, config, thresholds)
-    table = Table("threshold", "quantile", "tau", "attributes", "captions", "speed-up")
+    pair, token_anchors = setup.pair, setup.task.token_anchors
+    clips = setup.clips("calibration", arguments.clips)
+    curves = {}
+    for scorer in ("attention_peak", "attention_mass"):
+        scores, anchors = collect_scores(pair, clips, config, scorer, token_anchors)
+        curves[scorer] = area_under_curve(scores, anchors)
+        if scorer == "attention_peak":
+            thresholds = {f"q{q:.2f}": float(scores.quantile(q)) for q in QUANTILES[setup.name]}
+    print(f"area under the curve: {curves}; anchors {float(anchors.float().mean()):.3f}")
+    rows = sweep(pair, clips, config, thresholds)
     for row in rows:
-        threshold = thresholds.get(row["method"])
-        row["threshold"] = threshold
-        table.add_row(
-            "-" if threshold is None else f"{threshold:.5f}",
-            row["method"],
-            f"{row['tau']:.2f}",
-            f"{row['attributes']:.4f}",
-            f"{row['captions']:.4f}",
-            f"{row['speedup']:.2f}x strict",
-        )
-    console.print(table)
-    if arguments.json:
-        value = {"pair": name, "auc": curves, "rows": rows, "environment": environment()}
-        write_json(arguments.json, value)
+        row["threshold"] = thresholds.get(row["method"])
+    script.print_table(
+        ("threshold", "quantile", "tau", "attributes", "captions", "speed-up"),
+        [
+            (
+                "-" if row["threshold"] is None else f"{row['threshold']:.5f}",
+                row["method"],
+                f"{row['tau']:.2f}",
+                f"{row['attributes']:.4f}",
+                f"{row['captions']:.4f}",
+                f"{row['speedup']:.2f}x strict",
+            )
+            for row in rows
+        ],
+    )
+    script.finish(arguments, {"pair": setup.name, "auc": curves, "rows": rows})
     return 0
 
 

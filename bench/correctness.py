@@ -9,17 +9,16 @@ little memory, go to several processes.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import script
 from ops import case_inputs, cases, checks
 from ops.cases import Case
 from ops.reasons import DoesNotFit, Wrong
@@ -27,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lvspec import ops
-from lvspec.environment import check_json_path, environment, write_json
 
 
 def _verify_attention(case: Case, inputs: case_inputs.VerifyInputs) -> None:
@@ -132,16 +130,13 @@ def summary(rows: list[dict[str, Any]]) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = script.parser_of(__doc__)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=torch.device(default))
     parser.add_argument("--set", nargs="+", choices=["small", "odd", "usual"], dest="sets")
     parser.add_argument("--operations", nargs="+", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--processes", type=int, help="default: 1, on CUDA up to 12")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.json:
-        check_json_path(arguments.json)
+    arguments = script.begin(parser)
     device = arguments.device
     on_cuda = device.type == "cuda"
     sets = arguments.sets or (["small", "odd", "usual"] if on_cuda else ["small"])
@@ -167,9 +162,8 @@ def main() -> int:
             console.print(" ".join(words), row["reason"], sep=": ", soft_wrap=True, markup=False)
     console.print(summary(rows))
     console.print(f"{len(rows)} checks in {time.perf_counter() - start:.0f} s")
-    if arguments.json:
-        facts = {"backend": ops.active_backend(device.type), "environment": environment(device)}
-        write_json(arguments.json, {"rows": rows, **facts})
+    facts = {"backend": ops.active_backend(device.type)}
+    script.finish(arguments, {"rows": rows, **facts}, device)
     return 1 if any(row["result"] in ("wrong", "error") for row in rows) else 0
 
 

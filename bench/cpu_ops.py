@@ -10,18 +10,15 @@ inputs that fit a cache can be above 100 %.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import timing
+from measuring import script, timing
 from ops import case_inputs, cases, checks, peers
 from ops.cases import Case, Shape
 
 from lvspec import ops, reference
-from lvspec.environment import environment, write_json
 from lvspec.policy import AcceptancePolicy
 
 EMBEDDED = Shape("embedded", 4, 2, 64, 12, 256, 1024)
@@ -111,9 +108,7 @@ def rows() -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = script.begin(script.parser_of(__doc__))
     torch.set_num_threads(1)
     if ops.active_backend("cpu") != "cpp":
         raise SystemExit(f"expected the cpp backend: {ops.backends()['cpp'].reason}")
@@ -139,9 +134,7 @@ def main() -> None:
             {"operation": name, "case": label, "bytes": size, "share": share, **microseconds}
         )
     print(f"\na copy of 64 MiB moves {bandwidth / 1e9:.1f} GB/s, read and written")
-    if options.json:
-        facts = {"environment": environment(), "copy_gb_per_s": bandwidth / 1e9}
-        write_json(options.json, {**facts, "rows": results})
+    script.finish(options, {"copy_gb_per_s": bandwidth / 1e9, "rows": results})
 
 
 if __name__ == "__main__":

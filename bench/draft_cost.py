@@ -11,21 +11,17 @@ else the machine does hits them alike; times are medians, bytes those of the wei
 
 from __future__ import annotations
 
-import argparse
 import copy
 import random
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from measuring import script
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from lvspec import quantize
-from lvspec.environment import check_json_path, environment, write_json
 from lvspec.models.attention import lvspec_attention_on
 from lvspec.models.head import draft_head
 from lvspec.models.model import Model
@@ -92,17 +88,14 @@ def make_step(
 
 @torch.inference_mode()
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = script.parser_of(__doc__)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--tokens", type=int, nargs="*", default=[32768, 8192, 2048])
     parser.add_argument("--weights", choices=WEIGHTS, nargs="*", default=[])
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.json:
-        check_json_path(arguments.json)
+    arguments = script.begin(parser)
     torch.set_num_threads(1)
     draft = make_draft(arguments.layers, DTYPES[arguments.dtype])
     ways = {"whole head": make_step(draft, None, arguments.context)}
@@ -129,23 +122,22 @@ def main() -> int:
             {"way": name, "ms": 1e3 * median, "bytes": moved, "share": median / whole}
             | {"bytes_share": moved / ways["whole head"][1], "parts": parts}
         )
-    table = Table(title=f"a draft step, {arguments.layers} layers, {arguments.dtype}, one thread")
-    for heading in ("draft", "ms", "of the whole", "MB", "of the whole"):
-        table.add_column(heading, justify="left" if heading == "draft" else "right")
-    for row in rows:
-        table.add_row(
-            row["way"],
-            f"{row['ms']:.1f}",
-            f"{row['share']:.0%}",
-            f"{row['bytes'] / 1e6:.0f}",
-            f"{row['bytes_share']:.0%}",
-        )
-    Console().print(table)
-    if arguments.json:
-        facts = {
-            name: getattr(arguments, name) for name in ("layers", "dtype", "context", "rounds")
-        }
-        write_json(arguments.json, {"rows": rows, **facts, "environment": environment()})
+    script.print_table(
+        ("draft", "ms", "of the whole", "MB", "of the whole"),
+        [
+            (
+                row["way"],
+                f"{row['ms']:.1f}",
+                f"{row['share']:.0%}",
+                f"{row['bytes'] / 1e6:.0f}",
+                f"{row['bytes_share']:.0%}",
+            )
+            for row in rows
+        ],
+        title=f"a draft step, {arguments.layers} layers, {arguments.dtype}, one thread",
+    )
+    facts = {name: getattr(arguments, name) for name in ("layers", "dtype", "context", "rounds")}
+    script.finish(arguments, {"rows": rows, **facts})
     return 0
 
 

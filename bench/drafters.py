@@ -1,6 +1,6 @@
-"""Every way to draft, on held-out clips of the embedded pair.
+"""Every way to draft, on held-out clips of a trained pair.
 
-    python bench/drafters.py [--clips 24] [--gamma 12] [--only TEXT] [--json FILE]
+    python bench/drafters.py [--pair embedded] [--clips 24] [--gamma 12] [--only TEXT] [--json FILE]
 
 Each row is a drafter with a policy: tau, drafted tokens per token that was emitted, tokens/s over
 autoregression in the same run, and what of the target's attributes and whole captions is right.
@@ -10,19 +10,13 @@ pass.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.table import Table
-from transformers.utils import logging as transformers_logging
+from measuring import script
+from pairs import trained
 
 from lvspec import AnchorTree, DynamicTree, Generation, frequent_tokens
 from lvspec.config import DecodeConfig
-from lvspec.environment import check_json_path, environment, write_json
 from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.evaluation import (
@@ -30,23 +24,26 @@ from lvspec.shapes.evaluation import (
     Clip,
     MethodResult,
     lvspec_method,
-    make_clips,
     run_methods,
 )
-from lvspec.shapes.pair import load_embedded_pair
 
 BASELINE = "autoregression"
 Row = tuple[str, AcceptancePolicy | None, DecodeConfig, str | None]
 
 
-def rows(gamma: int, cost_ratio: float, captions: list[Generation]) -> list[Row]:
+def rows(
+    gamma: int,
+    cost_ratio: float,
+    captions: list[Generation],
+    policies: dict[str, AcceptancePolicy | None],
+) -> list[Row]:
     """(name, policy, config, draft) of every row; another way to draft is another line here.
 
     Args:
         gamma, cost_ratio: As for `DecodeConfig`.
         captions: The target's own, of other clips, whose tokens some drafts are limited to.
+        policies: Who decides on drafts; that of `BASELINE`, None, drafts none.
     """
-    strict, lvspec = AcceptancePolicy.strict(), AcceptancePolicy.lvspec()
 
     def config(make: Callable[..., DecodeConfig] = DecodeConfig, **options: object) -> DecodeConfig:
         return make(gamma=gamma, max_new_tokens=MAX_NEW_TOKENS, **options)
@@ -72,10 +69,10 @@ def rows(gamma: int, cost_ratio: float, captions: list[Generation]) -> list[Row]
         ("self, a tenth of the video", config(draft_keep=0.1), "self"),
         ("n-grams", config(), "ngram"),
     ]
-    policies = {"strict": strict, "lvspec": lvspec}
     return [(BASELINE, None, config(), None)] + [
         (f"{name}, {policy}", policies[policy], options, draft)
         for policy in policies
+        if policy != BASELINE
         for name, options, draft in ways
     ]
 
@@ -103,60 +100,41 @@ def summary(result: MethodResult, clips: list[Clip], baseline: MethodResult) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", type=int, default=24)
+    parser = trained.parser_of(__doc__, clips=24)
+    trained.add_pair(parser)
     parser.add_argument("--gamma", type=int, default=12)
     parser.add_argument("--only", default="", metavar="TEXT", help="rows with this in their name")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.json:
-        check_json_path(arguments.json)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    pair = load_embedded_pair()
-    with tempfile.TemporaryDirectory() as folder:
-        clips = make_clips(pair, "evaluation", arguments.clips, Path(folder))
-        captions = captions_of(pair, make_clips(pair, "training", 64, Path(folder)))
-        cost_ratio = measure_cost_ratio(pair, clips[0], arguments.gamma)
-        methods = {
-            name: lvspec_method(pair, policy, config, draft=draft)
-            for name, policy, config, draft in rows(arguments.gamma, cost_ratio, captions)
-            if name == BASELINE or arguments.only in name
-        }
-        results = run_methods(methods, clips)
+    arguments, setup = trained.begin(parser)
+    pair, gamma = setup.pair, arguments.gamma
+    clips = setup.clips("evaluation", arguments.clips)
+    captions = captions_of(pair, setup.clips("training", 64))
+    cost_ratio = measure_cost_ratio(pair, clips[0], gamma)
+    methods = {
+        name: lvspec_method(pair, policy, config, draft=draft)
+        for name, policy, config, draft in rows(gamma, cost_ratio, captions, setup.policies())
+        if name == BASELINE or arguments.only in name
+    }
+    results = run_methods(methods, clips)
     found = [summary(result, clips, results[BASELINE]) for result in results.values()]
-    table = Table(
-        title=f"{len(clips)} held-out clips, gamma {arguments.gamma}, a draft step is "
-        f"{cost_ratio:.2f} verify passes"
+    script.print_table(
+        ("drafter, policy", "tau", "drafted/token", "speed-up", "decoding", "of target", "regret"),
+        [
+            (
+                row["method"],
+                f"{row['tau']:.2f}",
+                f"{row['drafted_per_token']:.2f}",
+                f"{row['speedup']:.2f}x",
+                f"{row['decode_speedup']:.2f}x",
+                script.of_target(row),
+                f"{row['regret']:.2f}",
+            )
+            for row in found
+        ],
+        title=f"{len(clips)} held-out clips, gamma {gamma}, "
+        f"a draft step is {cost_ratio:.2f} verify passes",
     )
-    headings = (
-        "drafter, policy",
-        "tau",
-        "drafted/token",
-        "speed-up",
-        "decoding",
-        "of target",
-        "regret",
-    )
-    for heading in headings:
-        first = heading == "drafter, policy"
-        table.add_column(heading, justify="left" if first else "right", no_wrap=True)
-    for row in found:
-        fidelity = row["fidelity"]
-        table.add_row(
-            row["method"],
-            f"{row['tau']:.2f}",
-            f"{row['drafted_per_token']:.2f}",
-            f"{row['speedup']:.2f}x",
-            f"{row['decode_speedup']:.2f}x",
-            f"{fidelity['attributes']:.2%} / {fidelity['captions']:.1%}",
-            f"{row['regret']:.2f}",
-        )
-    Console().print(table)
-    if arguments.json:
-        facts = {"clips": len(clips), "gamma": arguments.gamma, "cost_ratio": cost_ratio}
-        write_json(arguments.json, {"rows": found, **facts, "environment": environment()})
+    facts = {"pair": setup.name, "clips": len(clips), "gamma": gamma, "cost_ratio": cost_ratio}
+    script.finish(arguments, {"rows": found, **facts})
     return 0
 
 

@@ -3,7 +3,7 @@
     python bench/e2e.py [embedded] [pairs] [--pair qwen-7b-3b ...] [--context 16384 ...]
         [--batch 1 8] [--budget 500] [--set fuse=none] [--compile] [--json FILE]
     python bench/e2e.py --device cpu --pair tiny        the same code in seconds
-    python bench/e2e.py trace                           record the acceptance that is replayed
+    python bench/e2e.py trace                           measure the acceptance that is replayed
 
 Real shapes have random weights (`pairs/random_models.py`), which accept nothing: acceptance is
 replayed from a trace of the embedded pair, or from one made for `--tau`. What such a row says is
@@ -19,14 +19,12 @@ reached says so.
 
 from __future__ import annotations
 
-import argparse
 import ast
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import timing
+from measuring import script, timing
 from measuring.clock import Budget, release
 from ops.cases import Shape
 from pairs.e2e_report import Report, open_methods
@@ -47,11 +45,10 @@ from pairs.random_models import build
 from pairs.replay import TRACES, AcceptanceTrace
 from pairs.row import Plan, Row
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from lvspec import ops
 from lvspec.config import DecodeConfig
-from lvspec.environment import check_json_path, environment, write_json
+from lvspec.environment import environment, write_json
 from lvspec.models.head import draft_head
 from lvspec.models.model import Model
 from lvspec.models.quantize import WEIGHTS, quantize
@@ -145,7 +142,7 @@ def run_pair(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = script.parser_of(__doc__)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("parts", nargs="*", help="embedded, pairs (default: both), trace")
     parser.add_argument("--device", type=torch.device, default=torch.device(default))
@@ -164,8 +161,7 @@ def main() -> int:
     parser.add_argument("--draft-vocab", type=int, help="ids that the drafts may propose")
     parser.add_argument("--clips", type=int, default=12, help="of the embedded pair")
     parser.add_argument("--budget", type=float, default=1e9, help="seconds")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = script.begin(parser)
     budget = Budget(arguments.budget)
     parts = arguments.parts or ["embedded", "pairs"]
     for part in parts:
@@ -174,7 +170,7 @@ def main() -> int:
     try:
         fields = overrides(arguments.fields)
         if arguments.tau is None:
-            trace = None if "trace" in parts else AcceptanceTrace.recorded(arguments.trace)
+            trace = None if "trace" in parts else AcceptanceTrace.stored(arguments.trace)
         else:
             trace = AcceptanceTrace.synthetic(arguments.tau)
         if arguments.draft_vocab is not None:  # weights are random, so any ids will do
@@ -182,16 +178,12 @@ def main() -> int:
         config = DecodeConfig(**{"gamma": arguments.gamma, **fields})
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    if arguments.json:
-        check_json_path(arguments.json)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
     device = arguments.device
     is_cuda = device.type == "cuda"
     if "trace" in parts:
-        from pairs.embedded import record_traces
+        from pairs.embedded import measure_traces
 
-        write_json(TRACES / "embedded-gamma12.json", record_traces(config, arguments.clips))
+        write_json(TRACES / "embedded-gamma12.json", measure_traces(config, arguments.clips))
         return 0
     document = {
         "kind": "e2e",

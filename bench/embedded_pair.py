@@ -9,32 +9,20 @@ as draft steps do in the loop; medians of 30 runs.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from transformers.utils import logging as transformers_logging
+from measuring import script
+from pairs import trained
 
 from lvspec.config import DecodeConfig
-from lvspec.environment import check_json_path, environment, write_json
 from lvspec.models.attention import lvspec_attention_on
 from lvspec.models.inputs import check_inputs
 from lvspec.models.loading import Pair
 from lvspec.models.model import Model
-from lvspec.shapes.evaluation import (
-    MAX_NEW_TOKENS,
-    Clip,
-    lvspec_method,
-    make_clips,
-    run_methods,
-)
-from lvspec.shapes.pair import load_embedded_pair
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS, Clip, lvspec_method, run_methods
 from lvspec.tree import chain_ancestors
 
 
@@ -66,48 +54,29 @@ def step_milliseconds(pair: Pair, clip: Clip, rounds: int = 30, run: int = 12) -
 
 @torch.inference_mode()
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.json:
-        check_json_path(arguments.json)
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(1)
+    arguments, setup = trained.begin(trained.parser_of(__doc__, clips=200))
     config = DecodeConfig(max_new_tokens=MAX_NEW_TOKENS)
-    pair = load_embedded_pair()
-    with tempfile.TemporaryDirectory() as folder:
-        clips = make_clips(pair, "evaluation", arguments.clips, Path(folder))
-        methods = {
-            "target": lvspec_method(pair, None, config),
-            "draft": lvspec_method(replace(pair, target=pair.draft), None, config),
-        }
-        results = run_methods(methods, clips)
-        milliseconds = step_milliseconds(pair, clips[0])
-    rows = []
-    table = Table("model", "parameters", "attributes", "captions")
+    pair, clips = setup.pair, setup.clips("evaluation", arguments.clips)
+    methods = {
+        "target": lvspec_method(pair, None, config),
+        "draft": lvspec_method(replace(pair, target=pair.draft), None, config),
+    }
+    results = run_methods(methods, clips)
+    milliseconds = step_milliseconds(pair, clips[0])
+    rows, lines = [], []
     for name, model in (("target", pair.target), ("draft", pair.draft)):
         row = results[name].summary(clips, results["target"])
         row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         rows.append(row)
-        table.add_row(
-            name, f"{row['parameters']:,}", f"{row['attributes']:.2%}", f"{row['captions']:.1%}"
-        )
-    console = Console()
-    console.print(table)
+        figures = f"{row['parameters']:,}", f"{row['attributes']:.2%}", f"{row['captions']:.1%}"
+        lines.append((name, *figures))
+    script.print_table(("model", "parameters", "attributes", "captions"), lines)
     for name, value in milliseconds.items():
-        console.print(f"{name}: {value:.2f} ms")
+        print(f"{name}: {value:.2f} ms")
     ratio = milliseconds["draft, 1 row"] / milliseconds["target, 1 row"]
-    console.print(f"draft step / target step: {ratio:.3f}")
-    if arguments.json:
-        value = {
-            "rows": rows,
-            "milliseconds": milliseconds,
-            "cost_ratio": ratio,
-            "clips": len(clips),
-            "environment": environment(),
-        }
-        write_json(arguments.json, value)
+    print(f"draft step / target step: {ratio:.3f}")
+    facts = {"milliseconds": milliseconds, "cost_ratio": ratio, "clips": len(clips)}
+    script.finish(arguments, {"rows": rows, **facts})
     return 0
 
 

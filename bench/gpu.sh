@@ -69,7 +69,7 @@ step() {
 # Where compute-sanitizer is: CUDA's toolkit has it, its Python packages may.
 sanitizer() {
     local found packages name=compute-sanitizer
-    packages=$("$PYTHON" -P -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    packages=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     for found in "$(command -v $name)" "${CUDA_HOME:-/usr/local/cuda}/bin/$name" \
         /usr/local/cuda*/bin/$name "$packages"/nvidia/*/bin/$name; do
         if [[ -x $found ]]; then
@@ -79,22 +79,25 @@ sanitizer() {
     done
 }
 
+# By its path: as a module it would have the root, and kernels/ in it, on its path.
+pytest=$("$PYTHON" -c 'import pytest; print(pytest.__path__[0])')/__main__.py
+
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit \
     --format=csv 2>/dev/null || echo "nvidia-smi: not here"
-"$PYTHON" -P -c 'import torch as t, triton as r; print("torch", t.__version__, "triton", r.__version__)'
+"$PYTHON" -c 'import torch as t, triton as r; print("torch", t.__version__, "triton", r.__version__)'
 
 for part in "${parts[@]}"; do
     [[ $part == e2e ]] || rm -f "$(json "$part")" # e2e.py goes on with its own
     case $part in
         correctness)
             if [[ $DEVICE == cuda ]]; then
-                step "tests of a gpu" "$(limit 90)" "$PYTHON" -P -m pytest -q -m gpu tests
+                step "tests of a gpu" "$(limit 90)" "$PYTHON" "$pytest" -q -m gpu tests
                 # Nearly all of their time is compilation.
                 parallel=()
-                ! "$PYTHON" -P -c 'import xdist' 2>/dev/null || parallel=(-n 8)
+                ! "$PYTHON" -c 'import xdist' 2>/dev/null || parallel=(-n 8)
                 step "tests of the operations" "$(limit 90)" env LVSPEC_BACKEND=triton \
                     LVSPEC_TEST_DEVICE=cuda "PYTHONPATH=bench${PYTHONPATH:+:$PYTHONPATH}" \
-                    "$PYTHON" -P -m pytest -q \
+                    "$PYTHON" "$pytest" -q \
                     -p ops.default_device "${parallel[@]}" --maxfail=30 --tb=short tests/ops
             fi
             step correctness "$(limit 90)" "$PYTHON" bench/correctness.py --device "$DEVICE" \
@@ -106,7 +109,7 @@ for part in "${parts[@]}"; do
             for file in bench/ops/bench_*.py; do
                 [[ $file == "${micro[0]}" ]] || micro+=("$file")
             done
-            step micro "$(limit 150)" "$PYTHON" -P -m pytest -q --tb=short "${micro[@]}" \
+            step micro "$(limit 150)" "$PYTHON" "$pytest" -q --tb=short "${micro[@]}" \
                 --bench-device "$DEVICE" --benchmark-json "$(json micro)"
             ;;
         e2e)

@@ -10,22 +10,20 @@ product of few rows may be two kernels: what a GPU launches is in `bench/profile
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
-import json
 import os
 import pkgutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 # Before triton and lvspec are imported: Triton's kernels, on the CPU.
 os.environ.update(TRITON_INTERPRET="1", LVSPEC_BACKEND="triton")
 
 import torch
+from measuring import script
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -119,17 +117,14 @@ def launches_of_a_layer(fuse: Fuse, dtype: torch.dtype = torch.bfloat16) -> tupl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = script.begin(script.parser_of(__doc__))
     results = {}
     for fuse in ("none", "kernels"):
         layer, rest = launches_of_a_layer(fuse)
         results[fuse] = {"a layer": layer.total(), "besides": rest, "by name": dict(layer)}
         print(f"fuse={fuse!r}: {layer.total()} kernels a layer, {rest} besides them in a pass")
         print("    " + ", ".join(f"{name} {count}" for name, count in layer.most_common()))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    script.finish(options, results)
     return 0
 
 

@@ -16,17 +16,15 @@ With `--gpus n` weights and caches are divided among n GPUs (tensor parallel): e
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from measuring import script
 from ops.cases import LLAVA_05B, LLAVA_7B, LLAVA_72B, QWEN_3B, QWEN_7B, QWEN_32B, Shape
 from rich.console import Console
 from rich.table import Table
-
-from lvspec.environment import check_json_path, write_json
 
 
 @dataclass(frozen=True)
@@ -246,7 +244,7 @@ def print_comparison(document: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = script.parser_of(__doc__)
     parser.add_argument("--measured", type=Path, help="JSON of e2e.py to compare with")
     parser.add_argument("--fuse", choices=LAUNCHES_PER_LAYER, default="kernels")
     parser.add_argument("--target", choices=MODELS)
@@ -258,27 +256,15 @@ def main() -> int:
     parser.add_argument("--tau", type=float, default=10.0)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--weight-bytes", type=float, nargs=2, default=(2.0, 2.0))
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = script.begin(parser)
     if arguments.measured:
         print_comparison(json.loads(arguments.measured.read_text()))
         return 0
     if (arguments.target is None) != (arguments.draft is None):
         parser.error("--target and --draft: expected both or neither")
-    if arguments.json:
-        check_json_path(arguments.json)
     chosen = (arguments.target, arguments.draft)
     pairs = PAIRS if arguments.target is None else (tuple(MODELS[name] for name in chosen),)
-    table = Table(
-        title=f"limits on paper: {arguments.gpus} x {arguments.gpu}, batch {arguments.batch}, "
-        f"gamma {arguments.gamma}, tau {arguments.tau:g}"
-    )
-    for heading in (
-        *("target <- draft", "context", "ms/token alone", "draft step", "verify", "iteration"),
-        *("speed-up", "tokens/s", "best gamma at 0.9", "fits"),
-    ):
-        table.add_column(heading, justify="left" if "<-" in heading else "right")
-    rows = []
+    rows, lines = [], []
     for target, draft in pairs:
         for context in arguments.context:
             setting = Setting(
@@ -296,21 +282,30 @@ def main() -> int:
             found = limit(setting)
             gamma, speedup = best_gamma(setting, 0.9)
             rows.append({"setting": asdict(setting), **asdict(found), "best_gamma": gamma})
-            table.add_row(
-                f"{target.name} <- {draft.name}",
-                str(context),
-                f"{found.autoregression_ms:.2f}",
-                f"{found.draft_step_ms:.2f}",
-                f"{found.target_ms:.2f}",
-                f"{found.iteration_ms:.2f}",
-                f"{found.speedup:.2f}x",
-                f"{found.tokens_per_second:.0f}",
-                f"{gamma} ({speedup:.2f}x)",
-                "yes" if found.fits else "no",
+            lines.append(
+                (
+                    f"{target.name} <- {draft.name}",
+                    str(context),
+                    f"{found.autoregression_ms:.2f}",
+                    f"{found.draft_step_ms:.2f}",
+                    f"{found.target_ms:.2f}",
+                    f"{found.iteration_ms:.2f}",
+                    f"{found.speedup:.2f}x",
+                    f"{found.tokens_per_second:.0f}",
+                    f"{gamma} ({speedup:.2f}x)",
+                    "yes" if found.fits else "no",
+                )
             )
-    Console().print(table)
-    if arguments.json:
-        write_json(arguments.json, {"rows": rows})
+    script.print_table(
+        (
+            *("target <- draft", "context", "ms/token alone", "draft step", "verify", "iteration"),
+            *("speed-up", "tokens/s", "best gamma at 0.9", "fits"),
+        ),
+        lines,
+        title=f"limits on paper: {arguments.gpus} x {arguments.gpu}, batch {arguments.batch}, "
+        f"gamma {arguments.gamma}, tau {arguments.tau:g}",
+    )
+    script.finish(arguments, {"rows": rows})
     return 0
 
 

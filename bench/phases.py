@@ -9,46 +9,32 @@ LVSPEC_BACKEND=reference computes the operations with PyTorch: together the loop
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import tempfile
-from pathlib import Path
 
-import torch
+from measuring import script
+from pairs import trained
 
 import lvspec
 from lvspec import ops
-from lvspec.environment import environment, write_json
-from lvspec.shapes.clips import write_clip
-from lvspec.shapes.pair import load_embedded_pair
-from lvspec.shapes.scenes import scenes
 
 PHASES = ("prefill", "draft", "verify", "accept", "commit")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--clips", type=int, default=8)
+    parser = trained.parser_of(__doc__, clips=8)
     parser.add_argument("--eager", action="store_true")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gamma", type=int, default=12)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    pair = load_embedded_pair()
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = []
-        for index, scene in enumerate(scenes("evaluation", options.clips)):
-            path = Path(folder, f"{index}.mp4")
-            write_clip(scene, path)
-            inputs.append(pair.processor(str(path), "describe the video."))
+    options, setup = trained.begin(parser)
+    pair = setup.pair
+    inputs = [clip.inputs for clip in setup.clips("evaluation", options.clips)]
     config = lvspec.DecodeConfig(gamma=options.gamma, max_new_tokens=160, capture=not options.eager)
     results = {"backend": ops.active_backend("cpu"), "recorded": not options.eager}
     print(results)
     rates = {}
     for name, draft in (("autoregression", None), ("lvspec", pair.draft)):
         rows = []
-        for clip in [*inputs[:2], *inputs]:  # two to warm up
+        warm_up = inputs[:2]
+        for clip in [*warm_up, *inputs]:
             result = lvspec.generate(pair.target, draft, clip, config=config)
             count = result.stats.num_iterations
             seconds = result.stats.seconds
@@ -57,7 +43,7 @@ def main() -> None:
             row["caption"] = 1e3 * sum(seconds.values())
             row["tokens"] = result.tokens.shape[1]
             rows.append(row)
-        rows = rows[2:]
+        rows = rows[len(warm_up) :]
         median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         rates[name] = statistics.median(1e3 * row["tokens"] / row["caption"] for row in rows)
         iteration = sum(median[phase] for phase in PHASES[1:])
@@ -68,8 +54,7 @@ def main() -> None:
         print(f"  {'all':<8} {iteration:6.2f} ms")
         results[name] = {**median, "tokens_per_second": rates[name], "parts": result.stats.parts}
     print(f"speed-up {rates['lvspec'] / rates['autoregression']:.2f}x")
-    if options.json:
-        write_json(options.json, {"environment": environment(), **results})
+    script.finish(options, results)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ verify pass with scores, and HF's own SDPA pass over a cache of the same length.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 from e2e import overrides
-from measuring import gaps, timing
+from measuring import gaps, script, timing
 from measuring.clock import synchronize
 from pairs import huggingface as hf
 from pairs.pairs import PAIRS, Size
@@ -33,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from lvspec import ops
 from lvspec.config import DecodeConfig
 from lvspec.engine.engine import Engine
-from lvspec.environment import check_json_path, environment, write_json
+from lvspec.environment import check_json_path
 from lvspec.models.hf_names import CACHE
 from lvspec.tree import chain_ancestors
 
@@ -119,7 +118,7 @@ def huggingface_step(engine: Engine, tokens: torch.Tensor) -> Callable[[], Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = script.parser_of(__doc__)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=torch.device(default))
     parser.add_argument("--pair", choices=PAIRS, default="qwen-7b-3b")
@@ -129,12 +128,10 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=3, help="under the profiler")
     parser.add_argument("--rows", type=int, default=25, help="of the profile")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="fields")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--trace", type=Path, help="write the Chrome trace of the iterations")
-    arguments = parser.parse_args()
-    for path in (arguments.json, arguments.trace):
-        if path:
-            check_json_path(path)
+    arguments = script.begin(parser)
+    if arguments.trace:
+        check_json_path(arguments.trace)
     device, pair = arguments.device, PAIRS[arguments.pair]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     size = Size(arguments.context, arguments.batch)
@@ -146,7 +143,7 @@ def main() -> int:
         parser.error(str(error))
     models = [build(shape, device, dtype) for shape in (pair.target, pair.draft)]
     options = {"context": size.context, "batch_size": size.batch_size}
-    trace = AcceptanceTrace.recorded("lvspec")
+    trace = AcceptanceTrace.stored("lvspec")
     with torch.inference_mode():
         engine = begin(*models, config, trace=trace, **options)
     averages, chrome = profiled(engine, arguments.iterations, device)
@@ -176,25 +173,23 @@ def main() -> int:
     print(averages.table(sort_by=order, row_limit=arguments.rows, max_name_column_width=60))
     if arguments.trace:
         arguments.trace.write_text(json.dumps(chrome))
-    if arguments.json:
-        value = {
-            "kind": "profile",
-            "pair": pair.name,
-            "label": pair.label,
-            "context": size.context,
-            "batch": size.batch_size,
-            "gamma": config.gamma,
-            "loop": loop,
-            "parts": engine.parts,
-            "steps": steps,
-            "gaps": found,
-            "kernels": kernels[: arguments.rows],
-            "iterations": arguments.iterations,
-            "backend": ops.active_backend(device.type),
-            "limits": timing.device_facts(device),
-            "environment": environment(device),
-        }
-        write_json(arguments.json, value)
+    value = {
+        "kind": "profile",
+        "pair": pair.name,
+        "label": pair.label,
+        "context": size.context,
+        "batch": size.batch_size,
+        "gamma": config.gamma,
+        "loop": loop,
+        "parts": engine.parts,
+        "steps": steps,
+        "gaps": found,
+        "kernels": kernels[: arguments.rows],
+        "iterations": arguments.iterations,
+        "backend": ops.active_backend(device.type),
+        "limits": timing.device_facts(device),
+    }
+    script.finish(arguments, value, device)
     return 0
 
 

@@ -9,35 +9,29 @@ target over its own captions: peak and mass over the video tokens, averaged over
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import script
+from pairs import trained
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
-from lvspec.environment import check_json_path, environment, write_json
 from lvspec.models.loading import Pair
 from lvspec.shapes.calibration import area_under_curve
 from lvspec.shapes.evaluation import Clip
 from lvspec.shapes.real.captions import MEANINGS, read
-from lvspec.shapes.real.evaluation import ENGLISH, accuracy, describe, make_clips, perplexity
+from lvspec.shapes.real.evaluation import ENGLISH, accuracy, describe, perplexity
 from lvspec.shapes.real.model import LAYERS, build_model
-from lvspec.shapes.real.pair import load_real_pair
 from lvspec.shapes.real.weights import find_gguf, read_weights
 
 BATCH = 25
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def batches(clips: list[Clip]) -> list[list[int]]:
-    """Places of clips whose prompts have the same ids, at most `BATCH` together."""
+    """Indices of clips whose prompts have the same ids, at most `BATCH` together."""
     groups: dict[tuple, list[int]] = defaultdict(list)
     for index, clip in enumerate(clips):
         groups[tuple(clip.inputs["input_ids"][0].tolist())].append(index)
@@ -48,13 +42,13 @@ def captions(pair: Pair, role: str, clips: list[Clip]) -> list[str]:
     """HF's greedy captions of all clips by one model of the pair."""
     model = getattr(pair, role)
     found: dict[int, str] = {}
-    for places in tqdm(batches(clips), desc=role, leave=False):
+    for batch in tqdm(batches(clips), desc=role, leave=False):
         inputs = {
-            name: torch.cat([clips[place].inputs[name] for place in places])
-            for name in clips[places[0]].inputs
+            name: torch.cat([clips[index].inputs[name] for index in batch])
+            for name in clips[batch[0]].inputs
         }
         inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(model.dtype)
-        found |= dict(zip(places, describe(model, pair.processor.tokenizer, inputs)))
+        found |= dict(zip(batch, describe(model, pair.processor.tokenizer, inputs)))
     return [found[index] for index in range(len(clips))]
 
 
@@ -149,36 +143,29 @@ def perplexities(pair: Pair) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", type=int, default=200)
+    parser = trained.parser_of(__doc__, clips=200)
     parser.add_argument("--attention-clips", type=int, default=40)
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.json:
-        check_json_path(arguments.json)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    pair = load_real_pair(dtype=DTYPES[arguments.dtype])
-    console = Console()
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
+    arguments, setup = trained.begin(parser, "real")
+    pair, console = setup.pair, Console()
     document: dict[str, Any] = {"clips": arguments.clips, "dtype": arguments.dtype}
     document["perplexity"] = perplexities(pair)
     console.print("perplexity of plain English", document["perplexity"])
-    with tempfile.TemporaryDirectory() as folder:
-        clips = make_clips(pair, "evaluation", arguments.clips, Path(folder))
+    clips = setup.clips("evaluation", arguments.clips)
     texts = {role: captions(pair, role, clips) for role in ("target", "draft")}
     shown = [clip.scene for clip in clips]
     document["accuracy"] = {role: accuracy(found, shown) for role, found in texts.items()}
-    table = Table("", *document["accuracy"]["target"])
-    for role, shares in document["accuracy"].items():
-        table.add_row(role, *(f"{share:.1%}" for share in shares.values()))
-    console.print(table)
+    script.print_table(
+        ("", *document["accuracy"]["target"]),
+        [
+            (role, *(f"{share:.1%}" for share in shares.values()))
+            for role, shares in document["accuracy"].items()
+        ],
+    )
     chosen = arguments.attention_clips
     document["attention"] = attention_figures(pair, clips[:chosen], texts["target"][:chosen])
     console.print(document["attention"])
-    if arguments.json:
-        write_json(arguments.json, document | {"environment": environment()})
+    script.finish(arguments, document)
     return 0
 
 

@@ -213,7 +213,7 @@ def with_tables(text: str, documents: list[Document]) -> str:
     """The text of bench/README.md with every table made anew.
 
     Raises:
-        ValueError: It has no place for one of them.
+        ValueError: It has no marks for one of them.
     """
     for name, make in TABLES.items():
         pattern = re.compile(_MARKED.format(name=re.escape(name)), flags=re.DOTALL)

@@ -11,17 +11,16 @@ BLOCK_N is one number for all tiles, since the bits of a row must not depend on 
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import budget
 import torch
+from measuring import script
 from ops import budget_calls
+from ops.compiling import Compilation
 
 from lvspec import ops, tree
 from lvspec.kernels import launch, verify_attention
@@ -59,7 +58,7 @@ def _compiled(
     arguments, capability = make(device_class)
     attend, _ = budget.launches_of("verify_attention", arguments, device_class)
     try:
-        figures = budget.compile_launch(attend, capability)
+        figures = Compilation(attend, capability).figures()
     except Exception as error:  # whatever the compiler dislikes about this tile
         print(f"# {tile=}: {type(error).__name__}", file=sys.stderr)
         return None
@@ -143,15 +142,14 @@ def best_line(kept: list[dict[str, int]], key: tuple[str, int, int]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = script.parser_of(__doc__)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--fp8", action="store_true", help="float8_e4m3fn keys and values")
     parser.add_argument("--context", type=int, default=16384)
     parser.add_argument("--device-class", choices=launch.DEVICE_CLASSES)
     parser.add_argument("--static", action="store_true", help="compile only")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = script.begin(parser)
     measuring = torch.cuda.is_available() and not options.static
     device_class = options.device_class or launch.device_class(
         torch.device("cuda" if measuring else "cpu")
@@ -166,8 +164,8 @@ def main() -> int:
     if measuring:
         size = 1 if options.fp8 else dtype.itemsize
         print(best_line(kept, (device_class, max(64, options.head_dim), size)))
-    if options.json:
-        options.json.write_text(json.dumps(kept, indent=1) + "\n")
+    device = "cuda" if measuring else "cpu"
+    script.finish(options, {"device_class": device_class, "rows": kept}, device)
     return 0
 
 

@@ -39,7 +39,7 @@ struct AcceptDraft {
   int32_t parent[kMaxSlots];  // -1: none that counts
   int32_t best[kMaxSlots];    // of the slot's own row
   int8_t first_child[kMaxSlots], next_sibling[kMaxSlots];  // -1: none
-  A cost[kMaxSlots];          // of open mismatches, like the next two
+  A regret[kMaxSlots];        // of open mismatches, like the next two
   bool is_loose[kMaxSlots], is_early[kMaxSlots];
 
   int8_t path[kMaxSlots];
@@ -88,7 +88,7 @@ static A gate_entropy(const Accept& a, const A* top_logits, A lse) {
   return -sum;
 }
 
-// Whether mismatch t is open; if it is, what it costs and whether it is loose.
+// Whether mismatch t is open; if it is, what it loses and whether it is loose.
 template <class A>
 static bool judge_mismatch(const Accept& a, int64_t sequence, int64_t t, AcceptDraft<A>& draft) {
   const int64_t row = draft.parent[t], token = draft.token[t];
@@ -99,14 +99,14 @@ static bool judge_mismatch(const Accept& a, int64_t sequence, int64_t t, AcceptD
   if (token >= 0 && token < a.vocabulary)
     own = number_at<A>(a.type, a.logits, sequence * a.logits_stride[0] +
                                              row * a.logits_stride[1] + token * a.logits_stride[2]);
-  const A cost = top_logits[0] - own;
-  draft.cost[t] = cost;
+  const A regret = top_logits[0] - own;
+  draft.regret[t] = regret;
   const int64_t wanted = draft.best[row];
   if (is_listed(token, a.eos_ids, a.num_eos_ids)) return false;
   if (is_listed(wanted, a.eos_ids, a.num_eos_ids)) return false;
   if (is_listed(token, a.strict_ids, a.num_strict_ids)) return false;
   if (is_listed(wanted, a.strict_ids, a.num_strict_ids)) return false;
-  if (!is_finite(lse) || !is_finite(cost)) return false;
+  if (!is_finite(lse) || !is_finite(regret)) return false;
 
   bool loose = a.anchor_threshold > 0;
   if (is_finite(a.anchor_threshold)) {
@@ -120,7 +120,7 @@ static bool judge_mismatch(const Accept& a, int64_t sequence, int64_t t, AcceptD
   }
   // What is off holds a number that no open mismatch fails.
   const A log_prob = own - lse;
-  loose = loose && cost <= A(a.max_regret) && log_prob >= A(a.min_log_prob);
+  loose = loose && regret <= A(a.max_regret) && log_prob >= A(a.min_log_prob);
   if (loose && a.top_k > 0) {
     const int32_t* ids = a.top_ids + sequence * a.top_ids_stride[0] + row * a.top_ids_stride[1];
     loose = false;
@@ -178,7 +178,7 @@ static void walk_draft(const Accept& a, int64_t sequence, AcceptDraft<A>& draft)
         draft.is_early[t] = brings_displaced(draft, t, a.shift_window);
         if (!draft.is_loose[t] && !draft.is_early[t] && !is_brought_below(draft, t, a.shift_window))
           continue;
-        if (chosen < 0 || draft.cost[t] < draft.cost[chosen]) chosen = t;
+        if (chosen < 0 || draft.regret[t] < draft.regret[chosen]) chosen = t;
       }
     }
     if (chosen >= 0) draft.path[draft.length++] = int8_t(chosen);
@@ -212,7 +212,7 @@ static void cut_path(const Accept& a, double regret_used, AcceptDraft<A>& draft)
         run = 0;
         continue;
       }
-      ++run, spent += double(draft.cost[t]);
+      ++run, spent += double(draft.regret[t]);
       const bool affordable = a.regret_budget == INFINITY || spent <= a.regret_budget;
       if (run > a.max_run || !affordable || !stands(a, draft, i)) {
         draft.length = i;
@@ -246,7 +246,7 @@ static void accept_sequences(int64_t begin, int64_t end, void* context) {
       path[i] = int32_t(t), kind[i] = 0;
       if (draft.is_mismatch(t)) {
         kind[i] = draft.is_loose[t] ? 1 : 2;
-        regret += double(draft.cost[t]);
+        regret += double(draft.regret[t]);
       }
     }
     a.num_accepted[sequence] = int32_t(draft.length - 1);

@@ -150,8 +150,8 @@ static int64_t bonus_weights(const BonusWeights<A>& bonus, int64_t block, A* wei
   for (int64_t i = 0; i < length; i += kLanes<A>)
     store(weights + i, load(weights + i) / target.total);
   if (bonus.draft == nullptr) {
-    const int64_t place = bonus.proposed - block * kSamplingBlock;
-    if (place >= 0 && place < length) weights[place] = A(0);
+    const int64_t inside = bonus.proposed - block * kSamplingBlock;
+    if (inside >= 0 && inside < length) weights[inside] = A(0);
     return length;
   }
   const SampledRow<A>& draft = *bonus.draft;

@@ -24,10 +24,10 @@ static void append_sequence(const Append& a, int64_t b) {
   for (int64_t i = 0; i < slots; ++i) {
     const int64_t next = (i + 1) % slots;
     const int64_t token = i < accepted ? tokens[row(next)] : bonus;
-    const int64_t place = b * a.width + count + i;  // those behind the kept are scratch
-    a.out_ids[place] = report[kReportHead + i] = token;
-    a.out_kinds[place] = i < accepted ? a.kind[b * slots + next] : a.bonus_kind;
-    if (a.relevance != nullptr) a.out_relevance[place] = a.relevance[b * slots + row(i)];
+    const int64_t offset = b * a.width + count + i;  // those behind the kept are scratch
+    a.out_ids[offset] = report[kReportHead + i] = token;
+    a.out_kinds[offset] = i < accepted ? a.kind[b * slots + next] : a.bonus_kind;
+    if (a.relevance != nullptr) a.out_relevance[offset] = a.relevance[b * slots + row(i)];
     for (int64_t e = 0; e < a.num_eos_ids && i <= accepted && end < 0; ++e)
       if (token == a.eos_ids[e]) end = i;
     const S lse = static_cast<const S*>(a.lse)[b * slots + row(i)];

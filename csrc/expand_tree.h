@@ -24,16 +24,16 @@ static void rank_children(A log_prob, A lse, int64_t count, A* values, int32_t* 
     if (x != x) x = A(-INFINITY);
     if (x == A(INFINITY)) x = sizeof(A) == 4 ? A(__FLT_MAX__) : A(__DBL_MAX__);
     const int32_t token = tokens[i];
-    int64_t place = i;
-    for (; place > 0; --place) {
+    int64_t rank = i;
+    for (; rank > 0; --rank) {
       const bool is_before =
-          x > values[place - 1] || (x == values[place - 1] && token < tokens[place - 1]);
+          x > values[rank - 1] || (x == values[rank - 1] && token < tokens[rank - 1]);
       if (!is_before) break;
-      values[place] = values[place - 1];
-      tokens[place] = tokens[place - 1];
+      values[rank] = values[rank - 1];
+      tokens[rank] = tokens[rank - 1];
     }
-    values[place] = x;
-    tokens[place] = token;
+    values[rank] = x;
+    tokens[rank] = token;
   }
 }
 

@@ -51,8 +51,8 @@ struct Array {
     stride.assign(size_t(dims), 0);
     Shape order;  // the fastest dimension first
     for (int64_t i = 0; i < dims; ++i) {
-      const int64_t place = scattered && random.one_in(2) ? random.between(0, i) : 0;
-      order.insert(order.begin() + place, i);
+      const int64_t index = scattered && random.one_in(2) ? random.between(0, i) : 0;
+      order.insert(order.begin() + index, i);
     }
     int64_t step = scattered && random.one_in(2) ? 2 : 1, end = 1;
     for (const int64_t dim : order) {
@@ -142,7 +142,7 @@ Array integers(Random& random, Shape shape, bool scattered, int64_t least, int64
 
 using Bytes = std::vector<char>;
 
-// A result: its place in the arguments, and how instruction sets may differ.
+// A result: its pointer in the arguments, and how instruction sets may differ.
 struct Output {
   std::function<void(void*)> put;
   int64_t count, element;
@@ -152,16 +152,16 @@ struct Output {
 };
 
 template <class T>
-Output exact(T*& place, int64_t count) {
-  return {[&](void* p) { place = static_cast<T*>(p); }, count, sizeof(T), Output::exact, {}, {}};
+Output exact(T*& result, int64_t count) {
+  return {[&](void* p) { result = static_cast<T*>(p); }, count, sizeof(T), Output::exact, {}, {}};
 }
 
-Output rounded(void*& place, Type type, int64_t count) {
-  return {[&](void* p) { place = p; }, count, size_of(type), Output::rounded, type, {}};
+Output rounded(void*& result, Type type, int64_t count) {
+  return {[&](void* p) { result = p; }, count, size_of(type), Output::rounded, type, {}};
 }
 
-Output numbers_of(float*& place, int64_t count) {
-  Output output = exact(place, count);
+Output numbers_of(float*& result, int64_t count) {
+  Output output = exact(result, count);
   output.comparison = Output::rounded;
   output.type = Type::f32;
   return output;
@@ -169,10 +169,10 @@ Output numbers_of(float*& place, int64_t count) {
 
 // What the operation changes and leaves elsewhere as it is.
 template <class T>
-Output in_place(T*& place, const Array& x) {
+Output in_place(T*& result, const Array& x) {
   const int64_t front = x.front * x.element, size = int64_t(x.bytes.size());
-  const auto put = [&place, front](void* p) {
-    place = reinterpret_cast<T*>(static_cast<char*>(p) + front);
+  const auto put = [&result, front](void* p) {
+    result = reinterpret_cast<T*>(static_cast<char*>(p) + front);
   };
   return {put, size, 1, Output::exact, {}, x.bytes};
 }

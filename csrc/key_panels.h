@@ -29,7 +29,7 @@ struct KeyBlock {
     widened_stride = padded_dim + kLanes<A>;
   }
   int64_t size() const { return kKeyBlock * (padded_dim + widened_stride); }
-  A* place(A* memory) {
+  A* carve(A* memory) {
     panels = memory;
     widened = panels + kKeyBlock * padded_dim;
     return memory + size();

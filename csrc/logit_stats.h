@@ -102,13 +102,13 @@ struct Ranking {
   int64_t kept = 0;
 
   void offer(A x, int64_t id) {
-    int64_t place = kept < size ? kept++ : size - 1;
-    for (; place > 0 && values[place - 1] < x; --place) {
-      values[place] = values[place - 1];
-      ids[place] = ids[place - 1];
+    int64_t rank = kept < size ? kept++ : size - 1;
+    for (; rank > 0 && values[rank - 1] < x; --rank) {
+      values[rank] = values[rank - 1];
+      ids[rank] = ids[rank - 1];
     }
-    values[place] = x;
-    ids[place] = int32_t(id);
+    values[rank] = x;
+    ids[rank] = int32_t(id);
     if (kept == size) bound = next_above(values[size - 1]);
   }
 };

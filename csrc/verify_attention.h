@@ -61,8 +61,8 @@ static inline void multiply_values(const AttentionRows<A>& t, const A* const* va
   // would lose three digits.
   for (int r = 0; r < ROWS; ++r)
     for (int v = 0; v < VECTORS; ++v) {
-      A* place = t.out + (row + r) * t.padded_dim + dim + v * kLanes<A>;
-      store(place, load(place) * t.rescale[row + r] + sums[r][v]);
+      A* out = t.out + (row + r) * t.padded_dim + dim + v * kLanes<A>;
+      store(out, load(out) * t.rescale[row + r] + sums[r][v]);
     }
 }
 
@@ -168,7 +168,7 @@ static void attend_head(const VerifyAttention& a, int64_t sequence, int64_t head
   static thread_local Scratch<A> video_scratch;
   A* memory = scratch.get(t.rows * (t.head_dim + t.padded_dim + 3 * lanes + kKeyBlock) +
                           3 * padded + t.size());
-  memory = t.place(memory);
+  memory = t.carve(memory);
   const auto take = [&](int64_t count) { return (memory += count) - count; };
   t.out = take(t.rows * t.padded_dim);
   t.weights = take(t.rows * kKeyBlock);

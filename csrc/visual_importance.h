@@ -97,7 +97,7 @@ static void score_positions(int64_t begin, int64_t end, void* context) {
   static thread_local Scratch<int64_t> positions_scratch;
   const int64_t rows = a.num_q_heads / a.num_kv_heads * a.num_rows;
   ScoringRows<A> t(a.head_dim);
-  t.totals = t.place(scratch.get(t.size() + kKeyBlock + rows * (a.head_dim + 1)));
+  t.totals = t.carve(scratch.get(t.size() + kKeyBlock + rows * (a.head_dim + 1)));
   t.lse = t.totals + kKeyBlock;
   t.q = t.lse + rows;
   int64_t* positions = positions_scratch.get(a.capacity);

@@ -15,9 +15,9 @@ static void write_kv(const WriteKv& a) {
       const auto copy = [&](const void* from, const int64_t* stride, void* to,
                             const int64_t* to_stride) {
         const int64_t source = b * stride[0] + h * stride[1] + t * stride[2];
-        const int64_t place =
+        const int64_t offset =
             b * to_stride[0] + h * to_stride[1] + (s.kv_len[b] + t) * to_stride[2];
-        std::memcpy(static_cast<char*>(to) + place * s.element_size,
+        std::memcpy(static_cast<char*>(to) + offset * s.element_size,
                     static_cast<const char*>(from) + source * s.element_size, bytes);
       };
       copy(s.k, s.k_stride, s.k_cache, s.k_cache_stride);

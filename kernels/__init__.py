@@ -10,5 +10,5 @@ if __name__ != "lvspec.kernels":
         f"This folder is lvspec.kernels and was imported as {__name__!r}, which shadows the "
         "HuggingFace package `kernels` that transformers looks for. The root of the lvspec sources "
         "is on sys.path, as `python -c` and `python -m` put it there: install lvspec "
-        "(pip install -e .) and run `lvspec`, `pytest`, a script by its path, or `python -P`."
+        "(pip install -e .) and run `lvspec`, `pytest`, or a script by its path."
     )

@@ -74,14 +74,14 @@ def append_kernel(
     kept = tl.minimum(tl.where(has_end, first_end + 1, accepted + 1), limit - count)
     kept = tl.where(was_finished, 0, kept)
 
-    # The entries behind the kept ones are overwritten by the next commit.
-    place = sequence * width + count + i
-    tl.store(out_ids + place, emitted, mask=is_slot)
-    tl.store(out_kinds + place, kinds, mask=is_slot)
+    # What stands behind the kept ones is overwritten by the next commit.
+    offsets = sequence * width + count + i
+    tl.store(out_ids + offsets, emitted, mask=is_slot)
+    tl.store(out_kinds + offsets, kinds, mask=is_slot)
     if HAS_RELEVANCE:
         source = sequence * stride_relevance_sequence + row.to(tl.int64) * stride_relevance_slot
         predicted_by = tl.load(relevance + source, mask=is_slot, other=0.0).to(tl.float32)
-        tl.store(out_relevance + place, predicted_by, mask=is_slot)
+        tl.store(out_relevance + offsets, predicted_by, mask=is_slot)
     last_row = tl.sum(tl.where(i == accepted, row, 0), axis=0)
     tl.store(last_two + 2 * sequence, tl.load(tokens + begin + last_row))
     tl.store(last_two + 2 * sequence + 1, bonus)

@@ -1,6 +1,6 @@
 """commit_kv: the K/V of accepted slots move to where the sequence continues.
 
-Reads / writes: every row that changes its place once each, K and V, at most
+Reads / writes: every row that moves once each, K and V, at most
 `4 * L * B * Hkv * num_accepted * D * itemsize` bytes; rows that stay are not touched. Grid: one
 program a layer, sequence, KV head and chunk of D, all along x. Specification:
 lvspec.reference.commit_kv.

@@ -1,10 +1,10 @@
 """expand_tree: the next level of a draft tree, from one row of logits per node.
 
 logit_stats computes the best `top_k` tokens and the log-sum-exp of every node. Then every child
-counts the children that come before it, which is its place: with C = W * top_k children these are
+counts the children that come before it, which is its rank: with C = W * top_k children these are
 C^2 comparisons, none of which waits for another, where sorting needs log2(C)^2 / 2 exchanges and
 picking the best again and again `width` maxima, one after the other. C is 64 in a tree of 8 by 8
-and at most 1,024; one program places 32 children, so that a large level spreads over the device.
+and at most 1,024; one program ranks 32 children, so that a large level spreads over the device.
 
 Reads / writes: what logit_stats does, 12 B * C bytes of its results (again, from cache, for every
 32 children) and 16 B * width bytes of results. Grid of the kernel here: (ceil(C / 32), B).
@@ -29,17 +29,17 @@ def _children(
     top_ids,
     top_logits,
     lse,
-    places,
+    children,
     num_children,
     vocabulary,
     stride_node,
     TOP_K: tl.constexpr,
 ):
-    """Log-probability and token of the children at `places`, and their order among equals."""
-    mask = places < num_children
-    nodes = places // TOP_K
-    tokens = tl.load(top_ids + places, mask=mask, other=0)
-    logits = tl.load(top_logits + places, mask=mask, other=-_INFINITY)
+    """Log-probability and token of the children at `children`, and their order among equals."""
+    mask = children < num_children
+    nodes = children // TOP_K
+    tokens = tl.load(top_ids + children, mask=mask, other=0)
+    logits = tl.load(top_logits + children, mask=mask, other=-_INFINITY)
     relative = logits - tl.load(lse + nodes, mask=mask, other=0.0)
     parents = tl.load(log_probs + nodes.to(tl.int64) * stride_node, mask=mask, other=0.0)
     values = parents + relative
@@ -48,7 +48,7 @@ def _children(
 
 
 @triton.jit
-def place_children_kernel(
+def rank_children_kernel(
     log_probs,
     slots,
     top_ids,
@@ -79,9 +79,9 @@ def place_children_kernel(
     top_ids += batch * num_children
     top_logits += batch * num_children
     lse += batch * num_nodes
-    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    children = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     values, tokens, order = _children(
-        log_probs, top_ids, top_logits, lse, places, num_children, vocabulary, stride_node, TOP_K
+        log_probs, top_ids, top_logits, lse, children, num_children, vocabulary, stride_node, TOP_K
     )
     # Summed at the end only: until then every comparison of a tile has a count of its own. Others
     # past the last child are -inf, of nodes past the last, so they come before none.
@@ -104,8 +104,8 @@ def place_children_kernel(
         )
         counts += is_before.to(tl.int32)
     before = tl.sum(counts, axis=1)
-    mask = (places < num_children) & (before < width)
-    parents = tl.load(slots + (places // TOP_K).to(tl.int64) * stride_slots_node, mask=mask)
+    mask = (children < num_children) & (before < width)
+    parents = tl.load(slots + (children // TOP_K).to(tl.int64) * stride_slots_node, mask=mask)
     row = batch * width
     tl.store(child_tokens + row + before, tokens.to(tl.int64), mask=mask)
     tl.store(child_parents + row + before, parents, mask=mask)
@@ -142,7 +142,7 @@ def expand_tree(
     child_log_probs = torch.empty((batch_size, width), dtype=torch.float32, device=device)
     num_children = num_nodes * top_k
     with launch.device_guard(logits):
-        place_children_kernel[(triton.cdiv(num_children, _LAUNCH["block"]), batch_size)](
+        rank_children_kernel[(triton.cdiv(num_children, _LAUNCH["block"]), batch_size)](
             log_probs=log_probs,
             slots=slots,
             top_ids=top_ids,

@@ -1,8 +1,8 @@
-"""What every launcher needs: the class of the device, its guard, and a place for partial results.
+"""What every launcher needs: the class of the device, its guard, and memory for partial results.
 
 A kernel's entry points are named `*_kernel` and launched as `name_kernel[grid](argument=value)`,
 with `num_warps` and `num_stages` from the file's `_LAUNCH` table, which has a row for every device
-class where they differ. `bench/budget.py` records these launches on tensors without data and
+class where they differ. `bench/budget.py` keeps these launches, on tensors without data, and
 compiles exactly what was launched.
 """
 
@@ -24,7 +24,7 @@ Blackwell; its tiles fit the 99 KiB of shared memory that the smallest of them h
 
 
 def device_class(device: torch.device) -> str:
-    """The entry of a launch table for this device; the interpreter takes Hopper's."""
+    """The row of a launch table for this device; the interpreter takes Hopper's."""
     if device.type != "cuda":
         return "sm90"
     return _class_of_cuda(device.index if device.index is not None else torch.cuda.current_device())

@@ -122,10 +122,10 @@ def sum_groups_kernel(
         highest = tl.max(values, axis=0)
         exponents = _exponents(values, _finite_or_zero(highest))
         weights = tl.exp2(exponents)
-        place = row * num_groups + group
-        tl.store(group_max + place, highest)
-        tl.store(group_sum + place, tl.sum(weights, axis=0))
-        tl.store(group_entropy + place, tl.sum(weights * exponents, axis=0))
+        offset = row * num_groups + group
+        tl.store(group_max + offset, highest)
+        tl.store(group_sum + offset, tl.sum(weights, axis=0))
+        tl.store(group_entropy + offset, tl.sum(weights * exponents, axis=0))
 
 
 @triton.jit
@@ -155,11 +155,11 @@ def merge_groups_kernel(
     row = batch * tl.num_programs(0) + slot
     logits += batch * stride_batch + slot * stride_slot
     groups = tl.arange(0, GROUPS)
-    places = row * num_groups + groups
+    offsets = row * num_groups + groups
     mask = groups < num_groups
-    maxima = tl.load(group_max + places, mask=mask, other=-_INFINITY)
-    sums = tl.load(group_sum + places, mask=mask, other=0.0)
-    entropy_sums = tl.load(group_entropy + places, mask=mask, other=0.0)
+    maxima = tl.load(group_max + offsets, mask=mask, other=-_INFINITY)
+    sums = tl.load(group_sum + offsets, mask=mask, other=0.0)
+    entropy_sums = tl.load(group_entropy + offsets, mask=mask, other=0.0)
 
     highest = tl.max(maxima, axis=0)
     exponents = _exponents(maxima, _finite_or_zero(highest))
@@ -171,7 +171,7 @@ def merge_groups_kernel(
     tl.store(lse + row, highest + log_total)
     tl.store(entropy + row, log_total - entropy_total * _LN_2 / total)
 
-    # Places past the end of the row are -inf with higher ids than any token has, so they come last.
+    # Tokens past the end of the row are -inf with higher ids than any token has, so they come last.
     ranks = tl.arange(0, RANKS)
     best = _best(_keys(maxima, groups), TOP_K, RANKS)
     chosen = tl.where(best == _NO_KEY, num_groups, _key_ids(best))

@@ -38,8 +38,8 @@ def rms_norm_kernel(
     mask = columns < size
     # Requested before the row is worked on.
     factors = tl.load(weight + columns, mask=mask, other=0.0)
-    place = row * x_stride_row + columns.to(tl.int64) * x_stride_column
-    values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    offsets = row * x_stride_row + columns.to(tl.int64) * x_stride_column
+    values = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     tl.store(y + row * size + columns, normalized(values, factors, size, eps), mask=mask)
 
 

@@ -67,11 +67,11 @@ def rotary_angles_kernel(
     cosines, sines = _cos_and_sin(position.to(tl.float32) * frequency)
     cosines = rounded(cosines * scaling, cos.dtype.element_ty)
     sines = rounded(sines * scaling, sin.dtype.element_ty)
-    place = row * 2 * half + columns
-    tl.store(cos + place, cosines, mask=mask)
-    tl.store(cos + place + half, cosines, mask=mask)
-    tl.store(sin + place, sines, mask=mask)
-    tl.store(sin + place + half, sines, mask=mask)
+    offsets = row * 2 * half + columns
+    tl.store(cos + offsets, cosines, mask=mask)
+    tl.store(cos + offsets + half, cosines, mask=mask)
+    tl.store(sin + offsets, sines, mask=mask)
+    tl.store(sin + offsets + half, sines, mask=mask)
 
 
 _LAUNCH = {"num_warps": 1, "num_stages": 1}

@@ -52,8 +52,8 @@ def scaled_linear_kernel(
         is_column = column < size
         is_weight = is_column & is_output[None, :, None]
         weights = tl.load(from_weight + column, mask=is_weight, other=0.0)
-        places = from_x + column.to(tl.int64) * x_stride_column
-        values = tl.load(places, mask=is_column & is_row[None, :, None], other=0.0)
+        from_column = from_x + column.to(tl.int64) * x_stride_column
+        values = tl.load(from_column, mask=is_column & is_row[None, :, None], other=0.0)
         if IS_FLOAT8:  # by way of types for which every chip with float8 has fast instructions
             weights = weights.to(tl.float16).to(tl.float32)
         if DOT_IN_FLOAT32:
@@ -65,9 +65,9 @@ def scaled_linear_kernel(
     total = tl.sum(sums, axis=0) * factors[:, None]
     if HAS_BIAS:
         total += tl.load(bias + n, mask=is_output, other=0.0).to(tl.float32)[:, None]
-    place = m.to(tl.int64)[None, :] * outputs + n[:, None]
+    offsets = m.to(tl.int64)[None, :] * outputs + n[:, None]
     total = rounded(total, y.dtype.element_ty)
-    tl.store(y + place, total, mask=is_output[:, None] & is_row[None, :])
+    tl.store(y + offsets, total, mask=is_output[:, None] & is_row[None, :])
 
 
 _PARTS = 4

@@ -16,15 +16,15 @@ from lvspec.kernels.rounding import rounded
 
 @triton.jit
 def silu_multiply_kernel(gate, up, y, count, BLOCK: tl.constexpr):
-    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = places < count
-    gates = tl.load(gate + places, mask=mask, other=0.0)
-    ups = tl.load(up + places, mask=mask, other=0.0)
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < count
+    gates = tl.load(gate + offsets, mask=mask, other=0.0)
+    ups = tl.load(up + offsets, mask=mask, other=0.0)
     wide = gates.to(tl.float32)
     # Rounded before it is multiplied, as by two operations.
     silu = rounded(wide / (1.0 + tl.exp(-wide)), gates.dtype)
     product = rounded(silu.to(tl.float32) * ups.to(tl.float32), gates.dtype)
-    tl.store(y + places, product, mask=mask)
+    tl.store(y + offsets, product, mask=mask)
 
 
 # 8 values a thread: one row of a 7B model's MLP is 19 programs, and loads are of 16 bytes.

@@ -206,7 +206,7 @@ class AcceptancePolicy:
 
     @classmethod
     def lvspec(cls, **overrides: Any) -> AcceptancePolicy:
-        """Anchors strictly, fillers from the target's five best, right tokens up to two places off.
+        """Anchors strictly, fillers from the target's five best, right tokens off by two at most.
 
         Idea: LVSpec, "See the Forest for the Trees" (ACL 2026, arXiv 2604.05650). The rule and its
         numbers are ours.

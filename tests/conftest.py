@@ -293,7 +293,7 @@ def fake_cuda(tmp_path_factory):
     folder = Path(__file__).parent / "support"
 
     def run(*arguments, script=folder / "fake_cuda.py"):
-        command = [str(part) for part in (sys.executable, "-P", script, library, *arguments)]
+        command = [str(part) for part in (sys.executable, script, library, *arguments)]
         paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]  # for ways.py
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)

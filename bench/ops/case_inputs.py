@@ -228,7 +228,7 @@ def committed_rows(case: Case, inputs: CommitInputs) -> list[Tensor]:
 
 
 def commit_bytes(case: Case, inputs: CommitInputs) -> int:
-    """Every row that changes its place is read and written, in K and V of all layers."""
+    """Every row that moves is read and written, in K and V of all layers."""
     slots = inputs.path[0].tolist()
     moved = sum(slot > index for index, slot in enumerate(slots))
     shape = case.shape

@@ -92,7 +92,7 @@ def embedded_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def record_traces(config: DecodeConfig, count: int) -> dict[str, Any]:
+def measure_traces(config: DecodeConfig, count: int) -> dict[str, Any]:
     """`num_accepted` of every iteration of the embedded pair, clip by clip, for `replay.py`.
 
     The last iteration of a clip is left out: what it accepts lies behind the end of the caption.

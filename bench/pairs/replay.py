@@ -1,4 +1,4 @@
-"""Acceptance as it was recorded, on models with random weights, which would accept nothing.
+"""Acceptance as it was measured, on models with random weights, which would accept nothing.
 
 The accept kernel runs, and then its result is replaced on the device by an entry of a table: six
 small operations more than a real iteration, and nothing that the host has to look at. Figures made
@@ -49,7 +49,7 @@ class AcceptanceTrace:
         return sum(self.num_accepted) / len(self.num_accepted) + 1
 
     @classmethod
-    def recorded(cls, name: str, path: Path | None = None) -> AcceptanceTrace:
+    def stored(cls, name: str, path: Path | None = None) -> AcceptanceTrace:
         """A trace of `bench/traces`, by the name of its policy.
 
         Raises:
@@ -159,7 +159,7 @@ def begin(
         policy: None: `lvspec()`, whose scores are computed.
         trace: What is accepted; None: what the policy says.
     """
-    options = {"capture": config.capture, "fuse": config.fuse}
+    options = {"record": config.capture, "fuse": config.fuse}
     target = RandomPromptModel(hf_target, "target", **options)
     draft = None if hf_draft is None else RandomPromptModel(hf_draft, "draft", **options)
     drafter = make_drafter(target, draft, config)

@@ -1,4 +1,4 @@
-"""What the walk asks of nodes: an order of their costs, and which of them are late shifts."""
+"""What the walk asks of nodes: an order of their regrets, and which of them are late shifts."""
 
 from __future__ import annotations
 

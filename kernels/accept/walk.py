@@ -170,14 +170,16 @@ def accept_kernel(
         for i in range(num_strict_ids):
             strict_id = tl.load(strict_ids + i)
             guarded |= (token == strict_id) | (wanted == strict_id)
-        cost = best - own
+        node_regret = best - own
         log_prob = own - norm
         # A NaN fails these comparisons as an infinity does.
-        is_open = is_mismatch & ~guarded & (tl.abs(norm) < _INFINITY) & (tl.abs(cost) < _INFINITY)
-        key = ordered_bits(cost)
+        is_open = (
+            is_mismatch & ~guarded & (tl.abs(norm) < _INFINITY) & (tl.abs(node_regret) < _INFINITY)
+        )
+        key = ordered_bits(node_regret)
 
         # Limits that are off hold numbers that no open node fails.
-        loose = is_open & (cost <= max_regret) & (log_prob >= min_log_prob)
+        loose = is_open & (node_regret <= max_regret) & (log_prob >= min_log_prob)
         if HAS_RELEVANCE:
             seen = tl.load(
                 relevance + sequence * relevance_stride_batch + row * relevance_stride_slot,
@@ -266,9 +268,9 @@ def accept_kernel(
             )
             child = choice >> 2
             if child < BLOCK_S:
-                cost_here = from_ordered_bits(least).to(tl.float64)
-                total += cost_here
-                spent += cost_here
+                regret_here = from_ordered_bits(least).to(tl.float64)
+                total += regret_here
+                spent += regret_here
                 run += 1
                 num_mismatches += 1
                 here = slot == length

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lvspec.kernels.accept_sampled.rows import UNSPECIALIZED, load_block, power
+from lvspec.kernels.accept_sampled.rows import UNSPECIALIZED, load_block, power, slots_in_use
 
 _INFINITY = tl.constexpr(float("inf"))
 _NO_ID = tl.constexpr(0x7FFFFFFF)
@@ -92,8 +92,7 @@ def sum_residual_kernel(
     """One block of the row whose token was rejected; nothing where none was."""
     block = tl.program_id(0)
     sequence = tl.program_id(1).to(tl.int64)
-    in_use = tl.load(num_slots + sequence * num_slots_stride)
-    in_use = tl.minimum(tl.maximum(in_use, 1), num_rows)
+    in_use = slots_in_use(num_slots, num_slots_stride, sequence, num_rows)
     last = _last_of_path(verdict, sequence, in_use, num_rows, BLOCK_S).to(tl.int64)
     if last + 1 < in_use:
         row = sequence * num_rows + last
@@ -200,8 +199,7 @@ def draw_kernel(
 ):
     """One sequence: its path, and the bonus token."""
     sequence = tl.program_id(0).to(tl.int64)
-    in_use = tl.load(num_slots + sequence * num_slots_stride)
-    in_use = tl.minimum(tl.maximum(in_use, 1), num_rows)
+    in_use = slots_in_use(num_slots, num_slots_stride, sequence, num_rows)
     last = _last_of_path(verdict, sequence, in_use, num_rows, BLOCK_S)
     slot = tl.arange(0, BLOCK_S)
     is_path = slot <= last

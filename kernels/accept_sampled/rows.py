@@ -9,6 +9,12 @@ _INFINITY = tl.constexpr(float("inf"))
 
 
 @triton.jit
+def slots_in_use(num_slots, num_slots_stride, sequence, num_rows):
+    in_use = tl.load(num_slots + sequence * num_slots_stride)
+    return tl.minimum(tl.maximum(in_use, 1), num_rows)
+
+
+@triton.jit
 def load_block(logits_row, stride_token, ids, vocabulary):
     return tl.load(
         logits_row + ids.to(tl.int64) * stride_token, mask=ids < vocabulary, other=-_INFINITY
@@ -26,24 +32,25 @@ def power(values, highest, scale, shift):
 
 
 @triton.jit
-def _sum_block(logits_row, stride_token, ids, vocabulary, scale, block_max, block_sum, place):
+def _sum_block(logits_row, stride_token, ids, vocabulary, scale, block_max, block_sum, offset):
     """NaN is left out of the maximum and makes the sum NaN."""
     values = load_block(logits_row, stride_token, ids, vocabulary)
     highest = tl.max(values, axis=0)
     highest = tl.where(highest == highest, highest, -_INFINITY)
     weights = power(values, tl.where(tl.abs(highest) < _INFINITY, highest, 0.0), scale, 0.0)
-    tl.store(block_max + place, highest)
-    tl.store(block_sum + place, tl.sum(weights, axis=0))
+    tl.store(block_max + offset, highest)
+    tl.store(block_sum + offset, tl.sum(weights, axis=0))
 
 
 @triton.jit
 def _merge_blocks(block_max, block_sum, row, num_blocks, scale, BLOCKS: tl.constexpr):
     """Maximum of a row, and log2 of the sum of its weights: NaN if the row is irregular."""
     lane = tl.arange(0, BLOCKS)
-    places = row * num_blocks + lane
+    offsets = row * num_blocks + lane
     maxima = tl.full((BLOCKS,), float("-inf"), tl.float32)
     for start in range(0, num_blocks, BLOCKS):
-        here = tl.load(block_max + places + start, mask=start + lane < num_blocks, other=-_INFINITY)
+        in_row = start + lane < num_blocks
+        here = tl.load(block_max + offsets + start, mask=in_row, other=-_INFINITY)
         maxima = tl.maximum(maxima, here)
     highest = tl.max(maxima, axis=0)
     is_finite = tl.abs(highest) < _INFINITY
@@ -51,8 +58,8 @@ def _merge_blocks(block_max, block_sum, row, num_blocks, scale, BLOCKS: tl.const
     total = tl.zeros((BLOCKS,), tl.float32)
     for start in range(0, num_blocks, BLOCKS):
         in_row = start + lane < num_blocks
-        here = tl.load(block_max + places + start, mask=in_row, other=-_INFINITY)
-        sums = tl.load(block_sum + places + start, mask=in_row, other=0.0)
+        here = tl.load(block_max + offsets + start, mask=in_row, other=-_INFINITY)
+        sums = tl.load(block_sum + offsets + start, mask=in_row, other=0.0)
         total += sums * power(here, level, scale, 0.0)
     log_total = tl.log2(tl.sum(total, axis=0))
     return highest, tl.where(is_finite, log_total, float("nan"))
@@ -100,8 +107,7 @@ def sum_blocks_kernel(
     block = tl.program_id(0)
     slot = tl.program_id(1).to(tl.int64)
     sequence = tl.program_id(2).to(tl.int64)
-    in_use = tl.load(num_slots + sequence * num_slots_stride)
-    in_use = tl.minimum(tl.maximum(in_use, 1), num_rows)
+    in_use = slots_in_use(num_slots, num_slots_stride, sequence, num_rows)
     ids = block * BLOCK + tl.arange(0, BLOCK)
     if slot < num_rows:
         if (slot < in_use) & (block < num_blocks):
@@ -187,8 +193,7 @@ def judge_slots_kernel(
     """One row of target and draft, and whether the slot behind it is accepted."""
     slot = tl.program_id(0).to(tl.int64)
     sequence = tl.program_id(1).to(tl.int64)
-    in_use = tl.load(num_slots + sequence * num_slots_stride)
-    in_use = tl.minimum(tl.maximum(in_use, 1), num_rows)
+    in_use = slots_in_use(num_slots, num_slots_stride, sequence, num_rows)
     row = sequence * num_rows + slot
     if slot < in_use:
         highest, log_total = _merge_blocks(block_max, block_sum, row, num_blocks, scale, BLOCKS)

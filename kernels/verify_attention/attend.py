@@ -201,9 +201,9 @@ def attend_kernel(
         begin = (piece - 1) * PIECE
         stop = tl.minimum(begin + PIECE, length)
     else:
-        entry = sequence * stride_plan_sequence + piece - 1
-        begin = tl.load(plan_start + entry)
-        stop = tl.minimum(tl.load(plan_end + entry), length)
+        offset = sequence * stride_plan_sequence + piece - 1
+        begin = tl.load(plan_start + offset)
+        stop = tl.minimum(tl.load(plan_end + offset), length)
     if begin >= stop:
         return  # the merge does not look at it either
 
@@ -223,8 +223,8 @@ def attend_kernel(
     # All bits outside of the tree: every position of another piece is seen by every row.
     ancestor_bits = tl.full([BLOCK_M], -1, tl.int64)
     if piece == 0:
-        entry = sequence * stride_ancestors_sequence + slot * stride_ancestors_slot
-        ancestor_bits = tl.load(ancestors + entry, mask=is_row, other=0)
+        offset = sequence * stride_ancestors_sequence + slot * stride_ancestors_slot
+        ancestor_bits = tl.load(ancestors + offset, mask=is_row, other=0)
 
     # Natural logarithms are made in the end: exp2 is one instruction, exp two.
     scale = scale * 1.4426950408889634
@@ -295,14 +295,14 @@ def attend_kernel(
     if V_SCALED:
         accumulator = accumulator * tl.load(v_scale + kv_head)
     first_row = (sequence * NUM_KV_HEADS + kv_head) * (GROUP * num_slots)
-    entry = (first_row + row) * (num_pieces + 1) + piece
-    tl.store(partial_max + entry, running_max, mask=is_row)
-    tl.store(partial_sum + entry, running_sum, mask=is_row)
+    offset = (first_row + row) * (num_pieces + 1) + piece
+    tl.store(partial_max + offset, running_max, mask=is_row)
+    tl.store(partial_sum + offset, running_sum, mask=is_row)
     if VIDEO_MASK:
-        tl.store(partial_video_max + entry, video_max, mask=is_row)
-        tl.store(partial_video_sum + entry, video_sum, mask=is_row)
+        tl.store(partial_video_max + offset, video_max, mask=is_row)
+        tl.store(partial_video_sum + offset, video_sum, mask=is_row)
     tl.store(
-        partial_out + entry[:, None] * HEAD_DIM + dim[None, :],
+        partial_out + offset[:, None] * HEAD_DIM + dim[None, :],
         accumulator,
         mask=is_row[:, None] & (dim[None, :] < HEAD_DIM),
     )

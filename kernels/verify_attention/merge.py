@@ -37,7 +37,7 @@ def merge_kernel(
     row = tl.program_id(0).to(tl.int64)
     sequence = row // rows_per_sequence
     length = tl.minimum(tl.load(kv_len + sequence), capacity)
-    first_entry = row * (num_pieces + 1)
+    first_offset = row * (num_pieces + 1)
     dim = tl.arange(0, BLOCK_D)
 
     highest = tl.full([], LOWEST, tl.float32)
@@ -47,7 +47,7 @@ def merge_kernel(
             piece, sequence, length, num_pieces, capacity, plan_start, plan_end, plan_kind,
             stride_plan_sequence, PIECE, False,
         )  # fmt: skip
-        maximum = tl.load(partial_max + first_entry + piece, mask=used, other=LOWEST)
+        maximum = tl.load(partial_max + first_offset + piece, mask=used, other=LOWEST)
         highest = tl.maximum(highest, tl.max(maximum, 0))
 
     total = tl.zeros([], tl.float32)
@@ -60,22 +60,22 @@ def merge_kernel(
             piece, sequence, length, num_pieces, capacity, plan_start, plan_end, plan_kind,
             stride_plan_sequence, PIECE, SCORES,
         )  # fmt: skip
-        entry = first_entry + piece
-        maximum = tl.load(partial_max + entry, mask=used, other=LOWEST)
+        offset = first_offset + piece
+        maximum = tl.load(partial_max + offset, mask=used, other=LOWEST)
         share = tl.math.exp2(maximum - highest)
-        weight = share * tl.load(partial_sum + entry, mask=used, other=0.0)
+        weight = share * tl.load(partial_sum + offset, mask=used, other=0.0)
         total += tl.sum(weight, 0)
         if SCORES:
             if PIECE > 0:
-                video_weight = share * tl.load(partial_video_sum + entry, mask=used, other=0.0)
-                video_max = tl.load(partial_video_max + entry, mask=used, other=float("-inf"))
+                video_weight = share * tl.load(partial_video_sum + offset, mask=used, other=0.0)
+                video_max = tl.load(partial_video_max + offset, mask=used, other=float("-inf"))
             else:
                 video_weight = tl.where(is_video, weight, 0.0)
                 video_max = tl.where(is_video, maximum, float("-inf"))
             video_total += tl.sum(video_weight, 0)
             video_highest = tl.maximum(video_highest, tl.max(video_max, 0))
         part = tl.load(
-            partial_out + entry[:, None] * HEAD_DIM + dim[None, :],
+            partial_out + offset[:, None] * HEAD_DIM + dim[None, :],
             mask=used[:, None] & (dim[None, :] < HEAD_DIM),
             other=0.0,
         )
@@ -111,14 +111,14 @@ def _pieces(
         start = (piece - 1) * PIECE
         end = start + PIECE
     else:
-        entry = sequence * stride_plan_sequence + piece - 1
-        start = tl.load(plan_start + entry, mask=is_listed, other=0)
-        end = tl.load(plan_end + entry, mask=is_listed, other=0)
+        offset = sequence * stride_plan_sequence + piece - 1
+        start = tl.load(plan_start + offset, mask=is_listed, other=0)
+        end = tl.load(plan_end + offset, mask=is_listed, other=0)
     is_tree = piece == 0
     start = tl.where(is_tree, length, start)
     end = tl.where(is_tree, capacity, tl.minimum(end, length))
     used = (is_listed | is_tree) & (start < end)
     is_video = used
     if KINDS and PIECE == 0:
-        is_video = used & (tl.load(plan_kind + entry, mask=is_listed, other=0) == 1)
+        is_video = used & (tl.load(plan_kind + offset, mask=is_listed, other=0) == 1)
     return used, is_video

@@ -59,8 +59,8 @@ def caption_videos(
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     device = find_device(arguments.device)
-    record = _Record(arguments.json, {"environment": environment(device)})
-    record.document.update(_describe(arguments, policy, config))
+    file = _ResultFile(arguments.json, {"environment": environment(device)})
+    file.document.update(_describe(arguments, policy, config))
     captioner = None
     try:
         with _status("loading the models"), _plain_warnings():
@@ -75,13 +75,13 @@ def caption_videos(
         if arguments.strict_words:
             ids = (*policy.strict_ids, *token_ids_of(arguments.strict_words, models.processor))
             policy = dataclasses.replace(policy, strict_ids=ids)
-            record.document.update(_describe(arguments, policy, config))
-        captioner = _Captioner(arguments, policy, config, models, record)
+            file.document.update(_describe(arguments, policy, config))
+        captioner = _Captioner(arguments, policy, config, models, file)
         captioner.begin()
         for path in tqdm(arguments.video, desc="videos", disable=captioner.no_bar, leave=False):
             captioner.caption(path, obstacles.get(path))
     except KeyboardInterrupt:
-        record.interrupt()
+        file.interrupt()
         return 130
     captioner.finish()
     return captioner.exit_code()
@@ -103,7 +103,7 @@ def _describe(
     }
 
 
-class _Record:
+class _ResultFile:
     """The JSON file, written anew after every video.
 
     Attributes:
@@ -156,7 +156,7 @@ class _Record:
 
 
 class _Captioner:
-    """Captions one video after the other on stdout, and keeps a record."""
+    """Captions one video after the other on stdout, and writes a file of results."""
 
     def __init__(
         self,
@@ -164,10 +164,10 @@ class _Captioner:
         policy: AcceptancePolicy,
         config: DecodeConfig,
         models: Models,
-        record: _Record,
+        file: _ResultFile,
     ) -> None:
         self.arguments, self.policy, self.config = arguments, policy, config
-        self.models, self.record = models, record
+        self.models, self.file = models, file
         self.decoder = Decoder(
             models.target, models.draft, policy, config, tokenizer=models.processor.tokenizer
         )
@@ -187,7 +187,7 @@ class _Captioner:
         """Caption one video, or say why not.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; what was generated is printed and recorded.
+            KeyboardInterrupt: Ctrl-C; what was generated is printed and written.
         """
         arguments = self.arguments
         if obstacle is not None:
@@ -221,7 +221,7 @@ class _Captioner:
         try:
             self._show(path, generation)
         finally:  # what cannot be printed is kept
-            self.record.add(path, arguments.prompt, generation, **facts)
+            self.file.add(path, arguments.prompt, generation, **facts)
         self.rows.append((path, generation))
         if "error" in facts:
             say(_about(path, facts["error"]), kind="error")
@@ -234,10 +234,10 @@ class _Captioner:
             self._print(results_table(self.rows), wraps=False)
 
     def exit_code(self) -> int:
-        failed = [entry for entry in self.record.results if entry["error"]]
+        failed = [result for result in self.file.results if result["error"]]
         if not failed:
-            return 1 if self.record.is_behind else 0
-        return 2 if self.num_refused == len(self.record.results) else 1
+            return 1 if self.file.is_behind else 0
+        return 2 if self.num_refused == len(self.file.results) else 1
 
     def _inputs(self, path: str) -> tuple[dict, dict | None]:
         arguments, models = self.arguments, self.models
@@ -258,7 +258,7 @@ class _Captioner:
         message = _about(path, by_option(error, CALL_OPTIONS))
         say(message, kind="error")
         self.num_refused += 1
-        self.record.add(path, self.arguments.prompt, None, error=message)
+        self.file.add(path, self.arguments.prompt, None, error=message)
 
     def _show(self, path: str, generation: Generation) -> None:
         if not self.arguments.stream:

@@ -25,7 +25,7 @@ from lvspec.shapes.evaluation import (
     lvspec_method,
     run_methods,
 )
-from lvspec.shapes.tasks import TASKS, Task
+from lvspec.shapes.tasks import Task, choose
 from lvspec.tree import MAX_SLOTS
 
 REFERENCE = "autoregression"
@@ -55,7 +55,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add(
         "--pair",
-        choices=sorted(TASKS),
         default="embedded",
         help="embedded (default), or real: a pretrained language model, set up by make real",
     )
@@ -69,8 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ImportError: `--pair real` needs what is not installed; says how to install it.
         OSError: `--out` or `--json` cannot be written; the latter is found out before, if it can.
-        ValueError: `--clips` or `--threads` is below 1, or gamma out of range.
+        ValueError: There is no such `--pair`, `--clips` or `--threads` is below 1, or gamma out of
+            range.
     """
+    task = choose(arguments.pair)
     for name in ("clips", "threads"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
@@ -87,7 +88,6 @@ def run(arguments: argparse.Namespace) -> int:
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
     console = Console()
-    task = TASKS[arguments.pair]
     pair = task.load()
     clips = task.make_clips(pair, "evaluation", arguments.clips, arguments.out)
     loose = AcceptancePolicy.lvspec(anchor_threshold=task.anchor_threshold)

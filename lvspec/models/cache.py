@@ -140,14 +140,14 @@ class SlotCache(Cache):
         return keys, values
 
     def prefill_view(self, sequence: int) -> PrefillView:
-        """A cache for HF's own prefill forward of one sequence, which fills slot `sequence`."""
+        """A cache for HF's own prefill forward of one sequence, which fills its place."""
         return PrefillView(self, sequence)
 
     def finish_prefill(self, sequence: int, positions: Tensor, visual: Tensor) -> None:
-        """Record a prefilled prompt.
+        """Take a prompt for prefilled.
 
         Args:
-            sequence: The slot.
+            sequence: Its place.
             positions: int64 `[R, T]`, rotary positions of the prompt.
             visual: bool or uint8 `[T]`.
 
@@ -165,13 +165,13 @@ class SlotCache(Cache):
         self._plan(sequence)
 
     def keep(self, sequence: int, rows: Tensor, source: SlotCache | None = None) -> None:
-        """Make some rows of a prefilled prompt all that a slot holds of it.
+        """Make some rows of a prefilled prompt all that its place holds of it.
 
         Each keeps its keys, values, rotary position and video mark; positions behind the prompt go
         on as before.
 
         Args:
-            sequence: The slot, in both caches.
+            sequence: Its place, in both caches.
             rows: int64 `[n]`, rows of the prompt, ascending; its last one is among them.
             source: The cache that the prompt was read into; None is this one.
         """
@@ -185,7 +185,7 @@ class SlotCache(Cache):
         self.finish_prefill(sequence, positions, visual)
 
     def reading_view(self, sequence: int) -> ReadingView:
-        """A cache for one more pass over rows of slot `sequence` that are there already."""
+        """A cache for one more pass over rows of a sequence that are there already."""
         return ReadingView(self, sequence)
 
     def _plan(self, sequence: int) -> None:
@@ -218,7 +218,7 @@ def _most_pieces(capacity: int, num_kv_heads: int) -> int:
 
 
 class PrefillView(Cache):
-    """What HF's forward sees while it prefills one slot: an empty cache that keeps what it gets."""
+    """What HF's forward sees while it fills one place: an empty cache that keeps what it gets."""
 
     def __init__(self, cache: SlotCache, sequence: int) -> None:
         super().__init__(layers=[])
@@ -240,7 +240,7 @@ class PrefillView(Cache):
 
 
 class ReadingView(Cache):
-    """What a pass over rows that are there already sees: one slot, to which nothing is written."""
+    """What a pass over rows that are there already sees: one place, to which nothing is written."""
 
     def __init__(self, cache: SlotCache, sequence: int) -> None:
         super().__init__(layers=[])

@@ -46,7 +46,7 @@ class Model:
     Args:
         model: The HF model.
         role: "target" or "draft", for messages.
-        capture: Whether to record passes and replay them, see `lvspec.models.recorder`.
+        record: Whether to record passes and replay them, see `lvspec.models.recorder`.
         fuse: What stands in for the text model's small operations, see `DecodeConfig.fuse`.
 
     Raises:
@@ -61,7 +61,7 @@ class Model:
     """
 
     def __init__(
-        self, model: PreTrainedModel, role: str, *, capture: bool = True, fuse: Fuse = "kernels"
+        self, model: PreTrainedModel, role: str, *, record: bool = True, fuse: Fuse = "kernels"
     ) -> None:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"{role}: expected a transformers model, got {type(model).__name__}")
@@ -91,7 +91,7 @@ class Model:
         self.watch = watch_of(self.text)
         self._parts = FusedParts(model, self.text, fuse, self.watch)
         self.recorder = None
-        if capture and self.is_static and fuse != "compile":  # compiled code cannot be traced
+        if record and self.is_static and fuse != "compile":  # compiled code cannot be traced
             self.recorder = PassRecorder(self.text, self._parts, self.watch)
 
     @property
@@ -232,12 +232,12 @@ class Model:
     def prefill(
         self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int, *, following: int = 0
     ) -> Tensor:
-        """HF's own forward over the prompt of one sequence, into its slot of the cache.
+        """HF's own forward over the prompt of one sequence, into its place in the cache.
 
         Args:
             inputs: The prompt.
             cache: This model's cache.
-            sequence: The slot.
+            sequence: Its place.
             following: Positions that may be taken behind the prompt.
 
         Returns:

@@ -1,4 +1,4 @@
-"""commit_kv: K and V of accepted slots moved into place."""
+"""commit_kv: K and V of accepted slots moved to where they stay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def commit_kv(
     path: Tensor,
     num_accepted: Tensor,
 ) -> None:
-    """Move the K/V of accepted slots into place, in place: `lvspec.reference.commit_kv`."""
+    """Move the K/V of accepted slots, in place: `lvspec.reference.commit_kv`."""
     if k_cache.dim() not in (4, 5):
         fail("k_cache", "shape [L, B, Hkv, N, D] or [B, Hkv, N, D]", tuple(k_cache.shape))
     if path.dim() != 2:

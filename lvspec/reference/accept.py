@@ -175,9 +175,9 @@ def accept_by_rule(
     per_sequence = zip(num_slots.tolist(), usable, used, *(field.tolist() for field in fields))
 
     paths, counts, bonus_ids, kinds, regrets = [], [], [], [], []
-    for in_use, is_usable, spent, token, parent, best, cost, is_loose in per_sequence:
+    for in_use, is_usable, spent, token, parent, best, lost, is_loose in per_sequence:
         end = min(max(in_use, 1), num_rows)
-        draft = _Draft(token[:end], parent[:end], best, cost, is_usable, is_loose, guarded_ids)
+        draft = _Draft(token[:end], parent[:end], best, lost, is_usable, is_loose, guarded_ids)
         path = _cut(draft, _walk(draft, rule.shift_window, eos_ids), rule, spent)
         kind, total = [], 0.0
         for t in path:
@@ -185,7 +185,7 @@ def accept_by_rule(
                 kind.append(EXACT)
                 continue
             kind.append(LOOSE if draft.is_loose[t] else SHIFT)
-            total += cost[t]  # not sum(), which is more accurate, hence different, from Python 3.12
+            total += lost[t]  # not sum(), which is more accurate, hence different, from Python 3.12
         padding = num_rows - len(path)
         paths.append(path + [-1] * padding)
         counts.append(len(path) - 1)
@@ -211,14 +211,14 @@ class _Draft:
         token: list[int],
         parent: list[int],
         best: list[int],
-        cost: list[float],
+        regret: list[float],
         is_usable: list[bool],
         is_loose: list[bool],
         guarded_ids: set[int],
     ) -> None:
         self.token = token
         self.parent = parent
-        self.cost = cost
+        self.regret = regret
         nodes = range(1, len(token))
         self.children: list[list[int]] = [[] for _ in token]
         self.wanted = [-1] * len(token)
@@ -274,7 +274,7 @@ def _walk(draft: _Draft, shift_window: int, eos_ids: tuple[int, ...] | list[int]
         ]
         if not tolerable:
             break
-        path.append(min(tolerable, key=lambda t: (draft.cost[t], t)))
+        path.append(min(tolerable, key=lambda t: (draft.regret[t], t)))
     return path
 
 
@@ -288,7 +288,7 @@ def _cut(draft: _Draft, path: list[int], rule: Rule, regret_used: float) -> list
             if not draft.is_mismatch[t]:
                 run = 0
                 continue
-            run, spent = run + 1, spent + draft.cost[t]
+            run, spent = run + 1, spent + draft.regret[t]
             followers = path[i + 1 : i + 1 + rule.window]
             behind = path[i + 1 : i + 1 + rule.shift_window]
             stands = (

@@ -52,3 +52,14 @@ TASKS = {
         real_pair.ANCHOR_THRESHOLD,
     ),
 }
+
+
+def choose(name: str) -> Task:
+    """The trained pair that `--pair` names.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in TASKS:
+        raise ValueError(f"--pair: expected {' or '.join(TASKS)}, got {name}")
+    return TASKS[name]

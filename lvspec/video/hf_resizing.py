@@ -58,7 +58,7 @@ def _method(
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     result = None
 
-    class Recorder(BaseVideoProcessor):
+    class Resizing(BaseVideoProcessor):
         """Stands below the processor's own class, whose `resize` has chosen the size by then."""
 
         def resize(self, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -67,7 +67,7 @@ def _method(
             result = super().resize(image, *args, **kwargs)
             return result
 
-    class Asked(type(video_processor), Recorder):
+    class Asked(type(video_processor), Resizing):
         def resize(self, *args: Any, **kwargs: Any) -> None:
             if super().resize(*args, **kwargs) is not result:
                 raise ValueError(

@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
+# By its path: as a module it would have the root, and our kernels/, on `sys.path`.
+PYTEST = (sys.executable, Path(pytest.__file__).with_name("__main__.py"))
 OPERATIONS = {
     "verify_attention",
     "logit_stats",
@@ -36,7 +38,7 @@ def run(*command, **variables):
 
 
 def run_benchmarks(*options, **variables):
-    pytest_here = (sys.executable, "-P", "-m", "pytest", "-q", "--bench-device=cpu")
+    pytest_here = (*PYTEST, "-q", "--bench-device=cpu")
     return run(*pytest_here, *sorted(BENCH.glob("ops/bench_*.py")), *options, **variables)
 
 
@@ -196,7 +198,7 @@ def test_gpu_script_looks_for_the_sanitizer(tmp_path):
 
 def test_operation_tests_run_on_a_named_device():
     """The plugin that takes the tests of the operations to a GPU, here to the CPU."""
-    pytest_here = (sys.executable, "-P", "-m", "pytest", "-q", "-p", "ops.default_device")
+    pytest_here = (*PYTEST, "-q", "-p", "ops.default_device")
     variables = {"PYTHONPATH": str(BENCH), "LVSPEC_TEST_DEVICE": "cpu"}
     done = run(*pytest_here, "tests/ops/test_commit_kv.py", "-k", "float8", **variables)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -73,7 +73,7 @@ def test_a_name_that_is_not_utf8_and_not_there(lvspec, tmp_path):
 def test_what_the_locale_cannot_spell_is_printed_as_it_can(words, files, tmp_path):
     """As in a pipe of an ASCII locale; the file name stands for any text."""
     os.link(files / "a.mp4", tmp_path / "é.mp4")
-    command = [sys.executable, "-P", "-m", "lvspec", *words, "--video", "é.mp4"]
+    command = [sys.executable, "-m", "lvspec", *words, "--video", "é.mp4"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
@@ -136,7 +136,7 @@ def test_a_disk_that_is_full_in_the_end(lvspec, monkeypatch, tmp_path):
 @pytest.mark.parametrize("stream", [[], ["--stream"]])
 def test_what_cannot_be_printed_is_said(words, files, tmp_path, stream):
     place = tmp_path / "out.json"
-    command = [sys.executable, "-P", "-m", "lvspec", *words, *stream]
+    command = [sys.executable, "-m", "lvspec", *words, *stream]
     command += ["--video", "a.mp4", "--json", str(place)]
     with open(FULL, "w") as full:
         done = subprocess.run(

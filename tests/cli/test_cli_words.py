@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lvspec.cli import demo, main
+from lvspec.cli import main
 from lvspec.cli.options import CALL_OPTIONS, CONFIG_OPTIONS, POLICY_OPTIONS, by_option, options_of
 from lvspec.config import DecodeConfig
 from lvspec.policy import AcceptancePolicy
+from lvspec.shapes.tasks import TASKS
 
 
 @pytest.fixture
@@ -124,8 +125,8 @@ def nothing_made(monkeypatch):
     def load(*_, **__):
         raise AssertionError("models are loaded")
 
-    for name, task in demo.TASKS.items():
-        monkeypatch.setitem(demo.TASKS, name, dataclasses.replace(task, load=load))
+    for name, task in TASKS.items():
+        monkeypatch.setitem(TASKS, name, dataclasses.replace(task, load=load))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,7 @@ def nothing_made(monkeypatch):
         (["--gamma", 64], "--gamma: expected an integer from 1 to 63, got 64"),
         (["--clips", 0], "--clips: expected at least 1, got 0"),
         (["--threads", 0], "--threads: expected at least 1, got 0"),
+        (["--pair", "ideal"], "--pair: expected embedded or real, got ideal"),
     ],
 )
 def test_the_demo_refuses_before_it_works(

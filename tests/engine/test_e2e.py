@@ -123,10 +123,10 @@ def test_traces(bench):
     with pytest.raises(ValueError, match="tau: expected a number >= 1, got 0.5"):
         trace.synthetic(0.5)
     with pytest.raises(ValueError, match="trace: expected one of lvspec, strict, got 'fly'"):
-        trace.recorded("fly")
+        trace.stored("fly")
     recorded = json.loads((ROOT / "bench/traces/embedded-gamma12.json").read_text())
     for name, least in (("lvspec", 10), ("strict", 3.5)):
-        found = trace.recorded(name)
+        found = trace.stored(name)
         assert found.tau == pytest.approx(recorded["traces"][name]["tau"]) and found.tau > least
         assert max(found.num_accepted) <= recorded["gamma"]
 
@@ -177,7 +177,7 @@ def test_replaying_can_be_captured(bench, begin):
     spec = importlib.util.spec_from_file_location("graph_tests", path)
     tests = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tests)
-    trace = bench("pairs.replay").AcceptanceTrace.recorded("lvspec")
+    trace = bench("pairs.replay").AcceptanceTrace.stored("lvspec")
     for tree in (None, "specvlm"):
         engines = [begin(trace=trace, batch_size=2, capture=False, tree=tree) for _ in range(2)]
         tape = tests.TapeCapturer()

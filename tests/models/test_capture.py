@@ -30,7 +30,7 @@ def target(random_pair):
 
 def step(hf, prompt, *, capture, batch_size=1, scores=True, capacity=70, tokens=None):
     """One pass over a tree behind the prompt, and the cache it leaves."""
-    model = Model(hf, "target", capture=capture)
+    model = Model(hf, "target", record=capture)
     cache = model.new_cache(batch_size=batch_size, capacity=capacity, num_slots=len(TREE))
     depths = torch.tensor([0, 1, 1, 2, 2, 2])
     ancestors = ancestors_from_parents(TREE.repeat(batch_size, 1))
@@ -196,7 +196,7 @@ def test_any_number_of_rows(target, make_prompt, slots, batch_size):
     tokens = torch.randint(8, 186, (batch_size, slots))
     results = []
     for flag in (False, True):
-        model = Model(target, "target", capture=flag)
+        model = Model(target, "target", record=flag)
         cache = model.new_cache(batch_size=batch_size, capacity=60, num_slots=slots)
         ancestors = chain_ancestors(slots, batch_size=batch_size, device=model.device)
         with torch.inference_mode(), lvspec_attention_on(model.text):

@@ -441,7 +441,7 @@ def test_tree_step_is_sequential_decoding(checkpoints, family):
     tokens = torch.randint(FIRST_WORD, FEWER_ROWS, (2, len(TREE)))
     outputs = []
     for capture in (False, True):
-        model = Model(target, "target", capture=capture)
+        model = Model(target, "target", record=capture)
         cache = model.new_cache(batch_size=2, capacity=100, num_slots=len(TREE))
         for slot, inputs in enumerate(prompts):
             model.prefill(check_inputs(model, inputs), cache, slot)

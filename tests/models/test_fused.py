@@ -76,7 +76,7 @@ class Names(TorchDispatchMode):
 @torch.no_grad()
 def step(hf, prompt, fuse):
     """A pass over a tree for two sequences: its output, the cache it leaves, and what was run."""
-    model = Model(hf, "target", capture=False, fuse=fuse)
+    model = Model(hf, "target", record=False, fuse=fuse)
     cache = model.new_cache(batch_size=2, capacity=70, num_slots=len(TREE))
     tokens = torch.arange(8, 8 + 2 * len(TREE)).view(2, -1)
     given = (tokens, depths(TREE), ancestors_from_parents(TREE.repeat(2, 1)))
@@ -138,7 +138,7 @@ def test_the_same_step_on_a_device(target, make_prompt, dtype, atol):
 
 def test_a_step_without_data(target, as_on_a_gpu):
     """On tensors that have shapes only, where a value that is read back is an error."""
-    model = Model(target, "target", capture=False)
+    model = Model(target, "target", record=False)
     cache = model.new_cache(batch_size=2, capacity=70, num_slots=len(TREE))
     given = torch.ones(2, len(TREE), dtype=torch.long), depths(TREE)
     ancestors = ancestors_from_parents(TREE.repeat(2, 1))
@@ -161,7 +161,7 @@ def test_patches_last_as_long_as_they_are_needed(target, make_prompt, as_on_a_gp
     def patched():
         return [module for module in modules if "forward" in vars(module)]
 
-    model = Model(target, "target", capture=False)
+    model = Model(target, "target", record=False)
     with model.active():
         inside = patched()
         assert len(inside) == sum(LAYER.values())
@@ -189,7 +189,7 @@ def test_patches_last_as_long_as_they_are_needed(target, make_prompt, as_on_a_gp
 
 
 def test_entering_computes_nothing(target, as_on_a_gpu):
-    model = Model(target, "target", capture=False)
+    model = Model(target, "target", record=False)
     with Names() as names, model.active():
         pass
     assert names.seen, "parts are looked for once"
@@ -300,7 +300,7 @@ def test_a_cache_by_another_name_is_not_counted(target, make_prompt, monkeypatch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert "Qwen2_5_VLAttention" not in found(target)
-        model = Model(target, "target", capture=False)
+        model = Model(target, "target", record=False)
         cache = model.new_cache(batch_size=1, capacity=8, num_slots=1)
         assert model.parts(cache)["attention"] == 0 < model.parts(cache)["norm"]
 

@@ -69,7 +69,7 @@ def test_what_is_quantised(torchao, draft, weights):
 @pytest.mark.parametrize("weights", KINDS)
 def test_bytes(torchao, draft, weights):
     """A byte a weight and four for every row's factor; for int8 one more for its zero point."""
-    model = Model(draft, "draft", capture=False)
+    model = Model(draft, "draft", record=False)
     before = model.step_bytes
     layers = [*linears(draft).values(), draft.lm_head]
     count = sum(layer.weight.numel() for layer in layers)
@@ -77,7 +77,7 @@ def test_bytes(torchao, draft, weights):
     quantize(draft, weights)
     assert model.step_bytes == before - 3 * count + {"int8": 5, "fp8": 4}[weights] * rows
     assert stored_bytes(draft.get_input_embeddings().weight) == 256 * 256 * 4
-    target = Model(copy.deepcopy(draft), "target", capture=False)
+    target = Model(copy.deepcopy(draft), "target", record=False)
     drafter = make_drafter(target, model, config(adaptive=True))
     assert drafter.cost_ratio == 1.0, "a copy has the same bytes"
 

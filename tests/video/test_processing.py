@@ -142,7 +142,7 @@ def test_peak_memory_does_not_grow_with_frames_of_full_size(tmp_path):
     for path, num_frames in zip(paths, (4, 64)):
         write_video(path, frame.expand(num_frames, -1, -1, -1), pixel_format="yuv420p")
     (tmp_path / "peak.py").write_text(textwrap.dedent(PEAK))
-    command = [sys.executable, "-P", tmp_path / "peak.py", *paths]
+    command = [sys.executable, tmp_path / "peak.py", *paths]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     few, many = map(int, done.stdout.split())

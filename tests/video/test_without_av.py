@@ -44,7 +44,7 @@ COLLECT = """
 
 def run(folder, script, *arguments):
     (folder / "script.py").write_text(textwrap.dedent(HIDDEN) + textwrap.dedent(script))
-    command = [sys.executable, "-P", folder / "script.py", *arguments]
+    command = [sys.executable, folder / "script.py", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
 
 

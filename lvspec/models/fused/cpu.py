@@ -79,21 +79,8 @@ class CpuOperations(Operations):
 
         yield forward
 
-    def rotate_and_write(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        layer: int,
-        kv_len: Tensor,
-    ) -> Tensor:
-        return torch.ops.lvspec.cpu_rotate_and_write(
-            q, k, v, cos, sin, k_cache, v_cache, layer, kv_len
-        )
+    def rotate_and_write(self, *arguments: Any) -> Tensor:
+        return torch.ops.lvspec.cpu_rotate_and_write(*arguments)
 
 
 def _count(x: Tensor) -> int:

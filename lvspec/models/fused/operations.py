@@ -68,7 +68,7 @@ class Operations(ABC):
         """As `lvspec.reference.rotate_and_write`."""
 
     def takes_weight(self, x: Any, dim: int) -> bool:
-        """Whether this is an ordinary tensor of the right type and place."""
+        """Whether this is an ordinary tensor of the right type on the right device."""
         return (
             type(x) in (Tensor, nn.Parameter, nn.Buffer)
             and x.dim() == dim

@@ -369,7 +369,7 @@ def _warn_once(name: str, error: str) -> None:
 def _are_close(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], tolerance: float) -> bool:
     """Up to `tolerance` times the largest number of a row; types of 16 bits up to one rounding.
 
-    There both round in the same places, and only now and then apart: a sixteenth of a rounding on
+    There both round at the same steps, and only now and then apart: a sixteenth of a rounding on
     average.
     """
     return len(ours) == len(theirs) and all(

@@ -91,12 +91,12 @@ def prompt_importance(model: Model, prompt: Tensor, cache: SlotCache, sequence: 
     Returns:
         float32 (float64 for a float64 model) `[T]`, 0 where there is no video token.
     """
-    length, place = prompt.shape[1], slice(sequence, sequence + 1)
-    visual = cache.visual[place]
+    length, one = prompt.shape[1], slice(sequence, sequence + 1)
+    visual = cache.visual[one]
     last_visual = int(visual[0, :length].nonzero()[-1])
     rows = min(length - 1 - last_visual, QUERY_ROWS)
     step = AttentionStep(
-        cache.kv_len[place] - rows,
+        cache.kv_len[one] - rows,
         chain_ancestors(rows, batch_size=1, device=prompt.device),
         visual,
         scores=False,
@@ -110,7 +110,7 @@ def prompt_importance(model: Model, prompt: Tensor, cache: SlotCache, sequence: 
         text_pass(
             model.text,
             prompt[:, -rows:],
-            cache.positions[:, place, length - rows : length],
+            cache.positions[:, one, length - rows : length],
             cache.reading_view(sequence),
             step,
         )

@@ -1,0 +1,87 @@
+"""The scripts of bench/ that share a set-up: what they refuse at once, and what they write."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lvspec.policy import AcceptancePolicy
+from lvspec.shapes.tasks import TASKS
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+# launches.py is not imported beside others: it puts Triton's interpreter in their way.
+SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if ".begin(" in path.read_text())
+ANY_PAIR = [name for name in SCRIPTS if "add_pair(" in (BENCH / f"{name}.py").read_text()]
+
+
+@pytest.fixture
+def start(bench, monkeypatch):
+    """`start("batch", "--clips", 1)`: what `python bench/batch.py --clips 1` returns."""
+
+    def run(name, *options):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
+        return bench(name).main()
+
+    return run
+
+
+def test_which_scripts_these_are():
+    """All that say they have the option, and those whose question is about any pair."""
+    assert set(SCRIPTS) == {
+        path.stem for path in BENCH.glob("*.py") if "[--json" in path.read_text()
+    }
+    assert set(ANY_PAIR) == {"ablation", "batch", "calibrate_embedded", "drafters", "penalty"}
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "launches"])
+@pytest.mark.parametrize("path", [".", "none/rows.json"])
+def test_a_path_that_cannot_be_written(start, monkeypatch, tmp_path, capsys, name, path):
+    if name == "sweep":
+        pytest.importorskip("triton")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        start(name, "--json", path)
+    assert end.value.code == 2
+    assert "error: --json: expected " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ANY_PAIR)
+def test_a_pair_that_is_none_ends_it_at_once(start, capsys, name):
+    with pytest.raises(SystemExit) as end:
+        start(name, "--pair", "ideal")
+    assert end.value.code == 2
+    assert "error: --pair: expected embedded or real, got ideal" in capsys.readouterr().err
+
+
+OPTIONS = {
+    "ablation": ("--calibration-clips", 1),
+    "batch": ("--batches", 1),
+    "calibrate_embedded": (),
+    "drafters": ("--only", "n-grams, strict"),
+    "embedded_pair": (),
+    "penalty": (),
+    "phases": (),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_figures_are_written(start, tmp_path, capsys, name):
+    """Each on one clip of the embedded pair, with its policy."""
+    path = tmp_path / "rows.json"
+    assert not start(name, "--clips", 1, "--json", path, *OPTIONS[name])
+    found = json.loads(path.read_text())
+    assert found["environment"]["threads"] == 1
+    if name in ANY_PAIR:
+        assert found["pair"] == "embedded"
+    rows = found["rows"] if "rows" in found else [found["lvspec"]]
+    assert rows and capsys.readouterr().out
+
+
+def test_the_policy_is_of_the_pair(bench):
+    setup = bench("pairs.trained").Trained("real", TASKS["real"], None)
+    strict, loose = (setup.policies()[name] for name in ("strict", "lvspec"))
+    assert strict == AcceptancePolicy.strict() and setup.policies()["autoregression"] is None
+    assert loose.anchor_threshold == TASKS["real"].anchor_threshold
+    assert setup.lvspec(shift_window=0).shift_window == 0
