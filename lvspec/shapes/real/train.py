@@ -147,7 +147,7 @@ class Trainer:
         self.language.to(torch.bfloat16)
         self.lora = add_lora(self.model, recipe.rank, recipe.adapted)
         self.tower = list(self.model.model.visual.parameters())
-        # What a patch shows, and which colours its frame shows anywhere: how many follows from that.
+        # What a patch shows, and which colours its frame shows: how many shapes follows from those.
         self.reader = nn.Linear(recipe.vision_size, sum(CLASSES) + NUM_COLORS)
         with torch.no_grad():
             self.model.model.visual.merger.mlp[2].bias.copy_(self.ideal.mean)
