@@ -160,7 +160,6 @@ setup(
             "accelerate>=1",
             "gguf>=0.17",
             "peft>=0.17",
-            "torchao>=0.18",
         ],
         "bench": ["matplotlib"],
         "flash-attn": ["flash-attn"],

@@ -22,7 +22,7 @@ STAND_INS = {
     'device="cuda"': 'device="cpu"',
 }
 
-pytestmark = pytest.mark.timeout(1000)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 
 def readmes():

@@ -177,6 +177,7 @@ def test_gpu_script_adds_to_the_path_and_begins_with_attention(tmp_path):
     assert sorted(files) == sorted(f"bench/ops/{name}" for name in benchmarks)
 
 
+@pytest.mark.slow
 def test_gpu_script_without_a_gpu(tmp_path):
     variables = {"DEVICE": "cpu", "OUT": str(tmp_path), "PYTHON": sys.executable}
     done = run("bash", BENCH / "gpu.sh", "profile", **variables)
@@ -196,6 +197,7 @@ def test_gpu_script_looks_for_the_sanitizer(tmp_path):
     assert done.returncode == 0 and "compute-sanitizer is not here" in done.stdout
 
 
+@pytest.mark.slow
 def test_operation_tests_run_on_a_named_device():
     """The plugin that takes the tests of the operations to a GPU, here to the CPU."""
     pytest_here = (*PYTEST, "-q", "-p", "ops.default_device")

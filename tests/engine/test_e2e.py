@@ -17,6 +17,8 @@ from lvspec.models.cache import SlotCache
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = 80
 
+pytestmark = pytest.mark.slow
+
 
 def run(*command):
     """A script of bench/ in the root, as a user runs it."""
@@ -508,7 +510,6 @@ def test_a_draft_of_fewer_bytes(bench, monkeypatch, tmp_path, capsys):
     assert row["label"].endswith(" (int8)") and row["not_measured"] == "weights: expected torchao"
 
 
-@pytest.mark.slow
 def test_the_script_goes_on_behind_an_interrupt(bench, monkeypatch, tmp_path, capsys):
     """Peers come behind our methods of all rows; figures that are there stay, failures do not."""
     path, measure, begun = tmp_path / "e2e.json", bench("pairs.measure"), []

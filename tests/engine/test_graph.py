@@ -152,6 +152,7 @@ def _facts(generations):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_replayed_iteration_does_what_python_does(decoder, prompts, way):
     """Five prompts through two places, one graph for all."""

@@ -357,6 +357,7 @@ def test_strict_is_hf_greedy(checkpoints, hf_greedy, family, kind):
     assert generation.stats.tau > 1.5
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("kind", ["clip", "mixed"])
 def test_other_ways_to_draft(checkpoints, hf_greedy, family, kind):
@@ -675,6 +676,7 @@ def test_parts_in_use(checkpoints, monkeypatch, family, backend):
     assert stats["parts"] == {"target": dict.fromkeys(expected, 0)}
 
 
+@pytest.mark.slow
 @every_family
 def test_tokens_are_the_same_whatever_stands_in(checkpoints, hf_greedy, monkeypatch, family):
     """Recorded on the CPU; and as on CUDA devices, by the specifications of the kernels."""

@@ -203,6 +203,7 @@ def check(run, models, prompt, given, hf_greedy):
     return compare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_between_calls(run, check, models, change):
     before = run()

@@ -343,6 +343,7 @@ def _fit_of_samples(target, draft, exact, policy=STRICT, count=400, **config):
     return fits, accepted / count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["chain", "few words", "tree", "alone"])
 def test_end_to_end(small_models, exact, method, draft_trees):
     target, draft, _ = small_models
