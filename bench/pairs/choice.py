@@ -1,0 +1,23 @@
+"""Which trained pair `--pair` means: one that lvspec knows by name, or a folder of a small one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pairs_small.pair import small_task
+
+from lvspec.shapes.tasks import TASKS, Task
+
+
+def choose(name: str) -> Task:
+    """The pair of this name, or the one that `bench/pairs_small/train.py` left in this folder.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    try:
+        return small_task(Path(name))
+    except ValueError as error:
+        raise ValueError(f"--pair: expected {', '.join(TASKS)} or {error}") from error
