@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pairs_small.pair import small_task
+from pairs_small.pair import FACTS, small_task
 
 from lvspec.shapes.tasks import TASKS, Task
 
@@ -13,11 +13,13 @@ def choose(name: str) -> Task:
     """The pair of this name, or the one that `bench/pairs_small/train.py` left in this folder.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is neither, or the folder's recipe is not known.
     """
     if name in TASKS:
         return TASKS[name]
-    try:
-        return small_task(Path(name))
-    except ValueError as error:
-        raise ValueError(f"--pair: expected {', '.join(TASKS)} or {error}") from error
+    if not (Path(name) / FACTS).is_file():
+        raise ValueError(
+            f"--pair: expected {', '.join(TASKS)} or a folder that bench/pairs_small/train.py has "
+            f"finished, got {name}"
+        )
+    return small_task(Path(name))

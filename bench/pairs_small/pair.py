@@ -48,13 +48,14 @@ def small_task(folder: Path) -> Task:
     path = folder / FACTS
     if not path.is_file():
         raise ValueError(
-            f"a folder that bench/pairs_small/train.py has finished, got {folder}, "
+            f"folder: expected one that bench/pairs_small/train.py has finished, got {folder}, "
             f"which has no {FACTS}"
         )
     facts = json.loads(path.read_text())
     if facts.get("recipe") not in RECIPES:
         raise ValueError(
-            f"a recipe among {', '.join(sorted(RECIPES))} in {path}, got {facts.get('recipe')!r}"
+            f"folder: expected a recipe among {', '.join(sorted(RECIPES))} in {path}, "
+            f"got {facts.get('recipe')!r}"
         )
     return _task(folder, facts["recipe"], facts["anchor_threshold"])
 

@@ -32,8 +32,9 @@ class PairRecipe:
 
 
 def glimpses_of(setting: Setting) -> Setting:
-    """Two pairs of frames, in one of which the shapes move."""
-    return replace(setting, num_frames=4, steps=1)
+    """Two pairs of small frames, in one of which the shapes move."""
+    side = 6 * setting.patch
+    return replace(setting, num_frames=4, height=side, width=side, steps=1)
 
 
 def make_world(name: str, setting: Setting, grammar: Grammar, grain: float) -> World:

@@ -179,10 +179,10 @@ def _random_shape(rng: random.Random, setting: Setting, role: int) -> Shape:
         start=(0, 0),
         headings=headings,
     )
-    size = setting.sizes[shape.size]
+    size, patch = setting.sizes[shape.size], setting.patch
     course = zip(*shape.corners(setting), strict=True)
     start = tuple(
-        rng.randrange(-min(places), whole - size - max(places) + 1, setting.patch)
+        patch * rng.randint(-(min(places) // patch), (whole - size - max(places)) // patch)
         for places, whole in zip(course, (setting.width, setting.height), strict=True)
     )
     return replace(shape, start=start)

@@ -35,7 +35,7 @@ SETTING = Setting(
         {"kreis": "circle", "ring": "ring"},
         {"quadrat": "square", "dreieck": "triangle", "kreuz": "cross"},
     ),
-    sizes={"klein": 14, "groß": 28},
+    sizes={"klein": 7, "groß": 14},
     directions={"links": "left", "rechts": "right", "oben": "top", "unten": "bottom"},
     steps=6,
 )
@@ -128,11 +128,12 @@ PAIR = PairRecipe(
     },
     trainings={
         "target": Recipe(
-            vision_steps=400,
+            vision_steps=600,
             caption_steps=1000,
             batch_size=6,
             learning_rate=2e-3,
-            vision_batch_size=24,
+            vision_batch_size=32,
+            vision_learning_rate=3e-3,
             warmup_steps=50,
             seed=21,
         ),
@@ -141,7 +142,8 @@ PAIR = PairRecipe(
             caption_steps=800,
             batch_size=6,
             learning_rate=3e-3,
-            vision_batch_size=24,
+            vision_batch_size=32,
+            vision_learning_rate=3e-3,
             warmup_steps=50,
             seed=22,
         ),
