@@ -18,7 +18,7 @@ from pairs_small.recipes import RECIPES
 
 from lvspec.config import DecodeConfig
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes import data, evaluation
+from lvspec.shapes import calibration, data, evaluation
 from lvspec.shapes.tasks import TASKS
 from lvspec.shapes.tokenizer import build_tokenizer
 from lvspec.video.config import VideoProcessorConfig
@@ -255,3 +255,24 @@ def test_a_script_says_what_is_wrong_with_its_pair(script, tmp_path, monkeypatch
     told = " ".join(capsys.readouterr().err.split())
     assert "error: --pair: expected embedded, real or a folder that bench/pairs_small" in told
     assert told.endswith(f"finished, got {tmp_path}")
+
+
+def test_agreement_is_of_what_the_reference_states():
+    def result(*texts):
+        outputs = [evaluation.Output(text, 1.0, 5, 1) for text in texts]
+        return evaluation.MethodResult("", outputs)
+
+    read = unsure.GRAMMAR.read
+    theirs = result("a tiny teal disc heads north", "ink . a huge lime box")
+    mine = result("a tiny azure disc heads north", "ink . a huge lime lime box")
+    # Of four and four: another colour, and one that is said twice.
+    assert evaluation.agreement(mine, theirs, read) == 6 / 8
+    assert evaluation.agreement(theirs, theirs, read) == 1
+    assert evaluation.agreement(result("", ""), theirs, read) == 0
+
+
+def test_lead_is_the_first_choice_over_the_second():
+    class Output:
+        logits = torch.tensor([[[0.5, 3.0, 1.0], [2.0, -1.0, 2.0]]], dtype=torch.bfloat16)
+
+    assert calibration.lead(Output).tolist() == [[2.0, 0.0]]
