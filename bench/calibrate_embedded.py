@@ -19,6 +19,7 @@ QUANTILES = {
     "embedded": (0.78, 0.82, 0.84, 0.86, 0.88, 0.90, 0.92),
     "real": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
 }
+OTHERS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def main() -> int:
@@ -34,7 +35,8 @@ def main() -> int:
         scores, anchors = collect_scores(pair, clips, config, scorer, token_anchors)
         curves[scorer] = area_under_curve(scores, anchors)
         if scorer == "attention_peak":
-            thresholds = {f"q{q:.2f}": float(scores.quantile(q)) for q in QUANTILES[setup.name]}
+            quantiles = QUANTILES.get(setup.name, OTHERS)
+            thresholds = {f"q{q:.2f}": float(scores.quantile(q)) for q in quantiles}
     print(f"area under the curve: {curves}; anchors {float(anchors.float().mean()):.3f}")
     rows = sweep(pair, clips, config, thresholds)
     for row in rows:

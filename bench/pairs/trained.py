@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from measuring import script
+from pairs.choice import choose
 
 from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.evaluation import Clip
-from lvspec.shapes.tasks import Task, choose
+from lvspec.shapes.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def parser_of(doc: str, *, clips: int) -> argparse.ArgumentParser:
 
 def add_pair(parser: argparse.ArgumentParser) -> None:
     """The option `--pair`, for scripts that take any."""
-    parser.add_argument("--pair", default="embedded", help="embedded (default) or real")
+    parser.add_argument("--pair", default="embedded", help="embedded (default), real or a folder")
 
 
 def begin(

@@ -47,6 +47,12 @@ def collect_scores(
     return torch.cat(scores), torch.cat(flags)
 
 
+def lead(output: object) -> Tensor:
+    """A scorer: nats by which the target's choice leads its second choice, float32 `[B, S]`."""
+    first, second = output.logits.float().topk(2, dim=-1).values.unbind(-1)
+    return first - second
+
+
 def area_under_curve(scores: Tensor, positive: Tensor) -> float:
     """Probability that a positive scores above a negative; ties count half."""
     above, below = scores[positive].double(), scores[~positive].double().sort().values

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,9 @@ from lvspec.engine.decoder import Decoder
 from lvspec.engine.result import Generation
 from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.captions import PROMPTS, anchor_words, join, judge
-from lvspec.shapes.clips import write_clip
-from lvspec.shapes.scenes import Scene, scenes
+from lvspec.shapes.captions import join, judge
+from lvspec.shapes.data import EMBEDDED
+from lvspec.shapes.world import World
 
 MAX_NEW_TOKENS = 160  # the longest caption of the grammar has fewer
 
@@ -32,10 +33,10 @@ MAX_NEW_TOKENS = 160  # the longest caption of the grammar has fewer
 class Clip:
     """A scene, the file that shows it, what the models get of it, and who judges captions."""
 
-    scene: Scene
+    scene: Any
     path: Path
     inputs: Mapping[str, Tensor]
-    judge: Callable[[str, Scene], tuple[int, int, bool]] = judge
+    judge: Callable[[str, Any], tuple[int, int, bool]] = judge
 
 
 @dataclass
@@ -74,16 +75,19 @@ class Output:
 Method = Callable[[Clip], Output]
 
 
-def make_clips(pair: Pair, split: str, count: int, folder: Path, *, seed: int = 0) -> list[Clip]:
+def make_clips(
+    pair: Pair, split: str, count: int, folder: Path, *, seed: int = 0, world: World = EMBEDDED
+) -> list[Clip]:
     """Write clips of a split as MP4 files, and read each back from disk as the models see it."""
     folder.mkdir(parents=True, exist_ok=True)
     clips = []
-    drawn = scenes(split, count, seed)
+    drawn = world.scenes(split, count, seed)
     for index, scene in enumerate(tqdm(drawn, desc=f"{split} clips", leave=False)):
         path = folder / f"{split}-{index:03d}.mp4"
-        write_clip(scene, path, seed=index)
-        inputs = pair.processor(path, join(PROMPTS[index % len(PROMPTS)].split()))
-        clips.append(Clip(scene, path, inputs))
+        world.write_clip(scene, path, index)
+        prompt = world.prompts[index % len(world.prompts)]
+        inputs = pair.processor(path, join(prompt.split()))
+        clips.append(Clip(scene, path, inputs, world.judge))
     return clips
 
 
@@ -192,6 +196,22 @@ class MethodResult:
         return right / total, whole / len(judged)
 
 
+def agreement(
+    result: MethodResult, reference: MethodResult, read: Callable[[str], Mapping[str, object]]
+) -> float:
+    """The share of what the captions of `reference` state that those of `result` state alike.
+
+    Where the target itself is unsure this says what a method changes, which accuracy does not: of
+    two near ties either may be right.
+    """
+    same = total = 0
+    for mine, theirs in zip(result.outputs, reference.outputs, strict=True):
+        stated, expected = read(mine.text), read(theirs.text)
+        same += sum(stated.get(name) == value for name, value in expected.items())
+        total += len(expected)
+    return same / total if total else 0.0
+
+
 class EvaluationInterrupted(KeyboardInterrupt):
     """Ctrl-C while captioning. `results` holds the clips that every method had captioned."""
 
@@ -240,20 +260,20 @@ def random_gate(share: float, seed: int = 0) -> Callable[..., Tensor]:
     return score
 
 
-def token_anchors(generation: Generation) -> list[bool]:
+def token_anchors(generation: Generation, *, world: World = EMBEDDED) -> list[bool]:
     """For each new token whether it is an anchor word of the grammar."""
-    words = anchor_words()
+    words = world.anchor_words()
     decoded = (generation.tokenizer.decode(token) for token in generation.tokens[0])
     return [word.strip() in words for word in decoded]
 
 
-def oracle_gate(pair: Pair) -> Callable[..., Tensor]:
+def oracle_gate(pair: Pair, *, world: World = EMBEDDED) -> Callable[..., Tensor]:
     """A scorer that knows which words are anchors, for the ablation: use it with 0.5.
 
     A row is an anchor if the target's choice there is an anchor word of the grammar.
     """
     vocabulary = pair.processor.tokenizer.get_vocab()
-    ids = torch.tensor([vocabulary[f" {word}"] for word in sorted(anchor_words())])
+    ids = torch.tensor([vocabulary[f" {word}"] for word in sorted(world.anchor_words())])
 
     def score(output: object) -> Tensor:
         return torch.isin(output.logits.argmax(-1), ids).float()

@@ -15,7 +15,7 @@ from lvspec.shapes.tokenizer import SPECIAL_TOKENS
 VOCAB_SIZE = 256
 
 
-def _config(
+def small_config(
     *,
     vocab_size: int,
     hidden_size: int,
@@ -25,7 +25,13 @@ def _config(
     intermediate_size: int,
     vision_size: int,
     vision_depth: int,
+    patch_size: int = 14,
 ) -> Qwen2_5_VLConfig:
+    """A Qwen2.5-VL of these sizes, with the special tokens of `tokenizer.SPECIAL_TOKENS`.
+
+    The head size `hidden_size // heads` is a multiple of 16.
+    """
+    quarter = hidden_size // heads // 8  # of the rotary pairs, a half of the head
     token = {name: index for index, name in enumerate(SPECIAL_TOKENS)}
     return Qwen2_5_VLConfig(
         text_config={
@@ -40,7 +46,7 @@ def _config(
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,
-                "mrope_section": [8, 12, 12],
+                "mrope_section": [quarter, 3 * quarter // 2, 3 * quarter // 2],
             },
             "bos_token_id": None,
             "eos_token_id": token["<|im_end|>"],
@@ -53,7 +59,7 @@ def _config(
             "intermediate_size": 2 * vision_size,
             "num_heads": vision_size // 32,
             "out_hidden_size": hidden_size,
-            "patch_size": 14,
+            "patch_size": patch_size,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
             "tokens_per_second": 2,
@@ -69,7 +75,7 @@ def _config(
 
 
 def target_config() -> Qwen2_5_VLConfig:
-    return _config(
+    return small_config(
         vocab_size=VOCAB_SIZE,
         hidden_size=256,
         layers=12,
@@ -82,7 +88,7 @@ def target_config() -> Qwen2_5_VLConfig:
 
 
 def draft_config() -> Qwen2_5_VLConfig:
-    return _config(
+    return small_config(
         vocab_size=VOCAB_SIZE,
         hidden_size=256,
         layers=2,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from lvspec.engine.result import Generation
 from lvspec.models.loading import Pair
 from lvspec.policy import DEFAULT_ANCHOR_THRESHOLD
 from lvspec.shapes import evaluation, pair
+from lvspec.shapes.captions import read_attributes
 from lvspec.shapes.evaluation import Clip
 from lvspec.shapes.real import evaluation as real_evaluation
 from lvspec.shapes.real import pair as real_pair
@@ -26,6 +27,7 @@ class Task:
         make_clips: Clips of a split, from (pair, split, count, folder).
         token_anchors: For each new token whether the video decides it, by the caption's words.
         oracle_gate: A scorer that knows the anchors, for ablations: use it with 0.5.
+        read: What a caption states: attributes to values.
         anchor_threshold: Calibrated on the calibration split.
     """
 
@@ -33,6 +35,7 @@ class Task:
     make_clips: Callable[[Pair, str, int, Path], list[Clip]]
     token_anchors: Callable[[Generation], list[bool]]
     oracle_gate: Callable[[Pair], Callable[..., Tensor]]
+    read: Callable[[str], Mapping[str, object]]
     anchor_threshold: float
 
 
@@ -42,6 +45,7 @@ TASKS = {
         evaluation.make_clips,
         evaluation.token_anchors,
         evaluation.oracle_gate,
+        read_attributes,
         DEFAULT_ANCHOR_THRESHOLD,
     ),
     "real": Task(
@@ -49,6 +53,7 @@ TASKS = {
         real_evaluation.make_clips,
         real_evaluation.token_anchors,
         real_evaluation.oracle_gate,
+        real_evaluation.read_attributes,
         real_pair.ANCHOR_THRESHOLD,
     ),
 }

@@ -43,14 +43,23 @@ def vocabulary() -> list[str]:
         words.update(write_caption(random_scene(rng), rng).words)
     for prompt in PROMPTS:
         words.update(prompt.split())
-    words.update(("user", "assistant", "system"))
+    return spell(words)
+
+
+def spell(words: set[str]) -> list[str]:
+    """All tokens for these words and punctuation marks, and for the chat around them."""
+    words = words | {"user", "assistant", "system"}
     spelled = (word if word in ".,?" else f" {word}" for word in words)
     return [*SPECIAL_TOKENS, *sorted(spelled)]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer that target and draft share, made from the grammar alone."""
-    tokens = {token: index for index, token in enumerate(vocabulary())}
+def build_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer that target and draft share, made from the grammar alone.
+
+    Args:
+        words: All tokens in the order of their ids, `vocabulary()` if None.
+    """
+    tokens = {token: index for index, token in enumerate(words or vocabulary())}
     tokenizer = Tokenizer(WordLevel(tokens, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^\s.,?]+|[.,?]"), "isolated")

@@ -21,25 +21,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from lvspec.shapes.data import (
-    GRID,
+    EMBEDDED,
     IGNORE,
-    MERGE,
     SECONDS_PER_GRID,
-    VIDEO_TOKENS,
     Batch,
     BatchMaker,
-    patch_labels,
 )
 from lvspec.shapes.model_configs import draft_config, target_config
-from lvspec.shapes.scenes import BACKGROUNDS, COLORS, DIRECTIONS, FRAME_SIZE, KINDS, SIZES
 from lvspec.shapes.tokenizer import build_tokenizer
+from lvspec.shapes.world import MERGE, World
 from lvspec.video.config import VideoProcessorConfig
 
 STAGES = ("vision", "caption")
-PATCH_CLASSES = (1 + len(COLORS), len(KINDS), len(SIZES), len(DIRECTIONS), len(BACKGROUNDS))
+LOG_EVERY = 50  # steps
 
 
 @dataclass(frozen=True)
@@ -76,58 +77,80 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 class PatchReader(nn.Module):
     """Reads off a merged video token what each of its four patches shows."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, classes: tuple[int, ...]) -> None:
         super().__init__()
-        self.read = nn.Linear(hidden_size, MERGE**2 * sum(PATCH_CLASSES))
+        self.classes = classes
+        self.read = nn.Linear(hidden_size, MERGE**2 * sum(classes))
 
     def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """`tokens` `[B, video tokens, hidden]`, `labels` as `patch_labels` makes them."""
-        scores = self.read(tokens).view(*labels.shape[:3], sum(PATCH_CLASSES))
+        """`tokens` `[B, video tokens, hidden]`, `labels` as a world's `patch_labels`."""
+        scores = self.read(tokens).view(*labels.shape[:3], sum(self.classes))
         losses = [
             functional.cross_entropy(part.flatten(0, 2).float(), labels[..., index].flatten())
-            for index, part in enumerate(scores.split(PATCH_CLASSES, dim=-1))
+            for index, part in enumerate(scores.split(self.classes, dim=-1))
         ]
         return torch.stack(losses).sum()
 
 
 class Trainer:
-    """One model, its optimizer, and where it stands."""
+    """One model, its optimizer, and where it stands.
 
-    def __init__(self, role: str, out: Path, recipe: Recipe) -> None:
+    Args:
+        role: "target" or "draft".
+        out: The folder of its checkpoint, log and export.
+        recipe: How it is trained.
+        world: What it learns to describe.
+        glimpses: What its tower alone learns from before, `world` if None. Patches of one clip show
+            the same few things: of shorter clips a step sees more scenes for the same price.
+        config: Its architecture, the embedded pair's if None.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        out: Path,
+        recipe: Recipe,
+        *,
+        world: World = EMBEDDED,
+        glimpses: World | None = None,
+        config: Qwen2_5_VLConfig | None = None,
+    ) -> None:
         torch.manual_seed(recipe.seed)
-        self.role, self.out, self.recipe = role, out, recipe
-        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
-        self.model = Qwen2_5_VLForConditionalGeneration(CONFIGS[role]())
+        self.role, self.out, self.recipe, self.world = role, out, recipe, world
+        self.worlds = {"vision": glimpses or world, "caption": world}
+        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer(world.vocabulary())
+        self.model = Qwen2_5_VLForConditionalGeneration(config or CONFIGS[role]())
         # On the CPU, and for so short sequences, SDPA's backward takes ten times eager's time.
         self.model.model.language_model.set_attn_implementation("eager")
-        self.reader = PatchReader(self.model.config.text_config.hidden_size)
+        self.reader = PatchReader(self.model.config.text_config.hidden_size, world.classes)
         self.stage, self.step = STAGES[0], 0
-        self.positions = self._position_ids(longest=400)
+        self.positions = self._position_ids(longest=world.video_tokens + 364)
 
     def _position_ids(self, longest: int) -> Tensor:
         """MRoPE positions `[3, 1, longest]`: HF's own for the prompt, then one after another."""
         ids = torch.full((1, longest), self.tokenizer.eos_token_id)
         start = 3  # <|im_start|> user <|vision_start|>
         kinds = torch.zeros_like(ids)
-        kinds[:, start : start + VIDEO_TOKENS] = 2
+        video = slice(start, start + self.world.video_tokens)
+        kinds[:, video] = 2
         positions, _ = self.model.model.get_rope_index(
             ids,
             kinds,
-            video_grid_thw=torch.tensor([GRID]),
+            video_grid_thw=torch.tensor([self.world.grid]),
             second_per_grid_ts=torch.tensor([SECONDS_PER_GRID]),
         )
-        self.video_slice = slice(start, start + VIDEO_TOKENS)
+        self.video_slice = video
         return positions
 
-    def video_tokens(self, pixels: Tensor, size: int) -> Tensor:
+    def video_tokens(self, pixels: Tensor, size: int, world: World) -> Tensor:
         """`[B, video tokens, hidden]` from the vision tower."""
-        grid = torch.tensor([GRID]).expand(size, 3)
+        grid = torch.tensor([world.grid]).expand(size, 3)
         features = self.model.model.get_video_features(pixels, grid, return_dict=True)
         return torch.stack(list(features.pooler_output))
 
     def caption_loss(self, batch: Batch) -> Tensor:
         size, length = batch.ids.shape
-        video = self.video_tokens(batch.pixels, size)
+        video = self.video_tokens(batch.pixels, size, self.world)
         embeds = self.model.get_input_embeddings()(batch.ids).to(video.dtype)
         before, after = self.video_slice.start, self.video_slice.stop
         embeds = torch.cat([embeds[:, :before], video, embeds[:, after:]], dim=1)
@@ -143,8 +166,10 @@ class Trainer:
         return (losses * weights).sum() / weights.sum()
 
     def vision_loss(self, maker: BatchMaker) -> Tensor:
-        drawn, pixels = maker.scenes(self.recipe.vision_batch_size)
-        return self.reader.loss(self.video_tokens(pixels, len(drawn)), patch_labels(drawn))
+        size = self.recipe.vision_batch_size
+        drawn, pixels = maker.scenes(size)
+        tokens = self.video_tokens(pixels, size, maker.world)
+        return self.reader.loss(tokens, maker.world.patch_labels(drawn))
 
     def run(self, save_every: float = 180.0) -> None:
         while True:
@@ -187,6 +212,7 @@ class Trainer:
             self.tokenizer,
             recipe.seed * 1_000_000 + STAGES.index(stage) * 100_000 + self.step,
             recipe.anchor_weight,
+            self.worlds[stage],
         )
         self.model.train()
         saved, average = time.time(), None
@@ -207,11 +233,19 @@ class Trainer:
             average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
             bar.set_postfix(loss=f"{average:.4f}", refresh=False)
             bar.update()
+            if self.step % LOG_EVERY == 0 or self.step == steps:
+                self._log(average)
             if time.time() - saved > save_every:
                 self.save()
                 saved = time.time()
         bar.close()
         self.save()
+
+    def _log(self, loss: float) -> None:
+        """Add a line to `log.csv`: stage, step, loss of late, seconds of CPU since the start."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        with open(self.out / "log.csv", "a") as file:
+            file.write(f"{self.stage},{self.step},{loss:.4f},{time.process_time():.0f}\n")
 
     def save(self) -> None:
         """Write the checkpoint beside the old one, then put it in its place."""
@@ -259,8 +293,10 @@ class Trainer:
         exported.half().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         # Clips of any size are brought to the only size that the models know.
-        area = FRAME_SIZE**2
-        VideoProcessorConfig(min_pixels=area, max_pixels=area).save_pretrained(folder)
+        area = self.world.height * self.world.width
+        VideoProcessorConfig(
+            patch_size=self.world.patch, min_pixels=area, max_pixels=area
+        ).save_pretrained(folder)
         (folder / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2) + "\n")
         return folder
 

@@ -77,6 +77,15 @@ def oracle_gate(pair: Pair) -> Callable[..., Tensor]:
     return score
 
 
+def read_attributes(text: str) -> dict[str, object]:
+    """Every attribute that `text` states, shapes in the order of the text."""
+    stated = read(text)
+    found: dict[str, object] = {"count": stated.count, "background": stated.background}
+    for index, shape in enumerate(stated.shapes):
+        found |= {f"{name}{index}": value for name, value in shape.items()}
+    return found
+
+
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> float:
     """Of `text` by a model of the pair, the first token excepted."""

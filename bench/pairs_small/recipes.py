@@ -1,0 +1,5 @@
+"""The small pairs by name."""
+
+from pairs_small import unsure, wide
+
+RECIPES = {"unsure": unsure.PAIR, "wide": wide.PAIR}
