@@ -44,9 +44,13 @@ def finish(
 
 
 def of_target(row: dict[str, Any]) -> str:
-    """The fidelity of a row of `MethodResult.summary`: attributes and whole captions."""
+    """The fidelity of a row of `MethodResult.summary`: attributes and whole captions.
+
+    A target that has nothing right leaves nothing to be relative to.
+    """
     fidelity = row["fidelity"]
-    return f"{fidelity['attributes']:.2%} / {fidelity['captions']:.1%}"
+    parts = ((fidelity["attributes"], ".2%"), (fidelity["captions"], ".1%"))
+    return " / ".join("-" if share is None else format(share, form) for share, form in parts)
 
 
 def print_table(

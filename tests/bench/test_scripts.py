@@ -55,6 +55,12 @@ def test_a_pair_that_is_none_ends_it_at_once(start, capsys, name):
     assert "error: --pair: expected embedded, real or a folder" in said and "got ideal" in said
 
 
+def test_fidelity_to_a_target_that_has_nothing_right(bench):
+    script = bench("measuring.script")
+    row = {"fidelity": {"attributes": 0.98765, "captions": None}}
+    assert script.of_target(row) == "98.77% / -"
+
+
 OPTIONS = {
     "ablation": ("--calibration-clips", 1),
     "batch": ("--batches", 1),

@@ -274,6 +274,6 @@ def test_strict_says_what_hf_says(real_pair, tmp_path):
 @needs_wheel
 @pytest.mark.slow
 def test_the_target_is_still_a_language_model(real_pair):
-    """SmolLM2 itself has 18.6 on this text, and one that had forgotten its English thousands."""
+    """SmolLM2 itself has 18.6 on this text, the target had 102 before it learnt plain text too."""
     tokenizer = real_pair.processor.tokenizer
-    assert evaluation.perplexity(real_pair.target, tokenizer, evaluation.ENGLISH) < 150
+    assert evaluation.perplexity(real_pair.target, tokenizer, evaluation.ENGLISH) < 25
