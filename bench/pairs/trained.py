@@ -20,7 +20,7 @@ from lvspec.shapes.tasks import Task
 
 @dataclass(frozen=True)
 class Trained:
-    """A pair and what it was trained to do."""
+    """A pair and what it was trained to do; a folder's name is its last part."""
 
     name: str
     task: Task
@@ -71,4 +71,4 @@ def begin(
         task = choose(name)
     except ValueError as error:
         parser.error(str(error))
-    return arguments, Trained(name, task, task.load(**options))
+    return arguments, Trained(Path(name).name, task, task.load(**options))

@@ -18,6 +18,7 @@ def test_every_way_of_drafting(fake_cuda, random_pair_folders):
     assert "static tree, batch 2: (2, 84)" in lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -498,6 +498,7 @@ def test_vocabularies_that_are_padded_differently(checkpoints, hf_greedy, family
 TEXT_MODELS = [(family, text) for family in TINY for text in FAMILIES[family].text_types]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family, text", [pair for pair in TEXT_MODELS if TINY[pair[0]].text.get("model_type")]
 )
@@ -601,6 +602,7 @@ def quantise(model, kind):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["module", "weight"])
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm"])
 def test_quantised_checkpoints_run(hf_greedy, family, kind):
@@ -650,6 +652,7 @@ def test_parts_that_are_recognised(checkpoints, family, dtype):
         assert not parts_of(text, CpuOperations())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
 @every_family
 def test_parts_in_use(checkpoints, monkeypatch, family, backend):

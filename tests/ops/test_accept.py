@@ -312,6 +312,7 @@ def compare(sequences, policy, dtype, seen=None, operation=ops.accept):
             case.count(seen, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # minutes in Triton's interpreter, beside other work
 def test_equals_brute_force():
     rng = random.Random(1)

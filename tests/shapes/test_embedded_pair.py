@@ -60,6 +60,7 @@ def test_target_is_deep_and_draft_is_shallow(pair):
     assert 1 <= pair.draft.config.text_config.num_hidden_layers <= 2
 
 
+@pytest.mark.slow
 def test_lossless_methods_say_what_hf_greedy_says(results):
     texts = {name: [output.text for output in r.outputs] for name, r in results.items()}
     assert texts["autoregression"] == texts["hf"]
@@ -67,6 +68,7 @@ def test_lossless_methods_say_what_hf_greedy_says(results):
     assert texts["assisted"] == texts["hf"]
 
 
+@pytest.mark.slow
 def test_captions_end_and_are_right(results, clips):
     for output, clip in zip(results["hf"].outputs, clips):
         assert output.tokens < MAX_NEW_TOKENS
@@ -76,6 +78,7 @@ def test_captions_end_and_are_right(results, clips):
     assert row["attributes"] >= 0.97
 
 
+@pytest.mark.slow
 def test_loose_decoding_takes_fewer_passes_and_keeps_the_anchors(results, clips):
     strict = results["strict"].summary(clips, results["hf"])
     loose = results["lvspec"].summary(clips, results["hf"])
@@ -84,6 +87,7 @@ def test_loose_decoding_takes_fewer_passes_and_keeps_the_anchors(results, clips)
     assert loose["fidelity"]["attributes"] >= 0.97
 
 
+@pytest.mark.slow
 def test_summary_counts_passes_as_the_target_made_them(results, clips):
     for output in results["lvspec"].outputs:
         assert output.generation.stats.num_iterations == output.passes
