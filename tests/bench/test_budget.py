@@ -1,6 +1,8 @@
 """bench/budget.py: what has changed is compiled again, and nothing else."""
 
 import importlib.util
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+BUDGETS = ROOT / "bench" / "budgets"
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +160,15 @@ def test_key_of_another_triton(budget, monkeypatch):
     (row, *_) = budget.all_rows("silu")
     monkeypatch.setattr("triton.__version__", "3.6.99")
     assert budget.all_rows("silu")[0].key != row.key
+
+
+def test_tables_are_whole():
+    """One is of the triton that `constraints.txt` installs; each has a key in every row."""
+    constraints = (ROOT / "constraints.txt").read_text()
+    version = re.search(r"^triton==(\d+\.\d+)", constraints, re.MULTILINE)
+    tables = {path.stem: json.loads(path.read_text()) for path in BUDGETS.glob("*.json")}
+    assert f"triton-{version[1]}" in tables
+    rows = [set(table) for table in tables.values()]
+    assert all(names == rows[0] for names in rows)
+    for table in tables.values():
+        assert all(len(row["key"]) == 16 and row["spilled"] == 0 for row in table.values())
