@@ -51,7 +51,7 @@ from lvspec.shapes.real.model import (
 from lvspec.shapes.real.replay import text_loss, write_texts
 from lvspec.shapes.real.scenes import random_scene
 from lvspec.shapes.real.training_ops import speed_up
-from lvspec.shapes.real.weights import find_gguf, read_tokenizer, read_weights
+from lvspec.shapes.real.weights import cached, find_gguf, read_tokenizer, read_weights
 
 NUM_COLORS = CLASSES[0] - 1
 VIDEO_START = 4  # <|im_start|> user \n <issue_start> stand before the video
@@ -130,8 +130,8 @@ class Trainer:
         self.steps = steps or getattr(recipe, f"{stage}_steps")
         self.step = 0
         path = find_gguf()
-        self.tokenizer = _cached(out / "tokenizer.pt", lambda: read_tokenizer(path))
-        text = _cached(out / "text.pt", lambda: read_weights(path))
+        self.tokenizer = cached(out / "tokenizer.pt", lambda: read_tokenizer(path))
+        text = cached(out / "text.pt", lambda: read_weights(path))
         config = model_config(
             self.tokenizer,
             layers=len(recipe.layers),
@@ -155,7 +155,7 @@ class Trainer:
         self.positions: dict[tuple, Tensor] = {}
         self.texts = None
         if stage == JOINT and recipe.replay_every:
-            self.texts = _cached(out / "texts.pt", lambda: write_texts(text))
+            self.texts = cached(out / "texts.pt", lambda: write_texts(text))
         seed = recipe.seed * 1_000_000 + (SEE, IDEAL, JOINT).index(stage) * 100_000
         self.seed = seed + (role == "draft") * 500_000
 
@@ -376,16 +376,6 @@ class Trainer:
 
 def _rounded(value: Tensor) -> float | list[float]:
     return [round(x, 3) for x in value.tolist()] if value.ndim else round(value.item(), 4)
-
-
-def _cached(path: Path, make):
-    """Reading the GGUF takes half a minute; a run's folder keeps what was read."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        torch.save(make(), temporary)
-        os.replace(temporary, path)
-    return torch.load(path, weights_only=False)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ is built here is the model that the wheel ships, no nearer to the original and n
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,13 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_max_length=8192,
     )
+
+
+def cached(path: Path, make: Callable[[], Any]) -> Any:
+    """Reading the GGUF takes half a minute; a run's folder keeps what was read."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        torch.save(make(), temporary)
+        os.replace(temporary, path)
+    return torch.load(path, weights_only=False)
