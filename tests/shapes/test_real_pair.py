@@ -202,6 +202,18 @@ def test_text_is_learnt_as_by_hfs_own_loss():
     torch.testing.assert_close(found, wanted)
 
 
+def test_texts_are_the_models_own_and_leave_other_random_numbers_alone():
+    plain = tiny_model()
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    texts = replay.write_texts(plain, count=3, length=9, seed=1)
+    assert torch.equal(torch.rand(3), wanted)
+    assert texts.shape == (3, 9) and (texts[:, 0] == replay.DOCUMENT).all()
+    assert torch.equal(texts, replay.write_texts(plain, count=3, length=9, seed=1))
+    assert not torch.equal(texts, replay.write_texts(plain, count=3, length=9, seed=2))
+
+
 def test_the_schedule_warms_up_holds_and_ends_at_zero():
     values = [train.schedule(step, 100) for step in range(101)]
     assert values[0] == 0.1 and values[9] == values[50] == 1.0

@@ -9,52 +9,45 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
-
-from lvspec.shapes.real.model import HIDDEN, LAYERS, VOCABULARY
+from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
 DOCUMENT = 0  # <|endoftext|>, behind which SmolLM2's texts begin
-TEXTS, LENGTH = 512, 128
+TEXTS, LENGTH, BATCH = 512, 128, 64
 
 
 @torch.no_grad()
-def write_texts(text: dict[str, Tensor], *, count: int = TEXTS, seed: int = 0) -> Tensor:
-    """Texts sampled from SmolLM2's own distribution, int64 `[count, LENGTH]`.
+def write_texts(
+    model: Qwen2_5_VLForConditionalGeneration,
+    *,
+    count: int = TEXTS,
+    length: int = LENGTH,
+    seed: int = 0,
+) -> Tensor:
+    """Texts sampled from a model's own distribution, int64 `[count, length]`.
+
+    The same seed gives the same texts, and random numbers drawn later are what they were.
 
     Args:
-        text: SmolLM2's weights, of `weights.read_weights`.
+        model: As `build_model` made it, without adapters.
+        count, length: Texts, and tokens of each.
     """
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=1536,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
-    model.model.load_state_dict(text)
-    model.tie_weights()
-    model = model.to(torch.bfloat16).eval()
-    torch.manual_seed(seed)
     written = []
-    while len(written) * 64 < count:
-        ids = torch.full((64, 1), DOCUMENT)
-        written.append(
-            model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                top_k=0,
-                min_new_tokens=LENGTH - 1,
-                max_new_tokens=LENGTH - 1,
-                pad_token_id=DOCUMENT,
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for first in range(0, count, BATCH):
+            ids = torch.full((min(BATCH, count - first), 1), DOCUMENT)
+            written.append(
+                model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    do_sample=True,
+                    top_k=0,
+                    min_new_tokens=length - 1,
+                    max_new_tokens=length - 1,
+                    pad_token_id=DOCUMENT,
+                )
             )
-        )
-    return torch.cat(written)[:count]
+    return torch.cat(written)
 
 
 def text_loss(language: PreTrainedModel, ids: Tensor) -> Tensor:

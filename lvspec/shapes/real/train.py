@@ -141,10 +141,13 @@ class Trainer:
         self.model = build_model(config, text, recipe.layers)
         self.ideal = IdealFeatures(text["embed_tokens.weight"].clone(), self.tokenizer)
         self.language = self.model.model.language_model
-        speed_up(self.language)
         # Frozen, so the precision costs nothing that an adapter cannot learn, and it is much faster
         # on processors that multiply bfloat16.
         self.language.to(torch.bfloat16)
+        self.texts = None
+        if stage == JOINT and recipe.replay_every:
+            self.texts = cached(out / "texts.pt", lambda: write_texts(self.model))
+        speed_up(self.language)
         self.lora = add_lora(self.model, recipe.rank, recipe.adapted)
         self.tower = list(self.model.model.visual.parameters())
         # What a patch shows, and which colours its frame shows: how many shapes follows from those.
@@ -153,9 +156,6 @@ class Trainer:
             self.model.model.visual.merger.mlp[2].bias.copy_(self.ideal.mean)
         self._choose_head()
         self.positions: dict[tuple, Tensor] = {}
-        self.texts = None
-        if stage == JOINT and recipe.replay_every:
-            self.texts = cached(out / "texts.pt", lambda: write_texts(text))
         seed = recipe.seed * 1_000_000 + (SEE, IDEAL, JOINT).index(stage) * 100_000
         self.seed = seed + (role == "draft") * 500_000
 
