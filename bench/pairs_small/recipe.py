@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from pairs_small.captions import Grammar
 from pairs_small.clips import frames, label_classes, patch_labels, write_clip
@@ -29,6 +30,12 @@ class PairRecipe:
     glimpses: World
     configs: Mapping[str, Qwen2_5_VLConfig]
     trainings: Mapping[str, Recipe]
+
+
+def small_training(**fields: Any) -> Recipe:
+    """A recipe in which the towers learn from glimpses, many scenes a step."""
+    glimpses = {"vision_batch_size": 32, "vision_learning_rate": 3e-3, "warmup_steps": 50}
+    return Recipe(**glimpses, **fields)
 
 
 def glimpses_of(setting: Setting) -> Setting:

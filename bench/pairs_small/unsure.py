@@ -5,11 +5,10 @@ embedded pair's.
 """
 
 from pairs_small.captions import Grammar
-from pairs_small.recipe import PairRecipe, glimpses_of, make_world
+from pairs_small.recipe import PairRecipe, glimpses_of, make_world, small_training
 from pairs_small.scenes import Setting
 
 from lvspec.shapes.model_configs import small_config
-from lvspec.shapes.train import Recipe
 
 GRAIN = 8.0
 SETTING = Setting(
@@ -108,24 +107,18 @@ PAIR = PairRecipe(
         ),
     },
     trainings={
-        "target": Recipe(
+        "target": small_training(
             vision_steps=600,
             caption_steps=1100,
             batch_size=8,
             learning_rate=2e-3,
-            vision_batch_size=32,
-            vision_learning_rate=3e-3,
-            warmup_steps=50,
             seed=11,
         ),
-        "draft": Recipe(
+        "draft": small_training(
             vision_steps=250,
             caption_steps=600,
             batch_size=8,
             learning_rate=3e-3,
-            vision_batch_size=32,
-            vision_learning_rate=3e-3,
-            warmup_steps=50,
             seed=12,
         ),
     },

@@ -5,11 +5,10 @@ so an adjective has two forms and is one of two tokens.
 """
 
 from pairs_small.captions import Grammar
-from pairs_small.recipe import PairRecipe, glimpses_of, make_world
+from pairs_small.recipe import PairRecipe, glimpses_of, make_world, small_training
 from pairs_small.scenes import Setting
 
 from lvspec.shapes.model_configs import small_config
-from lvspec.shapes.train import Recipe
 
 GRAIN = 4.0
 SETTING = Setting(
@@ -127,24 +126,18 @@ PAIR = PairRecipe(
         ),
     },
     trainings={
-        "target": Recipe(
+        "target": small_training(
             vision_steps=600,
             caption_steps=1000,
             batch_size=6,
             learning_rate=2e-3,
-            vision_batch_size=32,
-            vision_learning_rate=3e-3,
-            warmup_steps=50,
             seed=21,
         ),
-        "draft": Recipe(
+        "draft": small_training(
             vision_steps=250,
             caption_steps=800,
             batch_size=6,
             learning_rate=3e-3,
-            vision_batch_size=32,
-            vision_learning_rate=3e-3,
-            warmup_steps=50,
             seed=22,
         ),
     },
