@@ -1,11 +1,13 @@
 // accept: see lvspec.reference.accept.
 //
-// One sequence a task, all its state on the stack. A node is judged when the walk reaches it and
-// finds no exact one beside it, so that a policy of exact matches reads tokens and best ids only.
+// One sequence a task, all its state on the stack. Nodes come behind their parents, so one pass over
+// the slots knows of every path whether it stands; a policy of exact matches reads tokens and best
+// ids only.
 #pragma once
 
 #include <type_traits>
 
+#include "rule.h"
 #include "types.h"
 
 namespace lvspec::LVSPEC_ARCH {
@@ -31,54 +33,51 @@ static inline bool is_finite(A x) {
   return x - x == A(0);
 }
 
-// One sequence's draft, and its path.
+// One sequence's draft. Of every node what became of the path that ends in it, so that a node needs
+// its parent's and its own row, and at most `shift_window` nodes above it.
 template <class A>
 struct AcceptDraft {
+  const float* rule;
   int64_t num_slots;
   int64_t token[kMaxSlots];
   int32_t parent[kMaxSlots];  // -1: none that counts
   int32_t best[kMaxSlots];    // of the slot's own row
-  int8_t first_child[kMaxSlots], next_sibling[kMaxSlots];  // -1: none
-  A regret[kMaxSlots];        // of open mismatches, like the next two
-  bool is_loose[kMaxSlots], is_early[kMaxSlots];
+  bool is_path[kMaxSlots];    // whether the path to it can be a part of one that stands
+  bool is_mismatch[kMaxSlots], is_loose[kMaxSlots];
+  A regret[kMaxSlots];        // of mismatches
+  double total[kMaxSlots], spent[kMaxSlots];  // regrets of the path, without and with those before
+  uint64_t waiting[kMaxSlots];  // bit k: the node k above, a late shift, waits for its word
+  uint8_t depth[kMaxSlots], run[kMaxSlots], exact_run[kMaxSlots];
+  bool has_mismatch[kMaxSlots];
 
-  int8_t path[kMaxSlots];
-  int64_t length;
-
-  // Both of nodes with a parent.
+  double number(int column) const { return double(rule[column]); }
+  int64_t count(int column) const { return int64_t(rule[column]); }
+  // Of nodes with a parent.
   int64_t wanted(int64_t t) const { return best[parent[t]]; }
-  bool is_mismatch(int64_t t) const { return t > 0 && token[t] != wanted(t); }
 };
 
 template <class A>
 static void read_draft(const Accept& a, int64_t sequence, AcceptDraft<A>& draft) {
+  draft.rule = a.rule + sequence * a.rule_stride;
   const int64_t in_use = a.num_slots[sequence * a.num_slots_stride];
   draft.num_slots = in_use < 1 ? 1 : in_use > a.num_rows ? a.num_rows : in_use;
   const int64_t* tokens = a.tokens + sequence * a.tokens_stride[0];
   const int32_t* parents = a.parents + sequence * a.parents_stride[0];
   const int32_t* top_ids = a.top_ids + sequence * a.top_ids_stride[0];
-  for (int64_t t = draft.num_slots - 1; t >= 0; --t) {
+  for (int64_t t = 0; t < draft.num_slots; ++t) {
     draft.token[t] = tokens[t * a.tokens_stride[1]];
     draft.best[t] = top_ids[t * a.top_ids_stride[1]];
-    draft.first_child[t] = -1;
     const int32_t parent = parents[t * a.parents_stride[1]];
     draft.parent[t] = parent >= 0 && parent < t ? parent : -1;
-  }
-  // From the last on, so that lists of children begin with the lowest.
-  for (int64_t t = draft.num_slots - 1; t > 0; --t) {
-    const int32_t parent = draft.parent[t];
-    if (parent < 0) continue;
-    draft.next_sibling[t] = draft.first_child[parent];
-    draft.first_child[parent] = int8_t(t);
   }
 }
 
 // Entropy of the row's best tokens.
 template <class A>
-static A gate_entropy(const Accept& a, const A* top_logits, A lse) {
+static A gate_entropy(const Accept& a, const A* top_logits, A lse, int64_t entropy_top) {
   const A lowest = A(sizeof(A) == 4 ? -3.4028234663852886e38 : -1.7976931348623157e308);
   A sum = A(0);
-  for (int64_t i = 0; i < a.entropy_top && i < a.kept; ++i) {
+  for (int64_t i = 0; i < entropy_top && i < a.kept; ++i) {
     const A x = top_logits[i * a.top_logits_stride[2]] - lse;
     const A p = sizeof(A) == 4 ? A(::expf(float(x))) : A(::exp(double(x)));
     // Not -inf, of which 0 times is NaN. The product is rounded before it is added, whether there
@@ -88,9 +87,18 @@ static A gate_entropy(const Accept& a, const A* top_logits, A lse) {
   return -sum;
 }
 
-// Whether mismatch t is open; if it is, what it loses and whether it is loose.
+// What mismatch t is by itself.
+struct Mismatch {
+  bool is_open, is_anchor, is_shiftable;
+};
+
+// Leaves in the draft what t loses and whether it is loose.
 template <class A>
-static bool judge_mismatch(const Accept& a, int64_t sequence, int64_t t, AcceptDraft<A>& draft) {
+static Mismatch judge_mismatch(const Accept& a, int64_t sequence, int64_t t,
+                               AcceptDraft<A>& draft) {
+  using namespace column;
+  Mismatch found = {false, false, false};
+  draft.is_loose[t] = false;
   const int64_t row = draft.parent[t], token = draft.token[t];
   const A lse = static_cast<const A*>(a.lse)[sequence * a.lse_stride[0] + row * a.lse_stride[1]];
   const A* top_logits = static_cast<const A*>(a.top_logits) + sequence * a.top_logits_stride[0] +
@@ -102,124 +110,131 @@ static bool judge_mismatch(const Accept& a, int64_t sequence, int64_t t, AcceptD
   const A regret = top_logits[0] - own;
   draft.regret[t] = regret;
   const int64_t wanted = draft.best[row];
-  if (is_listed(token, a.eos_ids, a.num_eos_ids)) return false;
-  if (is_listed(wanted, a.eos_ids, a.num_eos_ids)) return false;
-  if (is_listed(token, a.strict_ids, a.num_strict_ids)) return false;
-  if (is_listed(wanted, a.strict_ids, a.num_strict_ids)) return false;
-  if (!is_finite(lse) || !is_finite(regret)) return false;
+  const int64_t* strict_ids = a.strict_ids + sequence * a.num_strict_ids;
+  if (is_listed(token, a.eos_ids, a.num_eos_ids)) return found;
+  if (is_listed(wanted, a.eos_ids, a.num_eos_ids)) return found;
+  if (is_listed(token, strict_ids, a.num_strict_ids)) return found;
+  if (is_listed(wanted, strict_ids, a.num_strict_ids)) return found;
+  if (!is_finite(lse) || !is_finite(regret)) return found;
+  found.is_open = true;
 
-  bool loose = a.anchor_threshold > 0;
-  if (is_finite(a.anchor_threshold)) {
-    loose = false;
-    if (a.relevance != nullptr) {
-      const double relevance = number_at<double>(
-          a.relevance_type, a.relevance,
-          sequence * a.relevance_stride[0] + row * a.relevance_stride[1]);
-      loose = relevance < a.anchor_threshold;
-    }
+  const double threshold = draft.number(kAnchorThreshold);
+  found.is_anchor = threshold < INFINITY;
+  if (found.is_anchor && a.relevance != nullptr) {
+    const double relevance = number_at<double>(
+        a.relevance_type, a.relevance,
+        sequence * a.relevance_stride[0] + row * a.relevance_stride[1]);
+    found.is_anchor = !(relevance < threshold);
   }
+  found.is_shiftable = regret <= A(draft.number(kShiftRegret));
   // What is off holds a number that no open mismatch fails.
   const A log_prob = own - lse;
-  loose = loose && regret <= A(a.max_regret) && log_prob >= A(a.min_log_prob);
-  if (loose && a.top_k > 0) {
+  bool loose = regret <= A(draft.number(found.is_anchor ? kAnchorRegret : kMaxRegret)) &&
+               log_prob >= A(draft.number(kMinLogProb));
+  const int64_t top_k = draft.count(kTopK);
+  if (loose && top_k > 0) {
     const int32_t* ids = a.top_ids + sequence * a.top_ids_stride[0] + row * a.top_ids_stride[1];
     loose = false;
-    for (int64_t i = 0; i < a.top_k && i < a.kept; ++i)
+    for (int64_t i = 0; i < top_k && i < a.kept; ++i)
       loose = loose || ids[i * a.top_ids_stride[2]] == token;
   }
-  if (loose && a.typical_log_eps > -INFINITY) {
+  if (loose && draft.number(kTypicalLogEps) > -INFINITY) {
     const A entropy = static_cast<const A*>(
         a.entropy)[sequence * a.entropy_stride[0] + row * a.entropy_stride[1]];
-    const A floor = A(a.typical_log_delta) - entropy, eps = A(a.typical_log_eps);
+    const A floor = A(draft.number(kTypicalLogDelta)) - entropy;
+    const A eps = A(draft.number(kTypicalLogEps));
     loose = log_prob >= (floor > eps ? eps : floor);
   }
-  if (loose && a.min_entropy > -INFINITY)
-    loose = gate_entropy(a, top_logits, lse) >= A(a.min_entropy);
+  if (loose && draft.number(kMinEntropy) > -INFINITY)
+    loose = gate_entropy(a, top_logits, lse, draft.count(kEntropyTop)) >=
+            A(draft.number(kMinEntropy));
   draft.is_loose[t] = loose;
-  return true;
+  return found;
 }
 
-// Whether open mismatch t, at index `length` of the path, brings what one above it displaced.
+// Node t behind its parent, whose path can be a part of one that stands.
 template <class A>
-static bool brings_displaced(const AcceptDraft<A>& draft, int64_t t, int64_t levels) {
-  for (int64_t i = draft.length - 1; i >= 1 && i >= draft.length - levels; --i) {
-    const int64_t above = draft.path[i];
-    if (draft.is_mismatch(above) && draft.wanted(above) == draft.token[t]) return true;
+static void extend_path(const Accept& a, int64_t sequence, int64_t t, AcceptDraft<A>& draft) {
+  using namespace column;
+  const int64_t above = draft.parent[t];
+  const bool is_mismatch = draft.token[t] != draft.wanted(t);
+  draft.depth[t] = draft.depth[above] + 1;
+  draft.is_mismatch[t] = is_mismatch;
+  draft.has_mismatch[t] = is_mismatch || draft.has_mismatch[above];
+  draft.run[t] = is_mismatch ? draft.run[above] + 1 : 0;
+  draft.exact_run[t] = is_mismatch ? 0 : draft.exact_run[above] + 1;
+  draft.total[t] = draft.total[above], draft.spent[t] = draft.spent[above];
+  draft.is_path[t] = true;
+
+  const int64_t levels = draft.count(kShiftWindow);
+  // Those that wait are a level further up now, unless this is their word.
+  uint64_t waiting = levels > 0 ? draft.waiting[above] << 1 : 0;
+  bool is_early = false;
+  int64_t node = above;
+  const bool looks_up = levels > 0 && (waiting != 0 || is_mismatch);
+  for (int64_t level = 1; looks_up && level <= levels && node > 0; ++level) {
+    const bool is_word = draft.is_mismatch[node] && draft.wanted(node) == draft.token[t];
+    is_early = is_early || is_word;
+    if (draft.wanted(node) == draft.token[t]) waiting &= ~(uint64_t(1) << level);
+    node = draft.parent[node];
   }
-  return false;
-}
-
-// Whether a descendant, at most `levels` below, brings what open mismatch t displaced.
-template <class A>
-static bool is_brought_below(const AcceptDraft<A>& draft, int64_t t, int64_t levels) {
-  const int64_t wanted = draft.wanted(t);
-  for (int64_t node = t + 1; node < draft.num_slots; ++node) {
-    if (draft.token[node] != wanted) continue;
-    int64_t above = node;
-    for (int64_t level = 0; level < levels && above > t; ++level) above = draft.parent[above];
-    if (above == t) return true;
+  // One that waits at the last level waits in vain.
+  if (levels > 0 && (waiting >> levels) & 1) draft.is_path[t] = false;
+  if (is_mismatch) {
+    const Mismatch found = judge_mismatch(a, sequence, t, draft);
+    draft.total[t] += double(draft.regret[t]), draft.spent[t] += double(draft.regret[t]);
+    const bool is_shift = found.is_shiftable && is_early && !found.is_anchor;
+    const bool may_wait = found.is_shiftable && levels > 0;
+    if (!found.is_open || !(draft.is_loose[t] || is_shift || may_wait)) draft.is_path[t] = false;
+    if (!draft.is_loose[t] && !is_shift) waiting |= 1;
+    // The mismatch before must have had its exact tokens behind it.
+    const bool follows = draft.has_mismatch[above];
+    if (follows && int64_t(draft.exact_run[above]) < draft.count(kWindow)) draft.is_path[t] = false;
+    if (int64_t(draft.run[t]) > draft.count(kMaxRun)) draft.is_path[t] = false;
+    const double budget = draft.number(kRegretBudget);
+    const double earned = draft.number(kRegretRate) * double(draft.depth[t]);
+    if (budget != INFINITY && !(draft.spent[t] <= budget + earned)) draft.is_path[t] = false;
   }
-  return false;
+  draft.waiting[t] = waiting;
 }
 
+// The end of the best path.
 template <class A>
-static void walk_draft(const Accept& a, int64_t sequence, AcceptDraft<A>& draft) {
-  const bool is_tolerant = a.anchor_threshold > -INFINITY || a.shift_window > 0;
-  draft.path[0] = 0;
-  draft.length = 1;
-  for (int64_t last = 0; last >= 0;) {
-    if (is_listed(draft.token[last], a.eos_ids, a.num_eos_ids)) return;
-    int64_t chosen = draft.first_child[last];
-    while (chosen >= 0 && draft.token[chosen] != draft.best[last])
-      chosen = draft.next_sibling[chosen];
-    if (chosen < 0 && is_tolerant) {
-      for (int64_t t = draft.first_child[last]; t >= 0; t = draft.next_sibling[t]) {
-        if (!judge_mismatch(a, sequence, t, draft)) continue;
-        draft.is_early[t] = brings_displaced(draft, t, a.shift_window);
-        if (!draft.is_loose[t] && !draft.is_early[t] && !is_brought_below(draft, t, a.shift_window))
-          continue;
-        if (chosen < 0 || draft.regret[t] < draft.regret[chosen]) chosen = t;
-      }
-    }
-    if (chosen >= 0) draft.path[draft.length++] = int8_t(chosen);
-    last = chosen;
+static int64_t best_end(const Accept& a, int64_t sequence, double regret_used,
+                        AcceptDraft<A>& draft) {
+  using namespace column;
+  const bool is_tolerant = draft.rule[kAnchorThreshold] > -INFINITY ||
+                           draft.rule[kAnchorRegret] > -INFINITY || draft.rule[kShiftWindow] > 0;
+  const int64_t window = draft.count(kWindow);
+  const double weight = draft.number(kPathRegret);
+  bool stands[kMaxSlots], goes_on[kMaxSlots] = {};
+  draft.is_path[0] = stands[0] = true;
+  draft.is_mismatch[0] = draft.has_mismatch[0] = false;
+  draft.total[0] = 0, draft.spent[0] = regret_used, draft.waiting[0] = 0;
+  draft.depth[0] = draft.run[0] = draft.exact_run[0] = 0;
+  for (int64_t t = 1; t < draft.num_slots; ++t) {
+    const int64_t above = draft.parent[t];
+    draft.is_path[t] = stands[t] = false;
+    if (above < 0 || !draft.is_path[above]) continue;
+    if (is_listed(draft.token[above], a.eos_ids, a.num_eos_ids)) continue;
+    if (!is_tolerant && draft.token[t] != draft.wanted(t)) continue;
+    extend_path(a, sequence, t, draft);
+    stands[t] = draft.is_path[t] && draft.waiting[t] == 0 &&
+                (!draft.has_mismatch[t] || int64_t(draft.exact_run[t]) >= window);
   }
-}
-
-// Whether the mismatch at index i stands, but for runs and budget.
-template <class A>
-static bool stands(const Accept& a, const AcceptDraft<A>& draft, int64_t i) {
-  if (a.window >= draft.length - i) return false;
-  for (int64_t behind = i + 1; behind <= i + a.window; ++behind)
-    if (draft.is_mismatch(draft.path[behind])) return false;
-  const int64_t t = draft.path[i];
-  if (draft.is_loose[t] || draft.is_early[t]) return true;
-  for (int64_t behind = i + 1; behind < draft.length && behind - i <= a.shift_window; ++behind)
-    if (draft.token[draft.path[behind]] == draft.wanted(t)) return true;
-  return false;
-}
-
-template <class A>
-static void cut_path(const Accept& a, double regret_used, AcceptDraft<A>& draft) {
-  bool is_shortened = true;
-  while (is_shortened) {
-    is_shortened = false;
-    int64_t run = 0;
-    double spent = regret_used;
-    for (int64_t i = 1; i < draft.length; ++i) {
-      const int64_t t = draft.path[i];
-      if (!draft.is_mismatch(t)) {
-        run = 0;
-        continue;
-      }
-      ++run, spent += double(draft.regret[t]);
-      const bool affordable = a.regret_budget == INFINITY || spent <= a.regret_budget;
-      if (run > a.max_run || !affordable || !stands(a, draft, i)) {
-        draft.length = i;
-        is_shortened = true;
-      }
-    }
+  for (int64_t t = draft.num_slots - 1; t > 0; --t)
+    if (draft.parent[t] >= 0 && (stands[t] || goes_on[t])) goes_on[draft.parent[t]] = true;
+  int64_t best = -1;
+  double best_score = 0;
+  for (int64_t t = 0; t < draft.num_slots; ++t) {
+    if (!stands[t] || goes_on[t]) continue;
+    // The product of two float32 numbers is exact, whether it is fused or not.
+    const double score = double(draft.depth[t]) - weight * draft.total[t];
+    const bool is_better = best < 0 || score > best_score ||
+                           (score == best_score && draft.total[t] < draft.total[best]);
+    if (is_better) best = t, best_score = score;
   }
+  return best;
 }
 
 template <class A>
@@ -228,30 +243,22 @@ static void accept_sequences(int64_t begin, int64_t end, void* context) {
   AcceptDraft<A> draft;
   for (int64_t sequence = begin; sequence < end; ++sequence) {
     read_draft(a, sequence, draft);
-    walk_draft(a, sequence, draft);
     double used = 0;
     if (a.regret_used != nullptr)
       used = number_at<double>(a.regret_used_type, a.regret_used, sequence * a.regret_used_stride);
-    cut_path(a, used, draft);
+    const int64_t last = best_end(a, sequence, used, draft);
 
-    double regret = 0;
     int32_t* path = a.path + sequence * a.num_rows;
     uint8_t* kind = a.kind + sequence * a.num_rows;
-    for (int64_t i = 0; i < a.num_rows; ++i) {
-      if (i >= draft.length) {
-        path[i] = -1, kind[i] = 255;
-        continue;
-      }
-      const int64_t t = draft.path[i];
-      path[i] = int32_t(t), kind[i] = 0;
-      if (draft.is_mismatch(t)) {
-        kind[i] = draft.is_loose[t] ? 1 : 2;
-        regret += double(draft.regret[t]);
-      }
+    for (int64_t i = int64_t(draft.depth[last]) + 1; i < a.num_rows; ++i)
+      path[i] = -1, kind[i] = 255;
+    for (int64_t t = last; t >= 0; t = draft.parent[t]) {
+      path[draft.depth[t]] = int32_t(t);
+      kind[draft.depth[t]] = !draft.is_mismatch[t] ? 0 : draft.is_loose[t] ? 1 : 2;
     }
-    a.num_accepted[sequence] = int32_t(draft.length - 1);
-    a.bonus_id[sequence] = draft.best[draft.path[draft.length - 1]];
-    static_cast<A*>(a.regret)[sequence] = A(regret);
+    a.num_accepted[sequence] = int32_t(draft.depth[last]);
+    a.bonus_id[sequence] = draft.best[last];
+    static_cast<A*>(a.regret)[sequence] = A(draft.total[last]);
   }
 }
 

@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "kernels.h"
+#include "rule.h"
 
 namespace {
 
@@ -178,20 +179,17 @@ AcceptanceTensors new_acceptance(const Tensor& logits, Arguments& a) {
 AcceptanceTensors accept(
     Tensor logits, Tensor tokens, Tensor parents, Tensor num_slots, Tensor top_ids,
     Tensor top_logits, Tensor lse, Tensor entropy, std::optional<Tensor> relevance,
-    std::optional<Tensor> regret_used, Tensor strict_ids, Tensor eos_ids, double anchor_threshold,
-    double max_regret, int64_t top_k, double min_log_prob, double typical_log_eps,
-    double typical_log_delta, double min_entropy, int64_t entropy_top, int64_t shift_window,
-    int64_t window, int64_t max_run, double regret_budget) {
+    std::optional<Tensor> regret_used, Tensor strict_ids, Tensor eos_ids, Tensor rule) {
   lvspec::Accept a{};
   AcceptanceTensors result = new_acceptance(logits, a);
-  strict_ids = packed(strict_ids), eos_ids = packed(eos_ids);
+  strict_ids = packed(strict_ids), eos_ids = packed(eos_ids), rule = packed(rule);
   a.logits = logits.const_data_ptr();
   a.tokens = pointer<int64_t>(tokens), a.parents = pointer<int32_t>(parents);
   a.num_slots = pointer<int32_t>(num_slots), a.top_ids = pointer<int32_t>(top_ids);
   a.top_logits = top_logits.const_data_ptr();
   a.lse = lse.const_data_ptr(), a.entropy = entropy.const_data_ptr();
   a.strict_ids = pointer<int64_t>(strict_ids), a.eos_ids = pointer<int64_t>(eos_ids);
-  a.num_strict_ids = strict_ids.size(0), a.num_eos_ids = eos_ids.size(0);
+  a.num_strict_ids = strict_ids.size(1), a.num_eos_ids = eos_ids.size(0);
   a.kept = top_ids.size(2);
   copy_strides(logits, a.logits_stride), copy_strides(tokens, a.tokens_stride);
   copy_strides(parents, a.parents_stride), copy_strides(num_slots, &a.num_slots_stride);
@@ -205,13 +203,31 @@ AcceptanceTensors accept(
     a.regret_used = regret_used->const_data_ptr(), a.regret_used_type = type_of(*regret_used);
     copy_strides(*regret_used, &a.regret_used_stride);
   }
-  a.anchor_threshold = anchor_threshold, a.max_regret = max_regret, a.top_k = top_k;
-  a.min_log_prob = min_log_prob, a.typical_log_eps = typical_log_eps;
-  a.typical_log_delta = typical_log_delta, a.min_entropy = min_entropy;
-  a.entropy_top = entropy_top, a.shift_window = shift_window, a.window = window;
-  a.max_run = max_run, a.regret_budget = regret_budget;
+  if (rule.size(1) != lvspec::column::kCount)
+    throw std::runtime_error("lvspec: the C++ operations were built for other rules; install again");
+  a.rule = pointer<float>(rule), a.rule_stride = rule.size(1);
   kernels().accept(a);
   return result;
+}
+
+std::tuple<Tensor, Tensor> gate(Tensor relevance, Tensor num_slots, Tensor rule, Tensor seen) {
+  lvspec::Gate a{};
+  a.batch_size = relevance.size(0), a.num_rows = relevance.size(1);
+  if (rule.size(1) != lvspec::column::kCount)
+    throw std::runtime_error("lvspec: the C++ operations were built for other rules; install again");
+  Tensor new_rule = empty(rule, {a.batch_size, rule.size(1)}, ScalarType::Float);
+  Tensor new_seen = empty(seen, {a.batch_size, lvspec::kGateBins}, ScalarType::Int);
+  a.relevance = relevance.const_data_ptr(), a.relevance_type = type_of(relevance);
+  a.num_slots = pointer<int32_t>(num_slots), a.rule = pointer<float>(rule);
+  a.seen = pointer<int32_t>(seen);
+  a.new_rule = static_cast<float*>(new_rule.mutable_data_ptr());
+  a.new_seen = static_cast<int32_t*>(new_seen.mutable_data_ptr());
+  copy_strides(relevance, a.relevance_stride), copy_strides(num_slots, &a.num_slots_stride);
+  a.rule_stride = rule.stride(0), a.rule_stride_column = rule.stride(1);
+  a.seen_stride = seen.stride(0), a.seen_stride_bin = seen.stride(1);
+  a.parallel_for = parallel_for;
+  kernels().gate(a);
+  return {new_rule, new_seen};
 }
 
 AcceptanceTensors accept_sampled(Tensor logits, std::optional<Tensor> draft_logits, Tensor tokens,
@@ -507,6 +523,7 @@ STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {
   m.impl("verify_attention", TORCH_BOX(&verify_attention));
   m.impl("accept", TORCH_BOX(&accept));
   m.impl("accept_sampled", TORCH_BOX(&accept_sampled));
+  m.impl("gate", TORCH_BOX(&gate));
   m.impl("logit_stats", TORCH_BOX(&logit_stats));
   m.impl("expand_tree", TORCH_BOX(&expand_tree));
   m.impl("commit_kv", TORCH_BOX(&commit_kv));

@@ -10,6 +10,8 @@
 
 #include "fuzz.h"
 
+#include "rule.h"
+
 namespace {
 
 // Arguments are as lvspec.ops lets them through.
@@ -203,6 +205,58 @@ void fuzz_visual_importance(Random& random) {
       {rounded(a.out, accumulate(a.type), a.batch_size * a.capacity)}, {&q, &k}, bind);
 }
 
+// The numbers of a policy, most of them off.
+void any_rule(Random& random, int64_t kept, float* rule) {
+  using namespace lvspec::column;
+  const auto put = [&](int column, double value, double off) {
+    rule[column] = float(random.one_in(12) ? value : off);
+  };
+  put(kAnchorThreshold, random.normal(), random.one_in(3) ? -INFINITY : INFINITY);
+  put(kAnchorRegret, random.uniform(), -INFINITY);
+  put(kMaxRegret, 4 * random.uniform(), INFINITY);
+  rule[kTopK] = float(random.one_in(6) ? random.between(1, kept) : 0);
+  put(kMinLogProb, -4 * random.uniform(), -INFINITY);
+  put(kTypicalLogEps, -4 * random.uniform(), -INFINITY);
+  rule[kTypicalLogDelta] = float(random.normal());
+  put(kMinEntropy, random.uniform(), -INFINITY);
+  rule[kEntropyTop] = float(random.between(1, kept));
+  rule[kShiftWindow] = float(random.one_in(9) ? 63 : random.between(0, 4));
+  put(kShiftRegret, 4 * random.uniform(), INFINITY);
+  rule[kWindow] = float(random.one_in(6) ? random.between(0, 3) : 0);
+  rule[kMaxRun] = float(random.one_in(6) ? random.between(1, 3) : 63);
+  put(kRegretBudget, 9 * random.uniform(), INFINITY);
+  rule[kRegretRate] = float(random.one_in(4) ? random.uniform() : 0);
+  rule[kPathRegret] = float(random.between(0, 2));
+  rule[kGateRows] = float(random.one_in(4) ? 0 : random.between(1, 40));
+  rule[kRandomShare] = -1, rule[kRandomSeed] = 0;
+}
+
+void fuzz_gate(Random& random) {
+  lvspec::Gate a{};
+  a.batch_size = random.between(0, 4), a.num_rows = any_size(random, 64);
+  const bool is_scattered = random.one_in(2);
+  a.relevance_type = random.one_in(2) ? Type::f32 : Type::f64;
+  Array relevance = numbers(random, a.relevance_type, {a.batch_size, a.num_rows}, is_scattered, 0.1,
+                            true);
+  Array num_slots = integers<int32_t>(random, {a.batch_size}, is_scattered,
+                                     random.one_in(2) ? -1 : a.num_rows, a.num_rows + 1);
+  Array seen = integers<int32_t>(random, {a.batch_size, lvspec::kGateBins}, is_scattered, 0, 9);
+  Array rule(random, 4, {a.batch_size, lvspec::column::kCount}, false);
+  for (int64_t b = 0; b < a.batch_size; ++b)
+    any_rule(random, 4, rule.as<float>() + b * lvspec::column::kCount);
+  const auto bind = [&] {
+    a.relevance = relevance.as<void>(), a.num_slots = num_slots.as<int32_t>();
+    a.rule = rule.as<float>(), a.seen = seen.as<int32_t>();
+    relevance.copy_strides(a.relevance_stride), num_slots.copy_strides(&a.num_slots_stride);
+    a.rule_stride = lvspec::column::kCount, a.rule_stride_column = 1;
+    a.seen_stride = seen.stride[0], a.seen_stride_bin = seen.stride[1];
+  };
+  run("gate", &Kernels::gate, a,
+      {exact(a.new_rule, a.batch_size * lvspec::column::kCount),
+       exact(a.new_seen, a.batch_size * lvspec::kGateBins)},
+      {&relevance, &num_slots, &seen}, bind);
+}
+
 void fuzz_accept(Random& random) {
   lvspec::Accept a{};
   a.type = any_float(random);
@@ -246,28 +300,21 @@ void fuzz_accept(Random& random) {
   Array relevance = numbers(random, a.relevance_type, slots, is_scattered, 1, true);
   Array used = numbers(random, a.regret_used_type, {a.batch_size}, is_scattered, 1, true);
   a.num_strict_ids = random.between(0, 2), a.num_eos_ids = random.between(0, 2);
-  Array strict = integers<int64_t>(random, {a.num_strict_ids}, false, 0, 3 * a.vocabulary);
+  Array strict = integers<int64_t>(random, {a.batch_size, a.num_strict_ids}, false, -1,
+                                   3 * a.vocabulary);
   Array eos = integers<int64_t>(random, {a.num_eos_ids}, false, 0, 9 * a.vocabulary);
   const bool has_relevance = !random.one_in(4), has_used = random.one_in(2);
   a.strict_ids = strict.as<int64_t>(), a.eos_ids = eos.as<int64_t>();
-  const auto limit = [&](double value, double off) { return random.one_in(12) ? value : off; };
-  a.anchor_threshold = limit(random.normal(), random.one_in(3) ? -INFINITY : INFINITY);
-  a.max_regret = limit(4 * random.uniform(), INFINITY);
-  a.top_k = random.one_in(6) ? random.between(1, a.kept) : 0;
-  a.min_log_prob = limit(-4 * random.uniform(), -INFINITY);
-  a.typical_log_eps = limit(-4 * random.uniform(), -INFINITY);
-  a.typical_log_delta = random.normal();
-  a.min_entropy = limit(random.uniform(), -INFINITY);
-  a.entropy_top = random.between(1, a.kept);
-  a.shift_window = random.between(0, 4);
-  a.window = random.one_in(6) ? random.between(0, 3) : 0;
-  a.max_run = random.one_in(6) ? random.between(1, 3) : 63;
-  a.regret_budget = limit(9 * random.uniform(), INFINITY);
+  Array rule(random, 4, {a.batch_size, lvspec::column::kCount}, false);
+  a.rule_stride = lvspec::column::kCount;
+  for (int64_t b = 0; b < a.batch_size; ++b)
+    any_rule(random, a.kept, rule.as<float>() + b * a.rule_stride);
   const auto bind = [&] {
     a.logits = logits.as<void>(), a.tokens = tokens.as<int64_t>();
     a.parents = parents.as<int32_t>(), a.num_slots = num_slots.as<int32_t>();
     a.top_ids = top_ids.as<int32_t>(), a.top_logits = top_logits.as<void>();
     a.lse = lse.as<void>(), a.entropy = entropy.as<void>();
+    a.rule = rule.as<float>();
     if (has_relevance) a.relevance = relevance.as<void>();
     if (has_used) a.regret_used = used.as<void>();
     logits.copy_strides(a.logits_stride), tokens.copy_strides(a.tokens_stride);
@@ -483,7 +530,7 @@ void fuzz_append(Random& random) {
 
 void (*const kOperations[])(Random&) = {
     fuzz_verify_attention,  fuzz_logit_stats,   fuzz_expand_tree,    fuzz_commit_kv,
-    fuzz_visual_importance, fuzz_accept,        fuzz_accept_sampled, fuzz_linear,
+    fuzz_visual_importance, fuzz_accept, fuzz_gate, fuzz_accept_sampled, fuzz_linear,
     fuzz_gated_linear,      fuzz_silu_multiply, fuzz_rms_norm,       fuzz_rotary,
     fuzz_write_kv,          fuzz_append,
 };

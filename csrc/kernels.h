@@ -44,11 +44,7 @@ struct Accept {
   const void *top_logits, *lse, *entropy;
   const void *relevance, *regret_used;  // null: not given
   const int64_t *strict_ids, *eos_ids;
-  double anchor_threshold, max_regret;
-  int64_t top_k;
-  double min_log_prob, typical_log_eps, typical_log_delta, min_entropy;
-  int64_t entropy_top, shift_window, window, max_run;
-  double regret_budget;
+  const float* rule;  // columns of rule.h
   int32_t *path, *num_accepted;
   int64_t* bonus_id;
   uint8_t* kind;
@@ -57,6 +53,24 @@ struct Accept {
   int64_t logits_stride[3], tokens_stride[2], parents_stride[2], num_slots_stride;
   int64_t top_ids_stride[3], top_logits_stride[3], lse_stride[2], entropy_stride[2];
   int64_t relevance_stride[2], regret_used_stride;
+  int64_t rule_stride;  // of sequences; columns are next to each other, and strict_ids packed
+  ParallelFor parallel_for;
+};
+
+// Bins of a sequence's rows, and how far apart its two kinds of rows are: lvspec/rule.py.
+constexpr int64_t kGateBins = 64, kGateDistance = 4;
+
+struct Gate {
+  Type relevance_type;  // f32 or f64
+  const void* relevance;
+  const int32_t* num_slots;
+  const float* rule;
+  const int32_t* seen;
+  float* new_rule;
+  int32_t* new_seen;
+  int64_t batch_size, num_rows;
+  int64_t relevance_stride[2], num_slots_stride;
+  int64_t rule_stride, rule_stride_column, seen_stride, seen_stride_bin;
   ParallelFor parallel_for;
 };
 
@@ -213,6 +227,7 @@ struct Kernels {
   void (*verify_attention)(const VerifyAttention&);
   void (*accept)(const Accept&);
   void (*accept_sampled)(const AcceptSampled&);
+  void (*gate)(const Gate&);
   void (*logit_stats)(const LogitStats&);
   void (*expand_tree)(const ExpandTree&);
   void (*commit_kv)(const CommitKv&);

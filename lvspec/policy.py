@@ -11,62 +11,37 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import struct
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from lvspec.checks import finite, integer, real, token_ids
+from lvspec.rule import GATE_ROWS, MAX_MISMATCHES, Rule, as_float32, log_or_off, or_off
 
-DEFAULT_ANCHOR_THRESHOLD = 0.065
-"""Visual relevance from which on a row is an anchor, for the default scorer (mean `visual_peak`).
-
-Calibrated on the embedded pair by `bench/calibrate_embedded.py`, on scenes that are not evaluated:
-nothing is lost up to 0.115, captions are at 0.17. Another pair has another scale of attention.
-"""
+AUTO = "auto"
+"""As an `anchor_threshold`: found in the rows of each sequence, see `lvspec.reference.gate`."""
 
 MAX_TOP_K = 16
 """The longest list of best tokens that `logit_stats` keeps per row."""
-
-MAX_MISMATCHES = 63
-"""Draft slots of a verify pass at most, hence mismatches on a path at most."""
-
-
-class Rule(NamedTuple):
-    """A policy as plain numbers, the form in which every backend receives it.
-
-    Each number is a float32 value (rounded to nearest), so a comparison has the same outcome in
-    Python and on a device. Limits that are off hold a number that no comparison can fail.
-    """
-
-    anchor_threshold: float
-    max_regret: float  # +inf: no limit
-    top_k: int  # 0: no limit
-    min_log_prob: float  # ln(min_prob); -inf: no limit
-    typical_log_eps: float  # ln(typical_eps); -inf: no limit
-    typical_log_delta: float  # ln(typical_delta); -inf: no limit
-    min_entropy: float  # -inf: no gate
-    entropy_top: int
-    shift_window: int
-    window: int
-    max_run: int  # MAX_MISMATCHES: no limit
-    regret_budget: float  # +inf: no limit
-
 
 @dataclasses.dataclass(frozen=True)
 class AcceptancePolicy:
     """Which draft tokens may be accepted.
 
     Immutable; `dataclasses.replace` makes a changed copy, checked again. Without arguments nothing
-    but exact matches is accepted. A mismatch is *loose* if its row is no anchor, no guarded token
-    is involved and every limit that is set holds; independently of anchors and limits it is a
-    *shift* if the right token stands at most `shift_window` positions away.
+    but exact matches is accepted. A mismatch is *loose* if no guarded token is involved, every
+    limit that is set holds, and its regret is within `max_regret`, or within `anchor_regret` where
+    its row is an anchor. It is a *shift* if the right token stands at most `shift_window` positions
+    away and its regret is within `shift_regret`.
 
     Args:
-        anchor_threshold: A row whose visual relevance is at least this is an anchor, and nothing is
-            loose there. -inf: every row is an anchor. +inf: no row is (no visual gate, relevance is
-            not needed). With a finite one a prompt without image or video tokens is decoded
-            strictly: there is nothing by which to tell its anchors.
-        max_regret: Largest regret in nats (target's best logit minus the token's), or None.
+        anchor_threshold: A row whose visual relevance is at least this is an anchor. "auto": found
+            in each sequence's own rows (`lvspec.reference.gate`), and strict until it is found.
+            -inf: every row is an anchor. +inf: no row is (no visual gate, relevance is not needed).
+            With "auto" or a finite one a prompt without image or video tokens is decoded strictly:
+            there is nothing by which to tell its anchors.
+        anchor_regret: Largest regret in nats of what is loose at an anchor; None: nothing is.
+        max_regret: Largest regret in nats (target's best logit minus the token's) elsewhere, or
+            None.
         top_k: The token must be among the target's `top_k` best, 1 to 16, or None. Where the target
             samples, the sample is one of them and the others are the best of the rest.
         min_prob: Smallest target probability in (0, 1], or None.
@@ -76,10 +51,19 @@ class AcceptancePolicy:
         min_entropy: Entropy gate in nats: `-sum p ln p` over the row's `entropy_top` best tokens,
             with probabilities of the full softmax, must reach it. None: no gate.
         entropy_top: How many tokens the entropy gate looks at, 1 to 16.
-        shift_window: How many positions a right token may be off. 0: no shifts.
+        shift_window: How many positions a right token may be off. 0: no shifts. At an anchor a
+            token that comes too early is no shift; another that comes in between is one, if the
+            anchor's own word follows.
+        shift_regret: Largest regret in nats of a shift, or None.
         window: This many exact tokens must follow a mismatch on the path. 0: none need follow.
         max_run: At most this many mismatches in a row, >= 1, or None.
         regret_budget: At most this much summed regret in nats for the whole sequence, or None.
+        regret_rate: With a budget: nats by which it grows with every output token, >= 0.
+        path_regret: Where paths of a tree compete the longest wins, and a nat of regret weighs as
+            much as this many tokens, >= 0.
+        random_share: In place of a visual gate this share of the rows, drawn at random, may be
+            loose, in [0, 1], or None: the baseline that a gate has to beat.
+        random_seed: Of that draw, 0 to 65535.
         strict_ids: Tokens of which neither the draft's nor the target's side of a mismatch may be
             one.
         eos_ids: End-of-sequence tokens. Guarded like `strict_ids`; besides, nothing follows one
@@ -91,7 +75,8 @@ class AcceptancePolicy:
         ValueError: A value is out of range, or fields contradict each other.
     """
 
-    anchor_threshold: float = -math.inf
+    anchor_threshold: float | Literal["auto"] = -math.inf
+    anchor_regret: float | None = None
     max_regret: float | None = None
     top_k: int | None = None
     min_prob: float | None = None
@@ -100,20 +85,28 @@ class AcceptancePolicy:
     min_entropy: float | None = None
     entropy_top: int = 3
     shift_window: int = 0
+    shift_regret: float | None = None
     window: int = 0
     max_run: int | None = None
     regret_budget: float | None = None
+    regret_rate: float = 0.0
+    path_regret: float = 1.0
+    random_share: float | None = None
+    random_seed: int = 0
     strict_ids: tuple[int, ...] = ()
     eos_ids: tuple[int, ...] = ()
     name: str = "custom"
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the dataclass is frozen
-        put(self, "anchor_threshold", real("anchor_threshold", self.anchor_threshold))
+        if self.anchor_threshold != AUTO:
+            put(self, "anchor_threshold", real("anchor_threshold", self.anchor_threshold))
         for field in _OPTIONAL_NUMBERS:
             value = getattr(self, field)
             if value is not None:
                 put(self, field, finite(field, value))
+        for field in ("regret_rate", "path_regret"):
+            put(self, field, finite(field, getattr(self, field)))
         for field, least, most in _INTEGER_RANGES:
             value = getattr(self, field)
             if value is not None:
@@ -129,14 +122,21 @@ class AcceptancePolicy:
         put(self, "_rule", self._make_rule())
 
     def _check_ranges(self) -> None:
-        for field in ("max_regret", "regret_budget", "min_entropy"):
+        for field in _NATS:
             value = getattr(self, field)
             if value is not None and value < 0:
                 raise ValueError(f"{field}: expected a number of nats >= 0 or None, got {value}")
+        for field in ("regret_rate", "path_regret"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}: expected a number >= 0, got {getattr(self, field)}")
         for field in ("min_prob", "typical_eps"):
             value = getattr(self, field)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{field}: expected a probability in (0, 1] or None, got {value}")
+        if self.random_share is not None and not 0 <= self.random_share <= 1:
+            raise ValueError(
+                f"random_share: expected a share in [0, 1] or None, got {self.random_share}"
+            )
         if self.typical_delta is not None and self.typical_delta <= 0:
             raise ValueError(
                 f"typical_delta: expected a number > 0 or None, got {self.typical_delta}"
@@ -148,6 +148,16 @@ class AcceptancePolicy:
                 "typical_eps, typical_delta: expected both or neither, "
                 f"got typical_eps={self.typical_eps}, typical_delta={self.typical_delta}"
             )
+        if self.regret_rate and self.regret_budget is None:
+            raise ValueError(
+                "regret_rate: expected 0 without a regret_budget, which it adds to, "
+                f"got {self.regret_rate}"
+            )
+        if self.random_share is not None and self.anchor_threshold != math.inf:
+            raise ValueError(
+                "anchor_threshold: expected inf with a random_share, which stands in place of the "
+                f"visual gate, got {self.anchor_threshold}"
+            )
         reachable = largest_top_entropy(self.entropy_top)
         if self.min_entropy is not None and self.min_entropy > reachable:
             raise ValueError(
@@ -157,26 +167,38 @@ class AcceptancePolicy:
         if self.name == "strict":
             for field in dataclasses.fields(self):
                 value = getattr(self, field.name)
-                if field.name not in ("strict_ids", "eos_ids", "name") and value != field.default:
+                if field.name not in _OF_STRICT and value != field.default:
                     raise ValueError(
                         f"{field.name}: expected {field.default} in the strict preset, which "
                         f"accepts exact matches only, got {value}; give the policy another name"
                     )
 
     def _make_rule(self) -> Rule:
+        threshold = self.anchor_threshold
+        if threshold == AUTO:
+            threshold = -math.inf
+        elif self.random_share is not None:
+            threshold = self.random_share
         return Rule(
-            anchor_threshold=as_float32(self.anchor_threshold),
-            max_regret=_or_off(self.max_regret, math.inf),
-            top_k=self.top_k or 0,
-            min_log_prob=_log_or_off(self.min_prob),
-            typical_log_eps=_log_or_off(self.typical_eps),
-            typical_log_delta=_log_or_off(self.typical_delta),
-            min_entropy=_or_off(self.min_entropy, -math.inf),
-            entropy_top=self.entropy_top,
-            shift_window=self.shift_window,
-            window=self.window,
-            max_run=MAX_MISMATCHES if self.max_run is None else min(self.max_run, MAX_MISMATCHES),
-            regret_budget=_or_off(self.regret_budget, math.inf),
+            anchor_threshold=as_float32(threshold),
+            anchor_regret=or_off(self.anchor_regret, -math.inf),
+            max_regret=or_off(self.max_regret, math.inf),
+            top_k=float(self.top_k or 0),
+            min_log_prob=log_or_off(self.min_prob),
+            typical_log_eps=log_or_off(self.typical_eps),
+            typical_log_delta=log_or_off(self.typical_delta),
+            min_entropy=or_off(self.min_entropy, -math.inf),
+            entropy_top=float(self.entropy_top),
+            shift_window=float(self.shift_window),
+            shift_regret=or_off(self.shift_regret, math.inf),
+            window=float(self.window),
+            max_run=float(min(self.max_run or MAX_MISMATCHES, MAX_MISMATCHES)),
+            regret_budget=or_off(self.regret_budget, math.inf),
+            regret_rate=as_float32(self.regret_rate),
+            path_regret=as_float32(self.path_regret),
+            gate_rows=float(GATE_ROWS if self.anchor_threshold == AUTO else 0),
+            random_share=or_off(self.random_share, -1.0),
+            random_seed=float(self.random_seed),
         )
 
     @property
@@ -187,12 +209,18 @@ class AcceptancePolicy:
     @property
     def is_exact(self) -> bool:
         """Whether no mismatch can ever be accepted: the output is the target's own."""
-        return self.anchor_threshold == -math.inf and self.shift_window == 0
+        all_anchors = self.anchor_threshold == -math.inf and self.anchor_regret is None
+        return all_anchors and self.shift_window == 0
 
     @property
     def needs_relevance(self) -> bool:
         """Whether the visual relevance of a row can change anything."""
-        return math.isfinite(self.anchor_threshold)
+        return self.anchor_threshold == AUTO or math.isfinite(self.anchor_threshold)
+
+    @property
+    def is_calibrating(self) -> bool:
+        """Whether the threshold is found in the rows of each sequence."""
+        return self.anchor_threshold == AUTO
 
     @property
     def needed_top_k(self) -> int:
@@ -206,15 +234,19 @@ class AcceptancePolicy:
 
     @classmethod
     def lvspec(cls, **overrides: Any) -> AcceptancePolicy:
-        """Anchors strictly, fillers from the target's five best, right tokens off by two at most.
+        """Loose where the sequence does not look at its video, next to strict where it does.
 
         Idea: LVSpec, "See the Forest for the Trees" (ACL 2026, arXiv 2604.05650). The rule and its
-        numbers are ours.
+        numbers are ours: which rows look is found in each sequence itself, so there is no threshold
+        to set.
         """
         fields = {
-            "anchor_threshold": DEFAULT_ANCHOR_THRESHOLD,
+            "anchor_threshold": AUTO,
+            "anchor_regret": 0.25,
+            "max_regret": 2.0,
             "top_k": 5,
             "shift_window": 2,
+            "shift_regret": 2.0,
             "name": "lvspec",
         }
         return cls(**{**fields, **overrides})
@@ -256,6 +288,27 @@ class AcceptancePolicy:
         return cls(**{**fields, **overrides})
 
     @classmethod
+    def random_relaxation(
+        cls, share: float = 0.75, seed: int = 0, **overrides: Any
+    ) -> AcceptancePolicy:
+        """A mismatch passes by chance, whatever it is: what a gate has to beat.
+
+        The baseline of a published pilot of LVSpec's authors (arXiv 2604.05546).
+
+        Args:
+            share: Of the rows, at which any mismatch passes.
+            seed: Of the draw, which depends on it and on the position of a row alone.
+            overrides: Of other fields.
+        """
+        fields = {
+            "anchor_threshold": math.inf,
+            "random_share": share,
+            "random_seed": seed,
+            "name": "random_relaxation",
+        }
+        return cls(**{**fields, **overrides})
+
+    @classmethod
     def preset(cls, name: str, **overrides: Any) -> AcceptancePolicy:
         """The preset called `name`, with `overrides` of its fields.
 
@@ -292,17 +345,21 @@ class AcceptancePolicy:
         )
 
 
-PRESETS = ("strict", "lvspec", "fly", "typical", "relaxed")
+PRESETS = ("strict", "lvspec", "fly", "typical", "relaxed", "random_relaxation")
 """Names of the presets, as `AcceptancePolicy.preset` takes them."""
 
+_NATS = ("anchor_regret", "max_regret", "shift_regret", "regret_budget", "min_entropy")
+
 _OPTIONAL_NUMBERS = (
-    "max_regret",
+    *_NATS,
     "min_prob",
     "typical_eps",
     "typical_delta",
-    "min_entropy",
-    "regret_budget",
+    "random_share",
 )
+
+_OF_STRICT = ("strict_ids", "eos_ids", "name", "path_regret")
+"""Fields that change nothing of what strict() is."""
 
 _INTEGER_RANGES = (
     ("top_k", 1, MAX_TOP_K),
@@ -310,15 +367,8 @@ _INTEGER_RANGES = (
     ("shift_window", 0, MAX_MISMATCHES),
     ("window", 0, MAX_MISMATCHES),
     ("max_run", 1, None),
+    ("random_seed", 0, 65535),
 )
-
-
-def as_float32(value: float) -> float:
-    """`value` rounded to the nearest float32; beyond its range, infinity."""
-    try:
-        return struct.unpack("f", struct.pack("f", value))[0]
-    except OverflowError:
-        return math.copysign(math.inf, value)
 
 
 def largest_top_entropy(count: int) -> float:
@@ -328,14 +378,6 @@ def largest_top_entropy(count: int) -> float:
     they share the whole mass evenly.
     """
     return count / math.e if count < math.e else math.log(count)
-
-
-def _or_off(value: float | None, off: float) -> float:
-    return off if value is None else as_float32(value)
-
-
-def _log_or_off(value: float | None) -> float:
-    return -math.inf if value is None else as_float32(math.log(value))
 
 
 def _to_json(value: Any) -> Any:

@@ -10,17 +10,19 @@ LVSPEC_BACKEND in the environment, read when this module is imported, forces a b
 """
 
 from lvspec.ops import append, model_parts, scaled_linear  # noqa: F401 (importing defines them)
-from lvspec.ops.accept import accept
+from lvspec.ops.accept import Rules, accept
 from lvspec.ops.accept_sampled import accept_sampled
 from lvspec.ops.backends import Backend, active_backend, backends, float_dtypes, requested_backend
 from lvspec.ops.commit_kv import commit_kv
 from lvspec.ops.expand_tree import expand_tree
+from lvspec.ops.gate import gate
 from lvspec.ops.logit_stats import logit_stats
 from lvspec.ops.verify_attention import MAX_HEAD_DIM, verify_attention
 from lvspec.ops.visual_importance import visual_importance
 from lvspec.ops.workspace import workspace_size
 from lvspec.reference import (
     Acceptance,
+    Gate,
     LogitStats,
     SplitPlan,
     TreeLevel,
@@ -32,8 +34,10 @@ from lvspec.reference import (
 __all__ = [
     "Acceptance",
     "Backend",
+    "Gate",
     "LogitStats",
     "MAX_HEAD_DIM",
+    "Rules",
     "SplitPlan",
     "TreeLevel",
     "VerifyAttention",
@@ -44,6 +48,7 @@ __all__ = [
     "commit_kv",
     "expand_tree",
     "float_dtypes",
+    "gate",
     "logit_stats",
     "piece_length",
     "plan_splits",

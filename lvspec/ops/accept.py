@@ -2,17 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from lvspec.ops.checks import INT32, INT64, STATISTICS, check, check_float, fail, statistics_dtype
+from lvspec.ops.checks import (
+    FLOAT32,
+    INT32,
+    INT64,
+    STATISTICS,
+    check,
+    check_float,
+    fail,
+    statistics_dtype,
+)
 from lvspec.ops.registry import define
-from lvspec.policy import AcceptancePolicy, Rule
+from lvspec.policy import AcceptancePolicy
 from lvspec.reference import Acceptance, LogitStats
 from lvspec.reference.accept import accept_by_rule
+from lvspec.rule import Rule
 from lvspec.tree import MAX_SLOTS
 
-_ID_TENSORS: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+
+class Rules(NamedTuple):
+    """Policies of the sequences of a batch, as tensors on a device.
+
+    Changed in place they are those of the next call, in a captured graph too.
+    """
+
+    numbers: Tensor  # float32 [B, K], in every row the numbers of a `lvspec.rule.Rule`
+    strict_ids: Tensor  # int64 [B, E], -1 for none
+    eos_ids: Tensor  # int64 [F], of all
+
+    @classmethod
+    def of(
+        cls,
+        policies: Sequence[AcceptancePolicy],
+        eos_ids: Iterable[int],
+        device: torch.device,
+        *,
+        num_strict_ids: int | None = None,
+    ) -> Rules:
+        """The rules of these policies.
+
+        Args:
+            policies: One a sequence.
+            eos_ids: End-of-sequence ids, of all sequences.
+            device: Where.
+            num_strict_ids: Columns for `strict_ids`; None: as many as are needed.
+        """
+        needed = max((len(policy.strict_ids) for policy in policies), default=0)
+        width = needed if num_strict_ids is None else num_strict_ids
+        strict = [[*p.strict_ids, *[-1] * (width - len(p.strict_ids))] for p in policies]
+        rules = [policy.rule for policy in policies]
+        return cls(
+            torch.tensor(rules, dtype=torch.float32).view(-1, len(Rule._fields)).to(device),
+            torch.tensor(strict, dtype=torch.int64).view(len(policies), width).to(device),
+            torch.tensor(list(eos_ids), dtype=torch.int64).to(device),
+        )
 
 
 def accept(
@@ -22,11 +72,16 @@ def accept(
     num_slots: Tensor,
     stats: LogitStats,
     relevance: Tensor | None,
-    policy: AcceptancePolicy,
+    policy: AcceptancePolicy | Rules,
     *,
     regret_used: Tensor | None = None,
 ) -> Acceptance:
-    """Which draft tokens stand under `policy`: `lvspec.reference.accept`."""
+    """Which draft tokens stand under `policy`: `lvspec.reference.accept`.
+
+    Args:
+        policy: One for all sequences, or the `Rules` of each, which are on the device.
+        logits, tokens, parents, num_slots, stats, relevance, regret_used: As there.
+    """
     if logits.dim() != 3:
         fail("logits", "shape [B, S, V]", tuple(logits.shape))
     check_float("logits", logits)
@@ -47,14 +102,21 @@ def accept(
     check("stats.top_logits", top_logits, statistics, (*shape, kept), device)
     check("stats.lse", lse, statistics, shape, device)
     check("stats.entropy", entropy, statistics, shape, device)
-    if policy.needed_top_k > kept:
-        fail(
-            "stats", f"the {policy.needed_top_k} best tokens per row, which the policy needs", kept
-        )
+    if isinstance(policy, AcceptancePolicy):
+        if policy.needed_top_k > kept:
+            needed = f"the {policy.needed_top_k} best tokens per row, which the policy needs"
+            fail("stats", needed, kept)
+        if relevance is None and policy.needs_relevance:
+            fail("relevance", "a tensor, for the policy has a finite anchor_threshold", None)
+        policy = _rules_of(policy, batch_size, device)
+    check("policy.numbers", policy.numbers, FLOAT32, (batch_size, len(Rule._fields)), device)
+    if policy.strict_ids.dim() != 2:
+        fail("policy.strict_ids", "shape [B, E]", tuple(policy.strict_ids.shape))
+    ids = (batch_size, policy.strict_ids.shape[1])
+    check("policy.strict_ids", policy.strict_ids, INT64, ids, device)
+    check("policy.eos_ids", policy.eos_ids, INT64, policy.eos_ids.shape[:1], device)
     if relevance is not None:
         check("relevance", relevance, STATISTICS, shape, device)
-    elif policy.needs_relevance:
-        fail("relevance", "a tensor, for the policy has a finite anchor_threshold", None)
     if regret_used is not None:
         check("regret_used", regret_used, STATISTICS, (batch_size,), device)
     return Acceptance(
@@ -69,45 +131,18 @@ def accept(
             entropy,
             relevance,
             regret_used,
-            _id_tensor(policy.strict_ids, device),
-            _id_tensor(policy.eos_ids, device),
-            *policy.rule,
+            policy.strict_ids,
+            policy.eos_ids,
+            policy.numbers,
         )
     )
 
 
-def _id_tensor(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """The ids on the device: made once, so that calls create no tensor and addresses stay."""
-    key = (ids, device)
-    if key not in _ID_TENSORS:
-        _ID_TENSORS[key] = torch.tensor(ids, dtype=torch.int64, device=device)
-    return _ID_TENSORS[key]
-
-
-def _specification(
-    logits: Tensor,
-    tokens: Tensor,
-    parents: Tensor,
-    num_slots: Tensor,
-    stats: LogitStats,
-    relevance: Tensor | None,
-    regret_used: Tensor | None,
-    strict_ids: Tensor,
-    eos_ids: Tensor,
-    rule: Rule,
-) -> Acceptance:
-    return accept_by_rule(
-        logits,
-        tokens,
-        parents,
-        num_slots,
-        stats,
-        relevance,
-        rule,
-        strict_ids=strict_ids.tolist(),
-        eos_ids=eos_ids.tolist(),
-        regret_used=regret_used,
-    )
+@lru_cache(maxsize=64)
+def _rules_of(policy: AcceptancePolicy, batch_size: int, device: torch.device) -> Rules:
+    """Made once, so that calls create no tensor and addresses stay."""
+    with torch.inference_mode(False):
+        return Rules.of([policy] * batch_size, policy.eos_ids, device)
 
 
 def acceptance_shapes(tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -126,4 +161,4 @@ def _shapes(tokens: Tensor, lse: Tensor) -> tuple[Tensor, ...]:
     return acceptance_shapes(tokens, lse.dtype)
 
 
-define("accept", _specification, _shapes)
+define("accept", accept_by_rule, _shapes)

@@ -12,6 +12,7 @@ from lvspec.ops.backends import float_dtypes
 from lvspec.policy import MAX_TOP_K
 
 STATISTICS = (torch.float32, torch.float64)
+FLOAT32 = (torch.float32,)
 INT32 = (torch.int32,)
 INT64 = (torch.int64,)
 UINT8 = (torch.uint8,)

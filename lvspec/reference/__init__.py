@@ -9,6 +9,7 @@ from lvspec.reference.accept import Acceptance, accept
 from lvspec.reference.accept_sampled import accept_sampled
 from lvspec.reference.commit_kv import commit_kv
 from lvspec.reference.expand_tree import TreeLevel, expand_tree
+from lvspec.reference.gate import Gate, gate
 from lvspec.reference.logit_stats import LogitStats, logit_stats
 from lvspec.reference.model_parts import (
     add_rms_norm,
@@ -24,6 +25,7 @@ from lvspec.reference.visual_importance import visual_importance
 
 __all__ = [
     "Acceptance",
+    "Gate",
     "LogitStats",
     "SplitPlan",
     "TreeLevel",
@@ -33,6 +35,7 @@ __all__ = [
     "add_rms_norm",
     "commit_kv",
     "expand_tree",
+    "gate",
     "logit_stats",
     "piece_length",
     "plan_splits",
