@@ -1,9 +1,9 @@
-"""Which anchor threshold ships: sweep quantiles of relevance on the calibration split.
+"""An anchor threshold set by hand: sweep quantiles of relevance on the calibration split.
 
     python bench/calibrate_embedded.py [--pair embedded] [--clips 96] [--gamma 12] [--json FILE]
 
-The shipped `lvspec.policy.DEFAULT_ANCHOR_THRESHOLD` is chosen from this table by hand: the cliff is
-steep, so it keeps a margin to the first threshold that loses captions.
+What `anchor_threshold="auto"` finds is compared with the threshold that was chosen from this table
+(`Task.anchor_threshold`): the cliff is steep, so that keeps a margin to the first that loses captions.
 """
 
 from __future__ import annotations

@@ -31,14 +31,10 @@ class Trained:
         with tempfile.TemporaryDirectory() as folder:
             return self.task.make_clips(self.pair, split, count, Path(folder))
 
-    def lvspec(self, **fields: Any) -> AcceptancePolicy:
-        """`AcceptancePolicy.lvspec` with the threshold that was calibrated for this pair."""
-        return AcceptancePolicy.lvspec(**{"anchor_threshold": self.task.anchor_threshold, **fields})
-
     def policies(self) -> dict[str, AcceptancePolicy | None]:
         """Those that most tables compare; None is autoregression."""
         strict = AcceptancePolicy.strict()
-        return {"autoregression": None, "strict": strict, "lvspec": self.lvspec()}
+        return {"autoregression": None, "strict": strict, "lvspec": AcceptancePolicy.lvspec()}
 
 
 def parser_of(doc: str, *, clips: int) -> argparse.ArgumentParser:

@@ -265,7 +265,7 @@ class _Captioner:
             self._print(Text(path, "bold"))
             anchors = None
             if self.models.draft is not None and self.policy.needs_relevance:
-                anchors = (generation.relevance[0] >= self.policy.rule.anchor_threshold).tolist()
+                anchors = generation.anchors[0].tolist()
             self._print(caption_text(generation, anchors))
         self._print(Text(statistics_line(generation), "dim"))
 

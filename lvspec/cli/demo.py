@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     pair = task.load()
     clips = task.make_clips(pair, "evaluation", arguments.clips, arguments.out)
-    loose = AcceptancePolicy.lvspec(anchor_threshold=task.anchor_threshold)
+    loose = AcceptancePolicy.lvspec()
     methods = {
         REFERENCE: lvspec_method(pair, None, config),
         "hf generate": huggingface_method(pair, assisted=False),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from lvspec.policy import MAX_MISMATCHES, MAX_TOP_K
+from lvspec.policy import AUTO, MAX_MISMATCHES, MAX_TOP_K
 
 DRAFT_WORDS = ("self", "ngram")
 """What --draft takes besides checkpoints."""
@@ -16,9 +17,20 @@ CONFIG_OPTIONS = (
     *("gamma", "acceptance", "cost_ratio", "tree", "adaptive", "draft_keep", "draft_keep_by"),
     *("max_new_tokens", "cache_capacity", "temperature", "sample_top_k", "sample_top_p", "seed"),
 )
-POLICY_OPTIONS: dict[str, tuple[type, str]] = {
-    "anchor_threshold": (float, "visual relevance from which on nothing is loose (write =-inf)"),
-    "max_regret": (float, "largest regret in nats, >= 0"),
+
+
+def anchor_threshold(text: str) -> float | str:
+    """The value of `--anchor-threshold`."""
+    return text if text == AUTO else float(text)
+
+
+POLICY_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "anchor_threshold": (
+        anchor_threshold,
+        "visual relevance from which on a row is an anchor (write =-inf), or auto: found by itself",
+    ),
+    "anchor_regret": (float, "largest regret in nats of what is loose at an anchor, >= 0"),
+    "max_regret": (float, "largest regret in nats elsewhere, >= 0"),
     "top_k": (int, f"the token must be among this many best of the target, 1 to {MAX_TOP_K}"),
     "min_prob": (float, "smallest target probability, above 0 and up to 1"),
     "typical_eps": (float, "epsilon of typical acceptance, above 0 and up to 1"),
@@ -26,9 +38,14 @@ POLICY_OPTIONS: dict[str, tuple[type, str]] = {
     "min_entropy": (float, "smallest entropy of the best tokens in nats, >= 0"),
     "entropy_top": (int, f"how many tokens --min-entropy looks at, 1 to {MAX_TOP_K} (default 3)"),
     "shift_window": (int, f"how many positions a right token may be off, 0 to {MAX_MISMATCHES}"),
+    "shift_regret": (float, "largest regret in nats of a shift, >= 0"),
     "window": (int, f"exact tokens that must follow a mismatch, 0 to {MAX_MISMATCHES}"),
     "max_run": (int, "mismatches in a row at most, >= 1"),
     "regret_budget": (float, "summed regret in nats at most, for each caption, >= 0"),
+    "regret_rate": (float, "nats by which --regret-budget grows with every token, >= 0"),
+    "path_regret": (float, "tokens that a nat weighs where paths of a tree compete (default 1)"),
+    "random_share": (float, "share of the rows that are loose by chance, 0 to 1: a baseline"),
+    "random_seed": (int, "of that chance, 0 to 65535 (default 0)"),
 }
 """Field of `AcceptancePolicy`: its type, and what its option says of it."""
 

@@ -36,7 +36,7 @@ def generate(
     draft: DraftChoice,
     inputs: Inputs | Sequence[Inputs],
     *,
-    policy: AcceptancePolicy | None = None,
+    policy: AcceptancePolicy | Sequence[AcceptancePolicy] | None = None,
     config: DecodeConfig | None = None,
     draft_inputs: Inputs | Sequence[Inputs] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -71,7 +71,8 @@ def generate(
             own length and acceptance, and give what each gives alone.
         policy: Which draft tokens may be accepted; None is `AcceptancePolicy.lvspec()`, for n-grams
             `AcceptancePolicy.strict()`, which gives the target's own tokens: what an n-gram
-            proposes no model has found fitting, so there is no reason to take it loosely.
+            proposes no model has found fitting, so there is no reason to take it loosely. For
+            several prompts it may be a list, one a prompt.
         config: How to draft and run; None is `DecodeConfig()`.
         draft_inputs: The prompt, or prompts, as the draft's processor returns them, where that
             differs; nobody reads it where no draft model does.
@@ -104,10 +105,11 @@ def generate(
         GenerationInterrupted: Ctrl-C; carries what was generated.
     """
     refuse_keywords(generate, unknown)
+    several = policy is not None and not isinstance(policy, AcceptancePolicy)
     decoder = Decoder(
         target,
         draft,
-        policy,
+        None if several else policy,
         config,
         batch_size=max(1, len(inputs)) if isinstance(inputs, (list, tuple)) else 1,
         logits_processor=logits_processor,
@@ -115,7 +117,12 @@ def generate(
         stop_strings=stop_strings,
         tokenizer=tokenizer,
     )
-    return decoder.generate(inputs, draft_inputs=draft_inputs, streamer=streamer)
+    return decoder.generate(
+        inputs,
+        draft_inputs=draft_inputs,
+        streamer=streamer,
+        policy=policy if several else None,
+    )
 
 
 def generate_many(
@@ -143,7 +150,8 @@ def generate_many(
         target, draft, policy, config, tokenizer: As for `generate`.
         logits_processor, stopping_criteria, stop_strings: As for `generate`.
         inputs: Prompts, each what a processor returns for one; or pairs of the target's and the
-            draft's, where their processors differ.
+            draft's, where their processors differ; or with a policy of its own behind these, as
+            `(prompt, None, policy)`.
         batch_size: Places, >= 1.
         ordered: Whether results come in the order of `inputs`; if not, as they are completed, and
             `Generation.index` says which is which.

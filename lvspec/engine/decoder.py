@@ -144,17 +144,27 @@ class Decoder:
         *,
         draft_inputs: Inputs | Sequence[Inputs] | None = None,
         streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
+        policy: AcceptancePolicy | Sequence[AcceptancePolicy] | None = None,
     ) -> Generation | list[Generation]:
-        """As the function of this name; of a list, `batch_size` prompts are decoded at a time."""
+        """As the function of this name; of a list, `batch_size` prompts are decoded at a time.
+
+        A `policy`, or a list of them, one a prompt, takes the place of the decoder's.
+        """
         is_batch = isinstance(inputs, (list, tuple))
         prompts = list(inputs) if is_batch else [inputs]
         if not prompts:
             return []
         draft_prompts = _one_each("draft_inputs", draft_inputs, len(prompts), is_batch)
         streamers = _one_each("streamer", streamer, len(prompts), is_batch)
+        if isinstance(policy, AcceptancePolicy):
+            policies: Sequence[AcceptancePolicy | None] = [policy] * len(prompts)
+        else:
+            policies = _one_each("policy", policy, len(prompts), is_batch)
         requests = [
             self.request(*each, index=index)
-            for index, each in enumerate(zip(prompts, draft_prompts, streamers, strict=True))
+            for index, each in enumerate(
+                zip(prompts, draft_prompts, streamers, policies, strict=True)
+            )
         ]
         longest = max(request.prompt.shape[1] for request in requests)
         run = self.run(iter(requests), ordered=True, return_exceptions=False, longest=longest)
@@ -170,24 +180,31 @@ class Decoder:
 
         def requests() -> Iterator[Request | Exception]:
             for index, each in enumerate(inputs):
-                pair = each if isinstance(each, tuple) else (each, None)
                 try:
-                    yield self.request(*pair, None, index=index)
+                    yield self._request_of(each, index)
                 except (TypeError, ValueError) as error:
                     error.index = index
                     yield error
 
         return self.run(requests(), ordered=ordered, return_exceptions=return_exceptions)
 
+    def _request_of(self, each: Any, index: int) -> Request:
+        """Of an entry of `generate_many`'s inputs."""
+        inputs, draft_inputs, policy = (*_as_tuple(each), None, None)[:3]
+        return self.request(inputs, draft_inputs, None, policy, index=index)
+
     def request(
         self,
         inputs: Inputs,
         draft_inputs: Inputs | None = None,
         streamer: BaseStreamer | None = None,
+        policy: AcceptancePolicy | None = None,
         *,
         index: int = 0,
     ) -> Request:
         """A prompt for `run`, checked."""
+        if policy is not None:
+            check_type("policy", policy, AcceptancePolicy)
         number = next(self._numbers)
         found = check_inputs(self.target, inputs)
         if self.draft is not None:
@@ -196,7 +213,7 @@ class Decoder:
             )
         else:
             draft_inputs = None
-        return Request(found, draft_inputs, index, number, self.tokenizer, streamer)
+        return Request(found, draft_inputs, index, number, self.tokenizer, streamer, policy)
 
     # A caller's inference mode ends here: its tensors are no use outside, and caches are kept.
     @torch.inference_mode(False)
@@ -268,7 +285,8 @@ class Decoder:
                 while engine.ended:
                     # Taken off only when it is handed on: nothing is lost in between.
                     sequence = engine.ended[0]
-                    threshold = engine.policy.rule.anchor_threshold
+                    policy = sequence.request.policy or engine.policy
+                    threshold = policy.anchor_threshold
                     warn_of_gate(self.target.hf, threshold, sequence.stats)
                     yield sequence.request.index, sequence.ending
                     engine.ended.popleft()
@@ -292,6 +310,18 @@ class Decoder:
             found[sequence.request.index] = sequence.result(self.engine.state)
         kept = (found[index] for index in sorted(found))
         return [result for result in kept if isinstance(result, Generation)]
+
+
+def _as_tuple(each: Any) -> tuple[Any, ...]:
+    """Inputs, draft inputs and policy of one prompt, as many of them as were given."""
+    if not isinstance(each, tuple):
+        return (each,)
+    if not 1 <= len(each) <= 3:
+        raise ValueError(
+            "inputs: expected a prompt, (prompt, draft's prompt) or (prompt, draft's prompt, "
+            f"policy), got a tuple of {len(each)}"
+        )
+    return each
 
 
 def _one_each(name: str, value: Any, count: int, is_batch: bool) -> list[Any]:

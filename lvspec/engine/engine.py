@@ -21,10 +21,12 @@ from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
 from lvspec.models.cache import SlotCache
 from lvspec.models.model import Model
+from lvspec.ops import Rules
 from lvspec.phases.defaults import eos_ids_of
 from lvspec.phases.draft import Drafter
 from lvspec.phases.iteration import Iteration
 from lvspec.phases.logits import LogitsProcessors
+from lvspec.phases.needs import Needs
 from lvspec.phases.outcome import Outcome
 from lvspec.phases.relevance import get_scorer
 from lvspec.phases.sampling import Sampler, draw
@@ -46,7 +48,7 @@ class Engine:
     Args:
         target: The target.
         drafter: Who proposes.
-        policy: Which draft tokens may be accepted.
+        policy: Which draft tokens may be accepted, where a request does not say it itself.
         config: How to run.
         batch_size: Places.
         processors: Applied to the target's rows before anything else looks at them; None: none.
@@ -77,11 +79,10 @@ class Engine:
         self.ended: deque[Sequence] = deque()
         self.num_slots = drafter.gamma + 1
         eos_ids = eos_ids_of(target, policy, config)
-        if drafter.gamma == 0:
-            policy = AcceptancePolicy.strict()  # nothing to be loose about
-        self.policy = replace(policy, eos_ids=eos_ids)
-        scorer = get_scorer(config.scorer)
-        wants_scores = drafter.gamma > 0 and (policy.needs_relevance or config.trace)
+        self._eos_ids = eos_ids
+        self.policy = self._usable(policy)
+        needs = Needs.of([self.policy])
+        self._scorer = get_scorer(config.scorer)
         self.cache: SlotCache | None = None
         sampler = None
         if config.samples:
@@ -104,29 +105,57 @@ class Engine:
         self._is_timed = True
         self._allocations = 0
         self._launched: deque[Launched] = deque()
-        self._mailbox = Mailbox(
-            batch_size=batch_size,
-            num_slots=self.num_slots,
-            parts=1 if self.policy.is_exact else 2 + self.policy.needs_relevance,
-            device=target.device,
-            size=self._lag + 1,
-        )
+        rules = Rules.of([self.policy] * batch_size, eos_ids, target.device)
         self.state = DecodeState(
             batch_size=batch_size,
             max_new_tokens=config.max_new_tokens,
             num_slots=self.num_slots,
-            eos_ids=torch.tensor(eos_ids, dtype=torch.int64, device=target.device),
+            rules=rules,
             regret_dtype=torch.float64 if target.text.dtype == torch.float64 else torch.float32,
             sampler=sampler,
         )
         self.iteration = Iteration(
             target,
             drafter,
-            self.policy,
+            needs,
             self.processors,
-            scorer if wants_scores else None,
+            None,
             self.state,
         )
+        self._meet(needs)
+
+    def _usable(self, policy: AcceptancePolicy) -> AcceptancePolicy:
+        """With the end-of-sequence ids of this engine; strict where there is nothing to judge."""
+        if self.drafter.gamma == 0:
+            policy = AcceptancePolicy.strict()
+        return replace(policy, eos_ids=self._eos_ids)
+
+    def _meet(self, needs: Needs) -> None:
+        """Iterations compute what these needs are, from the next on; none is under way."""
+        wants_scores = self.drafter.gamma > 0 and (needs.relevance or self.config.trace)
+        self.iteration.needs = needs
+        self.iteration.scorer = self._scorer if wants_scores else None
+        self._mailbox = Mailbox(
+            batch_size=len(self.places),
+            num_slots=self.num_slots,
+            parts=1 if not needs.loose else 2 + needs.relevance,
+            device=self.target.device,
+            size=self._lag + 1,
+        )
+
+    def _widen(self, policy: AcceptancePolicy) -> None:
+        """Iterations compute what this policy needs too; a graph is captured anew if that is more.
+
+        What is under way is looked at before, so results may end here.
+        """
+        needs = self.iteration.needs | Needs.of([policy])
+        if needs == self.iteration.needs:
+            return
+        while self._launched:
+            self._look()
+        self.state.make_room(needs.strict_ids)
+        self._meet(needs)
+        self._allocations += 1
 
     @property
     def active(self) -> list[Sequence]:
@@ -193,6 +222,8 @@ class Engine:
         sequence = Sequence(request, place, stats, trace, self.stopping)
         self.places[place] = sequence
         try:
+            policy = self.policy if request.policy is None else self._usable(request.policy)
+            self._widen(policy)
             with self._roles.held(), stats.timer.phase("prefill"):
                 self.reserve(prompt.shape[1])
                 stats.parts = self.parts
@@ -214,12 +245,12 @@ class Engine:
                     self.processors.begin(place, prompt)
                     logits = self.processors.rows(logits, [prompt[0]], [place])
                 first = self._first_token(sequence, logits)
-                self.state.begin(place, prompt[0, -1:], first)
                 is_text = (self.cache.visual[place] == 0).all()
-                self.state.is_text[place] = is_text
+                self.state.begin(place, prompt[0, -1:], first, policy, is_text)
                 flags = torch.stack([logits.isnan().any(), self.state.finished[place], is_text])
                 is_nan, is_finished, is_text, token = torch.cat([flags.long(), first]).tolist()
-                stats.is_gated, stats.is_text = self.policy.needs_relevance, bool(is_text)
+                stats.is_gated, stats.is_text = policy.needs_relevance, bool(is_text)
+                stats.is_calibrating = policy.is_calibrating
         except Exception:
             self.places[place] = None
             raise

@@ -9,11 +9,14 @@ from torch import nn
 
 from lvspec.engine.stats import DecodeStats
 
-_WARNED: WeakKeyDictionary[nn.Module, set[float]] = WeakKeyDictionary()
+_WARNED: WeakKeyDictionary[nn.Module, set[float | str]] = WeakKeyDictionary()
 
 
-def warn_of_gate(target: nn.Module, threshold: float, stats: DecodeStats) -> None:
-    """Warn if the threshold flagged next to no row of a sequence, or next to all.
+_MISFITS = ("flags nothing", "flags everything", "not found")
+
+
+def warn_of_gate(target: nn.Module, threshold: float | str, stats: DecodeStats) -> None:
+    """Warn if the threshold flagged next to no row of a sequence, or next to all, or there is none.
 
     Once for every target and threshold, as long as the target lives.
 
@@ -22,16 +25,26 @@ def warn_of_gate(target: nn.Module, threshold: float, stats: DecodeStats) -> Non
         threshold: The policy's `anchor_threshold`.
         stats: Of the sequence.
     """
-    if stats.gate not in ("flags nothing", "flags everything"):
+    if stats.gate not in _MISFITS:
         return
     warned = _WARNED.setdefault(target, set())
     if threshold in warned:
         return
     warned.add(threshold)
+    if stats.gate == "not found":
+        warnings.warn(
+            "lvspec: no two kinds of rows were found by their attention to the video in "
+            f"{stats.num_emitted} tokens, so nothing is loose, as under strict(). "
+            "Generation.relevance holds what the rows have; DecodeConfig(scorer=...) can score "
+            "them in another way",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return
     effect = (
         "nothing is checked strictly"
         if stats.gate == "flags nothing"
-        else "nothing may be loose, as under strict()"
+        else "nothing is loose but by anchor_regret"
     )
     warnings.warn(
         f"lvspec: anchor_threshold: expected a threshold that fits this target, got {threshold:g}, "

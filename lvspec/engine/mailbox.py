@@ -26,6 +26,7 @@ class Report:
         tokens: What the iteration appended; those beyond `num_out` are no output.
         regrets: Of each of these its part of `regret_used`; empty where nothing may be loose.
         anchors: Whether each of these had an anchor's row; empty without a visual gate.
+        threshold: Relevance from which on a row was an anchor; None without a visual gate.
     """
 
     num_out: int
@@ -37,13 +38,16 @@ class Report:
     tokens: list[int]
     regrets: list[float] = field(default_factory=list)
     anchors: list[bool] = field(default_factory=list)
+    threshold: float | None = None
 
     @classmethod
     def of(cls, row: list[int], slots: int) -> Report:
         """From a row of what `commit` returns for `slots` slots."""
         num_out, finished, nan_row, num_accepted, num_slots, regret = row[:HEAD]
-        parts = [row[begin : begin + slots] for begin in range(HEAD, len(row), slots)]
+        ends = range(HEAD + slots, len(row) + 1, slots)
+        parts = [row[end - slots : end] for end in ends]
         tokens, regrets, anchors = (*parts, [], [])[:3]
+        (threshold,) = _floats(row[-1:]) if anchors else (None,)
         return cls(
             num_out,
             bool(finished),
@@ -54,6 +58,7 @@ class Report:
             tokens,
             _floats(regrets),
             [bool(anchor) for anchor in anchors],
+            threshold,
         )
 
 
@@ -72,7 +77,8 @@ class Mailbox:
 
     Args:
         batch_size, num_slots: Of the reports.
-        parts: Numbers that a report has for every slot: tokens, regrets, anchors.
+        parts: Numbers that a report has for every slot: tokens, regrets, anchors; with these it
+            has one more, see `commit`.
         device: Where they are made.
         size: Reports that are on their way at a time, at most.
     """
@@ -82,7 +88,7 @@ class Mailbox:
     ) -> None:
         on_cuda = device.type == "cuda"
         self._num_slots = num_slots
-        shape = (size, batch_size, HEAD + parts * num_slots)
+        shape = (size, batch_size, HEAD + parts * num_slots + (parts == 3))
         self._buffers = torch.zeros(shape, dtype=torch.int64, pin_memory=on_cuda).unbind(0)
         self._events = [torch.cuda.Event() if on_cuda else None for _ in range(size)]
         self._free = deque(range(size))

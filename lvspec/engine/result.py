@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lvspec.engine.stats import DecodeStats
 from lvspec.ops import Acceptance
+from lvspec.phases.outcome import Traced
 from lvspec.phases.slots import Draft
 from lvspec.reference.kinds import KIND_NAMES
 
@@ -26,6 +27,8 @@ class TraceStep:
         parents: The slot before each of them; `[0, 1, 2, ...]` for a chain.
         wanted: The target's choice at each slot, one more than `drafted`.
         relevance: Relevance of each slot's row, or None where it was not computed.
+        anchor_threshold: Relevance from which on a row was an anchor: -inf where all were, inf
+            where none was.
         path: The accepted slots, in order, without the root.
         kinds: Names of their kinds.
     """
@@ -35,6 +38,7 @@ class TraceStep:
     parents: list[int]
     wanted: list[int]
     relevance: list[float] | None
+    anchor_threshold: float
     path: list[int]
     kinds: list[str]
 
@@ -52,18 +56,23 @@ class Trace:
 
     def __init__(self, place: int = 0) -> None:
         self._place = place
-        self._steps: list[tuple[Draft, Tensor, Tensor | None, Acceptance]] = []
+        self._steps: list[Traced] = []
 
     def add(
-        self, draft: Draft, wanted: Tensor, relevance: Tensor | None, acceptance: Acceptance
+        self,
+        draft: Draft,
+        wanted: Tensor,
+        relevance: Tensor | None,
+        thresholds: Tensor,
+        acceptance: Acceptance,
     ) -> None:
-        """Keep one iteration's tensors; `wanted` and `relevance` are `[B, S]`."""
-        self._steps.append((draft, wanted, relevance, acceptance))
+        """Keep one iteration's tensors, those of `Outcome`."""
+        self._steps.append((draft, wanted, relevance, thresholds, acceptance))
 
     def steps(self) -> list[TraceStep]:
         """All iterations, in order."""
         steps, position, place = [], 1, self._place
-        for draft, wanted, relevance, acceptance in self._steps:
+        for draft, wanted, relevance, thresholds, acceptance in self._steps:
             slots = int(draft.shape.num_slots[place])
             count = int(acceptance.num_accepted[place])
             kinds = acceptance.kind[place, 1 : count + 1].tolist()
@@ -74,6 +83,7 @@ class Trace:
                     parents=draft.shape.parents[place, 1:slots].tolist(),
                     wanted=wanted[place, :slots].tolist(),
                     relevance=None if relevance is None else relevance[place, :slots].tolist(),
+                    anchor_threshold=float(thresholds[place]),
                     path=acceptance.path[place, 1 : count + 1].tolist(),
                     kinds=[KIND_NAMES[code] for code in kinds],
                 )
@@ -93,6 +103,8 @@ class Generation:
             a bonus token that the target chose itself. The first token is the prefill's: a bonus.
         relevance: float32 `[1, new]`, visual relevance of the row that predicted the token; NaN
             for the first token and where the policy did not need it.
+        anchors: bool `[1, new]` on the CPU, whether that row was held for an anchor; False for the
+            first token and without a visual gate.
         stats: Counters and times; read from the device when asked for.
         trace: Every iteration, with `DecodeConfig(trace=True)`, else None.
         tokenizer: What `text` decodes with.
@@ -103,6 +115,7 @@ class Generation:
     tokens: Tensor
     kinds: Tensor
     relevance: Tensor
+    anchors: Tensor
     stats: DecodeStats
     trace: Trace | None = None
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
@@ -127,5 +140,6 @@ class Generation:
             "tokens": self.tokens[0].tolist(),
             "kinds": [KIND_NAMES[code] for code in self.kinds[0].tolist()],
             "relevance": relevance,
+            "anchors": self.anchors[0].tolist(),
             "stats": self.stats.to_dict(),
         }

@@ -17,6 +17,7 @@ from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
 from lvspec.phases.outcome import Traced
 from lvspec.phases.state import DecodeState
+from lvspec.policy import AcceptancePolicy
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Request:
         number: Which of all that its engine was given, from 0; its samples depend on that.
         tokenizer: For `Generation.text`.
         streamer: Gets the prompt, then tokens as they are committed.
+        policy: Which draft tokens may be accepted; None: the engine's.
     """
 
     inputs: Mapping[str, Any]
@@ -38,6 +40,7 @@ class Request:
     number: int = 0
     tokenizer: PreTrainedTokenizerBase | None = None
     streamer: BaseStreamer | None = None
+    policy: AcceptancePolicy | None = None
 
     @property
     def prompt(self) -> Tensor:
@@ -53,6 +56,7 @@ class Sequence:
         stats, trace: Of this request alone.
         stopping: Criteria asked after every token.
         tokens: Output so far, as the host knows it; what the device has beyond is not shown.
+        anchors: Whether each of these had an anchor's row; none without a gate.
         is_over: Whether its place is no longer its own.
         error: What ended the sequence, if that was an error.
         generation: The result, once the sequence has ended without an error.
@@ -69,6 +73,7 @@ class Sequence:
         self.request, self.place = request, place
         self.stats, self.trace, self.stopping = stats, trace, stopping
         self.tokens: list[int] = []
+        self.anchors: list[bool] = []
         self.is_over = False
         self.error: Exception | None = None
         self.generation: Generation | None = None
@@ -115,6 +120,8 @@ class Sequence:
             kept = self.stopping.first_stop(ids, len(output), len(tokens))
         tokens = tokens[:kept]
         self.tokens += tokens
+        anchors = report.anchors[: len(tokens)] if report is not None and report.anchors else []
+        self.anchors += anchors or [False] * len(tokens)
         if report is not None:  # before a streamer can interrupt
             shown = len(tokens)
             self.stats.add(
@@ -123,6 +130,7 @@ class Sequence:
                 max(report.regret_used - sum(report.regrets[shown:]), 0.0),
                 num_tokens=shown,
                 num_anchors=sum(report.anchors[:shown]),
+                threshold=report.threshold,
                 is_warm_up=is_warm_up,
             )
         streamer = self.request.streamer
@@ -162,6 +170,7 @@ class Sequence:
                 tokens,
                 kinds,
                 relevance,
+                torch.tensor([self.anchors], dtype=torch.bool),
                 self.stats,
                 self.trace,
                 self.request.tokenizer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -105,6 +106,10 @@ class DecodeStats:
         regret: Nats lost by all accepted mismatches together.
         is_gated: Whether visual relevance decides what may be loose.
         is_text: Whether the prompt has no image or video token; a gated policy is strict then.
+        is_calibrating: Whether the threshold is found in the sequence's own rows.
+        threshold: Relevance from which on rows were anchors, in the last iteration; -inf: all of
+            them; None without a gate or an iteration.
+        num_strict: Iterations in which no threshold was found, so that they were strict.
         num_anchors: Output tokens predicted by rows that the gate held for anchors, of those that
             came from passes; 0 without a gate.
         num_warm_up_tokens: Output tokens of iterations that count as warm-up.
@@ -133,6 +138,9 @@ class DecodeStats:
         self.regret = 0.0
         self.is_gated = False
         self.is_text = False
+        self.is_calibrating = False
+        self.threshold: float | None = None
+        self.num_strict = 0
         self.num_anchors = 0
         self.num_warm_up_tokens = 0
         self.loop = "eager"
@@ -149,6 +157,7 @@ class DecodeStats:
         *,
         num_tokens: int | None = None,
         num_anchors: int = 0,
+        threshold: float | None = None,
         is_warm_up: bool = False,
     ) -> None:
         """Count one iteration.
@@ -159,6 +168,7 @@ class DecodeStats:
             regret_used: Nats spent by then, for what is output.
             num_tokens: Tokens of it that are output, >= 1; None: all, the bonus token included.
             num_anchors: How many of these had an anchor's row.
+            threshold: Relevance from which on a row was an anchor.
             is_warm_up: Whether its time is warm-up.
         """
         num_tokens = num_accepted + 1 if num_tokens is None else num_tokens
@@ -167,6 +177,9 @@ class DecodeStats:
         self.num_drafted += num_slots - 1
         self.regret = regret_used
         self.num_anchors += num_anchors
+        if self.is_gated:
+            self.threshold = threshold
+            self.num_strict += self.is_calibrating and threshold == -math.inf
         self.num_warm_up_tokens += num_tokens if is_warm_up else 0
 
     def close(self, kinds: Tensor) -> None:
@@ -216,14 +229,17 @@ class DecodeStats:
         """What the visual gate did, in a word or two.
 
         "none": the policy has none. "strict": there was nothing visual in the prompt, so nothing
-        but the target's own tokens was accepted. "flags nothing", "flags everything": fewer than 1
-        % or more than 99 % of `LEAST_ROWS` rows or more were anchors, so the threshold is not for
-        this pair. "on": otherwise.
+        but the target's own tokens was accepted. "not found": a sequence of `LEAST_ROWS` tokens or
+        more had no two kinds of rows to tell apart, and was strict likewise. "flags nothing",
+        "flags everything": fewer than 1 % or more than 99 % of `LEAST_ROWS` rows or more were
+        anchors, so the threshold is not for this pair. "on": otherwise.
         """
         if not self.is_gated:
             return "none"
         if self.is_text:
             return "strict"
+        if self.is_calibrating and self.num_strict == self.num_iterations:
+            return "not found" if self.num_emitted >= LEAST_ROWS else "on"
         share = self.anchor_share
         if share is None or self.num_emitted < LEAST_ROWS or _FEW <= share <= _MOST:
             return "on"
@@ -246,12 +262,18 @@ class DecodeStats:
             "regret": self.regret,
             "gate": self.gate,
             "anchor_share": self.anchor_share,
+            "anchor_threshold": _finite(self.threshold),
+            "strict_iterations": self.num_strict,
             "loop": self.loop,
             "parts": self.parts,
             "passes": self.passes,
             "generation_config": {k: _plain(v) for k, v in self.generation_config.items()},
             "seconds": self.seconds,
         }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _plain(value: Any) -> Any:

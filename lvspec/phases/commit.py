@@ -22,7 +22,7 @@ def commit(
     lse: Tensor,
     *,
     regrets: Tensor | None = None,
-    anchor_threshold: float | None = None,
+    thresholds: Tensor | None = None,
 ) -> Tensor:
     """Append the accepted tokens and the bonus token, and move the target's `kv_len` on.
 
@@ -37,13 +37,13 @@ def commit(
         relevance: float32 `[B, S]`, or None.
         lse: float32 `[B, S]`, of the target's rows; NaN where a logit is.
         regrets: `[B, S]` along the path, of each of its tokens; None: the report has none.
-        anchor_threshold: Relevance from which on a row is an anchor, with `regrets` and `relevance`
-            alone; None: the report says nothing of anchors.
+        thresholds: float32 `[B]`, relevance from which on a row is an anchor, with `regrets` and
+            `relevance` alone; None: the report says nothing of anchors.
 
     Returns:
         What the host wants to know, int64 `[B, HEAD + parts * S]`: the fields of `Report`,
         regrets as the bits of float64 numbers. There are one to three parts: tokens, regrets,
-        anchors.
+        anchors; behind anchors there is one column more, the threshold.
     """
     if not draft.shape.is_chain:
         ops.commit_kv(cache.k, cache.v, cache.kv_len, acceptance.path, acceptance.num_accepted)
@@ -57,9 +57,11 @@ def commit(
         return report
     # A path begins with the root, which is no output.
     parts = [report, regrets.roll(-1, dims=1).double().view(torch.int64)]
-    if anchor_threshold is not None:
+    if thresholds is not None:
         row = acceptance.path.clamp(min=0).long()
-        parts.append((relevance.gather(1, row) >= anchor_threshold).long())
+        # As the rule has it: a NaN is an anchor.
+        parts.append((~(relevance.gather(1, row) < thresholds[:, None])).long())
+        parts.append(thresholds.double().view(torch.int64)[:, None])
     return torch.cat(parts, dim=1)
 
 

@@ -10,17 +10,16 @@ from torch import Tensor
 
 from lvspec.models.cache import SlotCache
 from lvspec.models.model import Model
-from lvspec.ops import Acceptance, LogitStats
-from lvspec.phases.accept import accept, regrets
+from lvspec.phases.accept import Judgement, accept, regrets
 from lvspec.phases.commit import commit
 from lvspec.phases.draft import Drafter
 from lvspec.phases.logits import LogitsProcessors
+from lvspec.phases.needs import Needs
 from lvspec.phases.outcome import Outcome
 from lvspec.phases.relevance import Scorer
 from lvspec.phases.slots import Draft
 from lvspec.phases.state import DecodeState
 from lvspec.phases.verify import Verification, verify
-from lvspec.policy import AcceptancePolicy
 
 Clock = Callable[[str], AbstractContextManager[None]]
 """A context that measures the phase of this name."""
@@ -35,7 +34,7 @@ class Iteration:
 
     Attributes:
         target, drafter: Who verifies, and who proposes.
-        policy: Which draft tokens may be accepted, `eos_ids` included.
+        needs: Of the policies in the state.
         processors: Applied to the target's rows before anything else looks at them.
         scorer: Of the rows' relevance; None: it is not computed.
         state: What is generated so far; changed in place.
@@ -43,7 +42,7 @@ class Iteration:
 
     target: Model
     drafter: Drafter
-    policy: AcceptancePolicy
+    needs: Needs
     processors: LogitsProcessors
     scorer: Scorer | None
     state: DecodeState
@@ -67,9 +66,9 @@ class Iteration:
             verification = verify(self.target, cache, draft, self.scorer)
         with phase("accept"):
             verification = self._processed(verification, draft, committed)
-            acceptance, stats = self.accept(verification, draft, cache)
+            acceptance, stats, thresholds = self.accept(verification, draft, cache)
             costs = None
-            if not self.policy.is_exact:
+            if self.needs.loose:
                 costs = regrets(verification.logits, draft, stats, acceptance)
         with phase("commit"):
             relevance = verification.relevance
@@ -77,25 +76,14 @@ class Iteration:
             report = commit(
                 *(state, cache, draft, acceptance, relevance, stats.lse),
                 regrets=costs,
-                anchor_threshold=self._threshold,
+                thresholds=thresholds if self.needs.relevance else None,
             )
-        return Outcome(draft, acceptance, stats.top_ids[..., 0], relevance, report)
+        wanted = stats.top_ids[..., 0]
+        return Outcome(draft, acceptance, wanted, relevance, thresholds, report)
 
-    def accept(
-        self, verification: Verification, draft: Draft, cache: SlotCache
-    ) -> tuple[Acceptance, LogitStats]:
+    def accept(self, verification: Verification, draft: Draft, cache: SlotCache) -> Judgement:
         """Phase 3 on the device. A measurement may put another in its place, of the same kind."""
-        regret_used, sampler = self.state.regret_used, self.state.sampler
-        is_strict = None if self._threshold is None else self.state.is_text
-        return accept(
-            *(verification, draft, self.policy, regret_used, cache.workspace),
-            *(sampler, is_strict),
-        )
-
-    @property
-    def _threshold(self) -> float | None:
-        """Relevance from which on a row is an anchor; None: it decides nothing."""
-        return self.policy.rule.anchor_threshold if self.policy.needs_relevance else None
+        return accept(verification, draft, self.state, self.needs, cache.workspace)
 
     def _processed(
         self, verification: Verification, draft: Draft, committed: Committed

@@ -9,8 +9,9 @@ from torch import Tensor
 from lvspec.ops import Acceptance
 from lvspec.phases.slots import Draft
 
-Traced = tuple[Draft, Tensor, Tensor | None, Acceptance]
-"""What a trace keeps of an iteration: what was verified, wanted, how relevant, what stood."""
+Traced = tuple[Draft, Tensor, Tensor | None, Tensor, Acceptance]
+"""What a trace keeps of an iteration: what was verified and wanted, how relevant rows were, from
+where on they were anchors, what stood."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Outcome:
         acceptance: What stood.
         wanted: int32 `[B, S]`, the target's choice at each slot.
         relevance: float32 `[B, S]`, or None where it was not computed.
+        thresholds: float32 `[B]`, relevance from which on a row was an anchor.
         report: int64 `[B, HEAD + parts * S]`, see `commit`.
     """
 
@@ -29,6 +31,7 @@ class Outcome:
     acceptance: Acceptance
     wanted: Tensor
     relevance: Tensor | None
+    thresholds: Tensor
     report: Tensor
 
     def trace_tensors(self) -> Traced:
@@ -38,4 +41,4 @@ class Outcome:
         draft = replace(self.draft, tokens=self.draft.tokens.clone(), shape=shape, logits=None)
         relevance = None if self.relevance is None else self.relevance.clone()
         acceptance = Acceptance(*(x.clone() for x in self.acceptance))
-        return draft, self.wanted.clone(), relevance, acceptance
+        return draft, self.wanted.clone(), relevance, self.thresholds.clone(), acceptance

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from lvspec import ops
 from lvspec.phases.sampling import Sampler
+from lvspec.policy import AcceptancePolicy
 from lvspec.reference.kinds import BONUS
+from lvspec.rule import GATE_BINS, strict_rule
 
 
 class DecodeState:
@@ -25,7 +29,8 @@ class DecodeState:
         last_two: int64 `[B, 2]`, the last two committed tokens, the prompt's included.
         regret_used: float32 (float64 for a float64 target) `[B]`, nats.
         finished: bool `[B]`, at first all.
-        is_text: bool `[B]`, whether there is nothing visual in the prompt.
+        rules: Policies of the sequences; the eos ids are those of all.
+        seen: int32 `[B, 64]`, rows of each sequence by their relevance, see `lvspec.ops.gate`.
         sampler: Random numbers of this iteration; None if the target's choice is its best token.
     """
 
@@ -35,13 +40,13 @@ class DecodeState:
         batch_size: int,
         max_new_tokens: int,
         num_slots: int,
-        eos_ids: Tensor,
+        rules: ops.Rules,
         regret_dtype: torch.dtype,
         sampler: Sampler | None = None,
     ) -> None:
-        device = eos_ids.device
+        device = rules.numbers.device
         shape = (batch_size, max_new_tokens + num_slots)
-        self.eos_ids = eos_ids
+        self.rules = rules
         self.max_new_tokens = torch.tensor(max_new_tokens, dtype=torch.int32, device=device)
         self.out_ids = torch.zeros(shape, dtype=torch.int64, device=device)
         self.out_kinds = torch.full(shape, BONUS, dtype=torch.uint8, device=device)
@@ -50,8 +55,13 @@ class DecodeState:
         self.last_two = torch.zeros(batch_size, 2, dtype=torch.int64, device=device)
         self.regret_used = torch.zeros(batch_size, dtype=regret_dtype, device=device)
         self.finished = torch.ones(batch_size, dtype=torch.bool, device=device)
-        self.is_text = torch.zeros(batch_size, dtype=torch.bool, device=device)
+        self.seen = torch.zeros(batch_size, GATE_BINS, dtype=torch.int32, device=device)
         self.sampler = sampler
+
+    @property
+    def eos_ids(self) -> Tensor:
+        """int64 `[F]`."""
+        return self.rules.eos_ids
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that an iteration changes, in the order in which `commit` takes it."""
@@ -67,8 +77,38 @@ class DecodeState:
             self.eos_ids,
         )
 
-    def begin(self, sequence: int, last_prompt_token: Tensor, first_token: Tensor) -> None:
-        """A sequence takes this place of the batch; both tokens int64 `[1]`."""
+    def make_room(self, num_strict_ids: int) -> None:
+        """For so many guarded ids of a sequence; tensors may move."""
+        more = num_strict_ids - self.rules.strict_ids.shape[1]
+        if more > 0:
+            strict_ids = pad(self.rules.strict_ids, (0, more), value=-1)
+            self.rules = self.rules._replace(strict_ids=strict_ids)
+
+    def begin(
+        self,
+        sequence: int,
+        last_prompt_token: Tensor,
+        first_token: Tensor,
+        policy: AcceptancePolicy,
+        is_text: Tensor,
+    ) -> None:
+        """A sequence takes this place of the batch.
+
+        Args:
+            sequence: The place.
+            last_prompt_token, first_token: int64 `[1]`.
+            policy: Of the sequence, with no more `strict_ids` than there is room for.
+            is_text: bool scalar, whether there is nothing visual in the prompt: then a policy that
+                looks at relevance is strict.
+        """
+        columns = self.rules.strict_ids.shape[1]
+        rules = ops.Rules.of([policy], (), is_text.device, num_strict_ids=columns)
+        numbers = rules.numbers
+        if policy.needs_relevance:
+            numbers = torch.where(is_text, numbers.new_tensor([strict_rule(policy.rule)]), numbers)
+        self.rules.numbers[sequence] = numbers[0]
+        self.rules.strict_ids[sequence] = rules.strict_ids[0]
+        self.seen[sequence] = 0
         self.out_ids[sequence, :1] = first_token
         self.out_kinds[sequence, 0] = BONUS
         self.out_relevance[sequence].fill_(torch.nan)

@@ -45,8 +45,8 @@ def gate(
       equals the lowest.
     - It is *found* if there are at least `gate_rows` rows and the two means, `s1 / n1` and `s0 /
       n0`, are at least 4 apart: one octave. `s1 n0 - s0 n1 >= 4 n0 n1`.
-    - Found, `anchor_threshold` becomes the lower end of bin k + 1. Not found, the rule becomes the
-      one of exact matches (`lvspec.rule.strict_rule`), but keeps `gate_rows`.
+    - Found, `anchor_threshold` becomes the lower end of bin k + 1. Not found, nothing but exact
+      matches is accepted: `anchor_threshold` and `anchor_regret` become -inf, `shift_window` 0.
 
     Example: relevances 1/64 (bin 40) six times and 1/4 (bin 56) twice. Every cut from 40 to 55
     parts them, the lowest counts: the threshold is the lower end of bin 41, 5/256.

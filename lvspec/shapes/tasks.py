@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lvspec.engine.result import Generation
 from lvspec.models.loading import Pair
-from lvspec.policy import DEFAULT_ANCHOR_THRESHOLD
 from lvspec.shapes import evaluation, pair
 from lvspec.shapes.captions import read_attributes
 from lvspec.shapes.evaluation import Clip
@@ -28,7 +27,8 @@ class Task:
         token_anchors: For each new token whether the video decides it, by the caption's words.
         oracle_gate: A scorer that knows the anchors, for ablations: use it with 0.5.
         read: What a caption states: attributes to values.
-        anchor_threshold: Calibrated on the calibration split.
+        anchor_threshold: Set by hand on the calibration split, for comparison: `lvspec()` finds
+            its own.
     """
 
     load: Callable[..., Pair]
@@ -46,7 +46,7 @@ TASKS = {
         evaluation.token_anchors,
         evaluation.oracle_gate,
         read_attributes,
-        DEFAULT_ANCHOR_THRESHOLD,
+        pair.ANCHOR_THRESHOLD,
     ),
     "real": Task(
         real_pair.load_real_pair,
