@@ -3,7 +3,8 @@
     python bench/calibrate_embedded.py [--pair embedded] [--clips 96] [--gamma 12] [--json FILE]
 
 What `anchor_threshold="auto"` finds is compared with the threshold that was chosen from this table
-(`Task.anchor_threshold`): the cliff is steep, so that keeps a margin to the first that loses captions.
+(`Task.anchor_threshold`): the cliff is steep, so that keeps a margin to the first that loses
+captions.
 """
 
 from __future__ import annotations

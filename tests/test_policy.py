@@ -8,14 +8,12 @@ import pickle
 import pytest
 
 from lvspec.policy import (
-    DEFAULT_ANCHOR_THRESHOLD,
     MAX_MISMATCHES,
     PRESETS,
     AcceptancePolicy,
-    Rule,
-    as_float32,
     largest_top_entropy,
 )
+from lvspec.rule import Rule, as_float32
 
 
 def test_default_is_exact():
@@ -25,15 +23,18 @@ def test_default_is_exact():
 
 
 def test_presets():
-    strict, lvspec, fly, typical, relaxed = map(AcceptancePolicy.preset, PRESETS)
-    assert [p.name for p in (strict, lvspec, fly, typical, relaxed)] == list(PRESETS)
-    assert strict.is_exact and not any(p.is_exact for p in (lvspec, fly, typical, relaxed))
-    assert lvspec.anchor_threshold == DEFAULT_ANCHOR_THRESHOLD and lvspec.needs_relevance
-    assert (lvspec.top_k, lvspec.shift_window) == (5, 2)
+    strict, lvspec, fly, typical, relaxed, chance = map(AcceptancePolicy.preset, PRESETS)
+    assert [p.name for p in (strict, lvspec, fly, typical, relaxed, chance)] == list(PRESETS)
+    assert strict.is_exact and not any(p.is_exact for p in (lvspec, fly, typical, relaxed, chance))
+    assert lvspec.anchor_threshold == "auto" and lvspec.needs_relevance and lvspec.is_calibrating
+    assert (lvspec.top_k, lvspec.shift_window, lvspec.shift_regret) == (5, 2, 2.0)
+    assert (lvspec.max_regret, lvspec.anchor_regret) == (2.0, 0.25)
+    assert (chance.random_share, chance.random_seed) == (0.75, 0)
+    assert AcceptancePolicy.random_relaxation(0.5, 7).rule.random_seed == 7
     assert (fly.min_entropy, fly.entropy_top, fly.window) == (0.3, 3, 5)
     assert (typical.typical_eps, typical.typical_delta) == (0.3, 0.09)
     assert (relaxed.top_k, relaxed.max_regret) == (10, 0.6)
-    assert not any(p.needs_relevance for p in (fly, typical, relaxed))
+    assert not any(p.needs_relevance for p in (fly, typical, relaxed, chance))
     assert [p.needed_top_k for p in (strict, lvspec, fly, typical, relaxed)] == [1, 5, 3, 1, 10]
 
 
@@ -45,7 +46,9 @@ def test_presets_take_overrides():
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="expected one of strict, lvspec, fly, typical, relaxed"):
+    with pytest.raises(
+        ValueError, match="expected one of strict, lvspec, .*, random_relaxation"
+    ):
         AcceptancePolicy.preset("lossless")
     with pytest.raises(ValueError, match="got 'preset'"):
         AcceptancePolicy.preset("preset")
@@ -91,6 +94,14 @@ def test_replace_checks_again():
         ({"window": 64}, "window: expected an integer from 0 to 63, got 64"),
         ({"max_run": 0}, "max_run: expected an integer >= 1, got 0"),
         ({"regret_budget": -1}, "regret_budget: expected a number of nats >= 0"),
+        ({"anchor_regret": -1}, "anchor_regret: expected a number of nats >= 0"),
+        ({"shift_regret": -1}, "shift_regret: expected a number of nats >= 0"),
+        ({"regret_budget": 1, "regret_rate": -1}, "regret_rate: expected a number >= 0"),
+        ({"regret_rate": 0.1}, "regret_rate: expected 0 without a regret_budget"),
+        ({"path_regret": -1}, "path_regret: expected a number >= 0"),
+        ({"anchor_threshold": math.inf, "random_share": 1.1}, "random_share: expected a share in"),
+        ({"anchor_threshold": 0.5, "random_share": 0.5}, "anchor_threshold: expected inf with a"),
+        ({"random_seed": 65536}, "random_seed: expected an integer from 0 to 65535"),
         ({"strict_ids": (1, -2)}, "strict_ids: expected an integer >= 0, got -2"),
         ({"eos_ids": (-1,)}, "eos_ids: expected an integer >= 0, got -1"),
         ({"name": "strict", "shift_window": 2}, "shift_window: expected 0 in the strict preset"),
@@ -110,6 +121,7 @@ def test_values_that_make_no_sense(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"anchor_threshold": "Auto"}, "anchor_threshold: expected a number, got 'Auto'"),
         ({"anchor_threshold": None}, "anchor_threshold: expected a number, got None"),
         ({"max_regret": "1"}, "max_regret: expected a number, got '1'"),
         ({"min_prob": True}, "min_prob: expected a number, got True"),
@@ -130,7 +142,8 @@ def test_values_of_a_wrong_type(fields, message):
 
 def test_rule_of_a_policy_without_limits():
     inf = math.inf
-    expected = Rule(-inf, inf, 0, -inf, -inf, -inf, -inf, 3, 0, 0, MAX_MISMATCHES, inf)
+    limits = (0, -inf, -inf, -inf, -inf, 3)
+    expected = Rule(*(-inf, -inf, inf, *limits, 0, inf, 0, MAX_MISMATCHES, inf, 0, 1, 0, -1, 0))
     assert AcceptancePolicy().rule == expected
 
 

@@ -43,7 +43,7 @@ POLICY_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "max_run": (int, "mismatches in a row at most, >= 1"),
     "regret_budget": (float, "summed regret in nats at most, for each caption, >= 0"),
     "regret_rate": (float, "nats by which --regret-budget grows with every token, >= 0"),
-    "path_regret": (float, "tokens that a nat weighs where paths of a tree compete (default 1)"),
+    "path_regret": (float, "tokens that a nat weighs where paths compete, >= 0 (default 1)"),
     "random_share": (float, "share of the rows that are loose by chance, 0 to 1: a baseline"),
     "random_seed": (int, "of that chance, 0 to 65535 (default 0)"),
 }

@@ -8,13 +8,14 @@ import random
 
 import pytest
 import torch
+from policies import gated
 
 from lvspec import AcceptancePolicy, DecodeConfig, GenerationInterrupted, NonFiniteLogits
 from lvspec.engine.api import generate, generate_many
 
 POLICIES = {
     "strict": AcceptancePolicy.strict(),
-    "loose": AcceptancePolicy.lvspec(anchor_threshold=0.12, regret_budget=3.0),
+    "loose": gated(0.12, regret_budget=3.0),
 }
 
 

@@ -10,14 +10,15 @@ from functools import partial
 
 import pytest
 import torch
+from policies import gated
 
 from lvspec import AcceptancePolicy, DecodeConfig, Decoder, DynamicTree, generate
 from lvspec.cli.terminal import statistics_line
 from lvspec.engine import gate
 
 GATED = 0.16  # of the random target a fifth of the rows have more
-LOOSE = AcceptancePolicy.lvspec(anchor_threshold=GATED, top_k=8, shift_window=3)
-OPEN = AcceptancePolicy.lvspec(anchor_threshold=math.inf, top_k=8, shift_window=3)
+LOOSE = gated(GATED, top_k=8, shift_window=3)
+OPEN = gated(math.inf, top_k=8, shift_window=3)
 STRICT = AcceptancePolicy.strict()
 WAYS = {
     "chain": (True, {}),
@@ -104,7 +105,7 @@ def _warnings_of(call):
 
 def test_a_threshold_that_does_not_fit_is_said_once(random_pair, run, visual):
     target = copy.deepcopy(random_pair[0])
-    high = AcceptancePolicy.lvspec(anchor_threshold=0.9, top_k=2)
+    high = gated(0.9, top_k=2)
     found, said = _warnings_of(lambda: run(visual, high, target=target))
     assert [each.stats.gate for each in found] == ["flags nothing"] * 2
     assert [each.stats.anchor_share for each in found] == [0, 0]
@@ -115,7 +116,7 @@ def test_a_threshold_that_does_not_fit_is_said_once(random_pair, run, visual):
     assert "got 0.9, which took 0 of 39 rows for anchors: nothing is checked strictly" in said[0]
     assert _warnings_of(lambda: run(visual[0], high, target=target))[1] == []
 
-    low = AcceptancePolicy.lvspec(anchor_threshold=1e-9, top_k=2)
+    low = gated(1e-9, top_k=2)
     found, said = _warnings_of(lambda: run(visual[0], low, target=target))
     assert (found.stats.gate, found.stats.anchor_share) == ("flags everything", 1)
     assert len(said) == 1 and "39 of 39 rows" in said[0]
@@ -127,7 +128,7 @@ def test_a_threshold_that_does_not_fit_is_said_once(random_pair, run, visual):
 def test_what_says_nothing_is_not_said(random_pair, run, visual, texts):
     """Few rows, no gate, a strict policy, a gate that works, and text."""
     target = copy.deepcopy(random_pair[0])
-    high = AcceptancePolicy.lvspec(anchor_threshold=0.9, top_k=2)
+    high = gated(0.9, top_k=2)
     calls = [
         (visual[0], high, {"max_new_tokens": 32}),  # the first token has no row of a pass
         (visual[0], OPEN, {}),

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from policies import gated
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.reference.kinds import KIND_NAMES
@@ -15,12 +16,12 @@ from lvspec.reference.kinds import KIND_NAMES
 GATED = 0.12  # about the median relevance of the random target
 POLICIES = {
     "strict": AcceptancePolicy.strict(),
-    "no gate": AcceptancePolicy.lvspec(anchor_threshold=math.inf, top_k=2),
-    "gate": AcceptancePolicy.lvspec(anchor_threshold=GATED, top_k=2, shift_window=0),
-    "gate and shifts": AcceptancePolicy.lvspec(anchor_threshold=GATED, shift_window=3),
-    "every row an anchor, shifts": AcceptancePolicy.lvspec(anchor_threshold=-math.inf),
-    "budget": AcceptancePolicy.lvspec(anchor_threshold=math.inf, regret_budget=0.5),
-    "window": AcceptancePolicy.lvspec(anchor_threshold=math.inf, top_k=16, window=1),
+    "no gate": gated(math.inf, top_k=2),
+    "gate": gated(GATED, top_k=2, shift_window=0),
+    "gate and shifts": gated(GATED, shift_window=3),
+    "shifts alone": gated(math.inf, max_regret=0.0, shift_window=3),
+    "budget": gated(math.inf, regret_budget=0.5),
+    "window": gated(math.inf, top_k=16, window=1),
     "relaxed": AcceptancePolicy.relaxed(top_k=16, max_regret=1.0),
     "typical": AcceptancePolicy.typical(),
     "fly": AcceptancePolicy.fly(window=1),
@@ -111,7 +112,7 @@ def test_policies_differ(random_pair, noisy_draft, inputs):
     assert all(tau["strict"] < tau[name] for name in ("gate", "no gate", "budget"))
     assert runs["budget"].stats.regret <= 0.5
     loose = {name: run.stats.counts["loose"] > 0 for name, run in runs.items()}
-    without = ("strict", "every row an anchor, shifts")
+    without = ("strict", "shifts alone")
     assert loose == {name: name not in without for name in POLICIES}
     assert sum(run.stats.counts["shift"] for run in runs.values())
 
@@ -161,7 +162,7 @@ def test_relevance_is_not_computed_where_nothing_needs_it(random_pair, inputs):
 
 def test_scorer_by_name_and_by_function(random_pair, noisy_draft, inputs):
     target = random_pair[0]
-    policy = AcceptancePolicy.lvspec(anchor_threshold=0.5, shift_window=0)
+    policy = gated(0.5, shift_window=0)
 
     def everything(output):
         return torch.ones(output.logits.shape[:2])

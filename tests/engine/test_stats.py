@@ -152,7 +152,8 @@ def test_recording_reads_nothing():
     trace, ids = Trace(), torch.zeros(1, 6, dtype=torch.int64, device="meta")
     draft = Draft(ids, DraftShape.chain(5, batch_size=1, device=torch.device("meta")))
     num_accepted = _int32(3).to("meta")
-    trace.add(draft, ids, ids.float(), Acceptance(ids, num_accepted, num_accepted, ids, ids))
+    acceptance = Acceptance(ids, num_accepted, num_accepted, ids, ids)
+    trace.add(draft, ids, ids.float(), ids[:, 0].float(), acceptance)
     with pytest.raises((RuntimeError, NotImplementedError), match="[Mm]eta"):
         trace.steps()
 

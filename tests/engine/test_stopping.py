@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from policies import gated
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
@@ -185,7 +186,7 @@ class After(StoppingCriteria):
         return torch.tensor([found])
 
 
-@pytest.mark.parametrize("policy", [STRICT, AcceptancePolicy.lvspec(anchor_threshold=0.12)])
+@pytest.mark.parametrize("policy", [STRICT, gated(0.12)])
 def test_criteria_are_asked_after_every_token(pair, prompts, policy):
     free = _run(pair, prompts[0], policy=policy)
     tokens, length = free.tokens[0].tolist(), prompts[0]["input_ids"].shape[1]

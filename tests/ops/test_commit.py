@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from policies import begin, strict_rules
 
 from lvspec import ops
 from lvspec.engine.mailbox import Report
@@ -24,7 +25,7 @@ def case(seed, dtype=torch.float32):
         batch_size=batch,
         max_new_tokens=int(draw(1, 40)),
         num_slots=slots,
-        eos_ids=draw(0, 30, int(draw(0, 3))),
+        rules=strict_rules(batch, draw(0, 30, int(draw(0, 3))).tolist()),
         regret_dtype=dtype,
     )
     state.finished.copy_(draw(0, 4, batch) == 0)
@@ -60,11 +61,11 @@ def test_written_by_hand():
         batch_size=2,
         max_new_tokens=6,
         num_slots=5,
-        eos_ids=torch.tensor([22]),
+        rules=strict_rules(2, [22]),
         regret_dtype=torch.float32,
     )
-    state.begin(0, torch.tensor([7]), torch.tensor([10]))
-    state.begin(1, torch.tensor([7]), torch.tensor([10]))
+    for place in (0, 1):
+        begin(state, place, 7, 10)
     state.num_out[1] = 4
     kv_len = torch.tensor([30, 40], dtype=torch.int32)
     report = append(
@@ -106,10 +107,10 @@ def test_what_the_host_wants_to_know_of_each_token():
         batch_size=1,
         max_new_tokens=9,
         num_slots=4,
-        eos_ids=torch.tensor([22]),
+        rules=strict_rules(1, [22]),
         regret_dtype=torch.float32,
     )
-    state.begin(0, torch.tensor([7]), torch.tensor([1]))
+    begin(state, 0, 7, 1)
     kv_len = torch.tensor([30], dtype=torch.int32)
     tokens = torch.tensor([[1, 2, 3, 4]])
     logits = torch.zeros(1, 4, 6)
@@ -130,12 +131,13 @@ def test_what_the_host_wants_to_know_of_each_token():
     relevance = torch.tensor([[0.1, 0.9, 0.5, 0.2]])
     cache = SimpleNamespace(kv_len=kv_len)
     given = (state, cache, draft, acceptance, relevance, stats.lse)
-    report = commit(*given, regrets=costs, anchor_threshold=0.2)
+    report = commit(*given, regrets=costs, thresholds=torch.tensor([0.2]))
     (found,) = [Report.of(row, 4) for row in report.tolist()]
     assert found == Report(
         *(4, False, NO_NAN, 2, 4, 0.75, [3, 4, 5, 5]),
         regrets=[0.75, 0, 0, 0],
         anchors=[False, True, True, False],
+        threshold=float(torch.tensor(0.2)),
     )
     assert Report.of(commit(*given, regrets=costs)[0].tolist(), 4).anchors == []
     assert Report.of(commit(*given)[0].tolist(), 4).regrets == []

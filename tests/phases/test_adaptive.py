@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from policies import gated
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.engine.api import generate_many
@@ -24,7 +25,7 @@ OPTIONS = {
     "both": {"adaptive": True, "cost_ratio": 0.2, "stop_at_unsure_anchors": CONFIDENCE},
 }
 STRICT = AcceptancePolicy.strict()
-LOOSE = AcceptancePolicy.lvspec(anchor_threshold=0.12, regret_budget=3.0)
+LOOSE = gated(0.12, regret_budget=3.0)
 
 
 @pytest.fixture(scope="module")

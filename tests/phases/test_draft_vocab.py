@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from policies import gated
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, generate, ops
 from lvspec.engine.decoder import Decoder
@@ -14,7 +15,7 @@ from lvspec.phases.draft import DraftSource, ModelDrafter
 from lvspec.phases.draft.factory import make_drafter
 
 STRICT = AcceptancePolicy.strict()
-LOOSE = AcceptancePolicy.lvspec(anchor_threshold=0.12, regret_budget=3.0)
+LOOSE = gated(0.12, regret_budget=3.0)
 IDS = tuple(range(9, 220, 3))
 WAYS = {
     "chain": ("model", {}),

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from policies import begin, gated, strict_rules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
@@ -103,13 +104,13 @@ def test_no_host_reads():
         batch_size=3,
         max_new_tokens=10,
         num_slots=5,
-        eos_ids=NONE,
+        rules=strict_rules(3, []),
         regret_dtype=torch.float32,
     )
     for place, prompt in ((0, [1, 2, 3, 1, 2]), (2, [6, 9, 8, 7, 9])):
         prompt = torch.tensor([prompt])
         drafter.prefill(None, place, prompt=prompt, target_cache=None)
-        state.begin(place, prompt[0, -1:], torch.tensor([3 if place == 0 else 9]))
+        begin(state, place, int(prompt[0, -1]), 3 if place == 0 else 9)
     with pytest.raises(AssertionError, match="reads from the device"), NoHostReads():
         int(state.num_out[0])
     with NoHostReads():
@@ -124,10 +125,14 @@ def test_no_host_reads():
 def test_more_room_keeps_the_prompts():
     drafter = NGramDrafter(gamma=2, ngram_max=3, never=(), device=torch.device("cpu"))
     state = DecodeState(
-        batch_size=1, max_new_tokens=4, num_slots=3, eos_ids=NONE, regret_dtype=torch.float32
+        batch_size=1,
+        max_new_tokens=4,
+        num_slots=3,
+        rules=strict_rules(1, []),
+        regret_dtype=torch.float32,
     )
     prompt = torch.tensor([[8, 9, 7]])
-    state.begin(0, prompt[0, -1:], torch.tensor([8]))
+    begin(state, 0, 7, 8)
     drafter.allocate(batch_size=1, capacity=10)
     drafter.prefill(None, 0, prompt=prompt, target_cache=None)
     drafter.allocate(batch_size=1, capacity=17)
@@ -184,7 +189,7 @@ def test_something_is_accepted(target, prompts):
 
 
 def test_a_list_of_prompts_and_places_taken_again(target, prompts):
-    policy = AcceptancePolicy.lvspec(anchor_threshold=0.12)
+    policy = gated(0.12)
     config = _config()
     alone = [generate(target, "ngram", p, policy=policy, config=config) for p in prompts]
     together = generate(target, "ngram", prompts, policy=policy, config=config)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from policies import gated
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.generation import logits_process
 
@@ -396,7 +397,7 @@ def _config(**config):
     return DecodeConfig(**{**defaults, **config})
 
 
-POLICIES = [STRICT, AcceptancePolicy.lvspec(anchor_threshold=0.12)]
+POLICIES = [STRICT, gated(0.12)]
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=["strict", "loose"])

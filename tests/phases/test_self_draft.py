@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from policies import gated
 
 from lvspec import (
     AcceptancePolicy,
@@ -94,7 +95,7 @@ def test_what_is_left_out_is_missed(target, prompts):
 
 
 def test_a_loose_policy_in_a_batch(target, prompts):
-    policy = AcceptancePolicy.lvspec(anchor_threshold=0.12, regret_budget=3.0)
+    policy = gated(0.12, regret_budget=3.0)
     config = _config(draft_keep=0.1)
     alone = [generate(target, "self", prompt, policy=policy, config=config) for prompt in prompts]
     together = generate(target, "self", prompts, policy=policy, config=config)

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from policies import gated
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, generate
 from lvspec.engine.api import generate_many
@@ -26,8 +27,8 @@ TREES = {
 THRESHOLD = 0.12  # of the draft's peak: some rows are anchors, some are not
 POLICIES = {
     "strict": AcceptancePolicy.strict(),
-    "loose": AcceptancePolicy.lvspec(anchor_threshold=0.12, regret_budget=3.0),
-    "no gate": AcceptancePolicy.lvspec(anchor_threshold=math.inf, top_k=3),
+    "loose": gated(0.12, regret_budget=3.0),
+    "no gate": gated(math.inf, top_k=3),
 }
 
 
