@@ -120,8 +120,10 @@ class Sequence:
             kept = self.stopping.first_stop(ids, len(output), len(tokens))
         tokens = tokens[:kept]
         self.tokens += tokens
-        anchors = report.anchors[: len(tokens)] if report is not None and report.anchors else []
-        self.anchors += anchors or [False] * len(tokens)
+        # A neighbour's gate may have had rows looked at that decide nothing here.
+        is_gated = report is not None and self.stats.is_gated
+        anchors = report.anchors[: len(tokens)] if is_gated else [False] * len(tokens)
+        self.anchors += anchors
         if report is not None:  # before a streamer can interrupt
             shown = len(tokens)
             self.stats.add(
@@ -129,7 +131,7 @@ class Sequence:
                 report.num_slots,
                 max(report.regret_used - sum(report.regrets[shown:]), 0.0),
                 num_tokens=shown,
-                num_anchors=sum(report.anchors[:shown]),
+                num_anchors=sum(anchors),
                 threshold=report.threshold,
                 is_warm_up=is_warm_up,
             )

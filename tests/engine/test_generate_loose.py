@@ -114,7 +114,6 @@ def test_policies_differ(random_pair, noisy_draft, inputs):
     loose = {name: run.stats.counts["loose"] > 0 for name, run in runs.items()}
     without = ("strict", "shifts alone")
     assert loose == {name: name not in without for name in POLICIES}
-    assert sum(run.stats.counts["shift"] for run in runs.values())
 
 
 def test_gate_by_independent_relevance(random_pair, noisy_draft, make_prompt, hf_rows):
