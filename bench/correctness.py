@@ -47,6 +47,10 @@ def _accept(case: Case, inputs: case_inputs.AcceptInputs) -> None:
         checks.check_accept(inputs, policy, ops.accept(*inputs, policy))
 
 
+def _gate(case: Case, inputs: case_inputs.GateInputs) -> None:
+    checks.check_gate(inputs, ops.gate(*inputs))
+
+
 def _accept_sampled(case: Case, inputs: case_inputs.SampledInputs) -> None:
     checks.check_accept_sampled(inputs, ops.accept_sampled(*inputs))
 
@@ -75,6 +79,7 @@ RUNS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "logit_stats": (case_inputs.logits_of, _logit_stats),
     "accept": (case_inputs.accept_inputs, _accept),
     "accept_sampled": (case_inputs.sampled_inputs, _accept_sampled),
+    "gate": (case_inputs.gate_inputs, _gate),
     "commit_kv": (case_inputs.commit_inputs, _commit_kv),
     "visual_importance": (case_inputs.importance_inputs, _visual_importance),
     "expand_tree": (case_inputs.expand_inputs, _expand_tree),

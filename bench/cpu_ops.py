@@ -19,12 +19,11 @@ from ops import case_inputs, cases, checks, peers
 from ops.cases import Case, Shape
 
 from lvspec import ops, reference
-from lvspec.policy import AcceptancePolicy
 
 EMBEDDED = Shape("embedded", 4, 2, 64, 12, 256, 1024)
 CPU = torch.device("cpu")
 TOP_K = 5
-LVSPEC = AcceptancePolicy.lvspec()
+LVSPEC = case_inputs.POLICIES["lvspec"]
 
 Call = Callable[[], Any]
 Row = tuple[str, Case, torch.dtype, Callable[[Any], Call], int, dict[str, Call]]
@@ -51,6 +50,13 @@ def accept(case: Case, dtype: torch.dtype) -> Row:
     checks.check_accept(inputs, LVSPEC, ops.accept(*inputs, LVSPEC))
     call = lambda room: lambda: room.accept(*inputs, LVSPEC)
     return "accept", case, dtype, call, case_inputs.accept_bytes(case, inputs), {}
+
+
+def gate(case: Case, dtype: torch.dtype) -> Row:
+    inputs = case_inputs.gate_inputs(case, CPU, dtype)
+    checks.check_gate(inputs, ops.gate(*inputs))
+    call = lambda room: lambda: room.gate(*inputs)
+    return "gate", case, dtype, call, case_inputs.gate_bytes(case, inputs), {}
 
 
 def accept_sampled(case: Case, dtype: torch.dtype) -> Row:
@@ -101,6 +107,7 @@ def rows() -> list[Row]:
             found.append(accept(chain, dtype))
             found.append(accept(tree, dtype))
             found.append(accept_sampled(chain, dtype))
+            found.append(gate(chain, dtype))
             found.append(commit_kv(tree, dtype))
             found.append(visual_importance(chain, dtype))
             found.append(expand_tree(Case(shape, 0, 8, 1, is_tree=True), dtype))

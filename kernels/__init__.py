@@ -2,7 +2,8 @@
 
 One operation a file or folder, named like its specification in `lvspec.reference`. A kernel trusts
 its arguments: `lvspec.ops`, its only caller, has checked shapes, dtypes and devices. It knows
-numbers, not policies, and nothing here imports transformers or another part of lvspec.
+numbers, not policies, and nothing here imports transformers or another part of lvspec, but for
+`lvspec.rule`, which says what number stands where.
 """
 
 if __name__ != "lvspec.kernels":

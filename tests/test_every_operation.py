@@ -7,6 +7,7 @@ from torch._subclasses import FakeTensorMode
 from lvspec import ops, reference, tree
 from lvspec.ops import registry
 from lvspec.policy import AcceptancePolicy
+from lvspec.rule import GATE_BINS
 
 B, HQ, HKV, S, N, D, V, L, K = 3, 6, 2, 5, 19, 7, 11, 2, 5
 BACKEND = ops.active_backend("cpu")
@@ -49,6 +50,13 @@ def arguments(name, dtype=torch.float32):
             "num_slots": int32(B, high=S) + 1,
             "uniforms": torch.rand(B, S),
             "temperature": 0.7,
+        }
+    if name == "gate":
+        return {
+            "relevance": torch.rand(B, S) ** 4,
+            "num_slots": int32(B, high=S) + 1,
+            "rule": torch.tensor([POLICY.rule] * B),
+            "seen": int32(B, GATE_BINS, high=3),
         }
     if name == "commit_kv":
         path = torch.tensor([[0, 1, 3, -1, -1]] * B, dtype=torch.int32)
@@ -119,6 +127,8 @@ def variants(name):
         yield {**one, "draft_logits": torch.randn(B, 0, V)}
     if name == "commit_kv":
         yield {cache: torch.randn(B, HKV, N, D) for cache in ("k_cache", "v_cache")}
+    if name == "gate":
+        yield {"relevance": torch.rand(B, S, dtype=torch.float64) ** 4}
     if name in ("logit_stats", "expand_tree", "visual_importance"):
         yield arguments(name, torch.float64)
         yield arguments(name, torch.bfloat16)
@@ -188,27 +198,43 @@ def test_compiles_whole(name, backend):
     assert all(map(torch.equal, got, expected))
 
 
-def test_id_tensors_are_made_once():
-    _, first = handed_over("accept")
-    _, second = handed_over("accept")
-    schema = torch.ops.lvspec.accept.default._schema
-    for position, argument in enumerate(schema.arguments):
-        if argument.name in ("strict_ids", "eos_ids"):
-            assert first[position] is second[position]
+def policy_tensors(**changes):
+    """What is handed to accept of its policy."""
+    operation, args = handed_over("accept", **changes)
+    names = [argument.name for argument in operation._schema.arguments]
+    given = dict(zip(names, args))
+    return [given[name] for name in ("rule", "strict_ids", "eos_ids")]
+
+
+def test_tensors_of_a_policy_are_made_once():
+    for first, second in zip(policy_tensors(), policy_tensors(), strict=True):
+        assert first is second
 
 
 def test_accept_hands_over_the_rule():
-    """The numbers of the schema are the fields of the rule, in order."""
-    schema = torch.ops.lvspec.accept.default._schema
-    numbers = [a.name for a in schema.arguments if "Tensor" not in str(a.type)]
-    assert numbers == list(POLICY.rule._fields)
-    _, args = handed_over("accept")
-    assert tuple(args[-len(numbers) :]) == POLICY.rule
+    """A row of numbers a sequence, in the order of the rule's fields; ids padded with -1."""
+    rule, strict_ids, eos_ids = policy_tensors()
+    assert rule.tolist() == [list(POLICY.rule)] * B
+    assert strict_ids.tolist() == [[4]] * B and eos_ids.tolist() == [1, 2]
+    policies = [POLICY, AcceptancePolicy.fly(), AcceptancePolicy(strict_ids=(7, 3))]
+    rules = ops.Rules.of(policies, (9,), torch.device("cpu"), num_strict_ids=3)
+    rule, strict_ids, eos_ids = policy_tensors(policy=rules)
+    assert rule.tolist() == [list(policy.rule) for policy in policies]
+    assert strict_ids.tolist() == [[4, -1, -1], [-1] * 3, [3, 7, -1]]
+    assert eos_ids.tolist() == [9]
+    assert ops.Rules.of(policies, (), torch.device("cpu")).strict_ids.shape == (3, 2)
+    assert ops.Rules.of([], (), torch.device("cpu")).numbers.shape == (0, len(POLICY.rule))
 
 
 def changed(name, key, change):
     value = arguments(name)[key]
     return {key: change(value)}
+
+
+def rules(policy, **changes):
+    """The tensors of a policy, some of them changed."""
+    made = ops.Rules.of([policy] * B, policy.eos_ids, torch.device("cpu"))
+    return made._replace(**{name: change(getattr(made, name)) for name, change in changes.items()})
 
 
 # operation, argument, what is done to it, what the message says
@@ -287,6 +313,38 @@ MISTAKES = [
     ),
     ("accept", "relevance", lambda x: x.half(), "relevance: expected dtype float32 or float64"),
     ("accept", "relevance", lambda x: None, "relevance: expected a tensor, .*anchor_threshold"),
+    (
+        "accept",
+        "policy",
+        lambda x: rules(x, numbers=lambda y: y[:2]),
+        r"policy.numbers: .*\(3, 19\)",
+    ),
+    (
+        "accept",
+        "policy",
+        lambda x: rules(x, numbers=lambda y: y.double()),
+        "policy.numbers: .*float32",
+    ),
+    (
+        "accept",
+        "policy",
+        lambda x: rules(x, strict_ids=lambda y: y[0]),
+        r"policy.strict_ids: .*\[B, E\]",
+    ),
+    (
+        "accept",
+        "policy",
+        lambda x: rules(x, eos_ids=lambda y: y.int()),
+        "policy.eos_ids: .*dtype int64",
+    ),
+    ("gate", "relevance", lambda x: x[0], r"relevance: expected shape \[B, S\], got \(5,\)"),
+    ("gate", "relevance", lambda x: x[:, :0], "relevance: expected 1 to 64 slots S, got 0"),
+    ("gate", "relevance", lambda x: x.half(), "relevance: expected dtype float32 or float64, got"),
+    ("gate", "num_slots", lambda x: x.long(), "num_slots: expected dtype int32, got"),
+    ("gate", "rule", lambda x: x[:, :-1], r"rule: expected shape \(3, 19\), got \(3, 18\)"),
+    ("gate", "rule", lambda x: x.double(), "rule: expected dtype float32, got"),
+    ("gate", "seen", lambda x: x[:, :63], r"seen: expected shape \(3, 64\), got \(3, 63\)"),
+    ("gate", "seen", lambda x: x.long(), "seen: expected dtype int32, got"),
     ("accept", "regret_used", lambda x: x[:2], r"regret_used: expected shape \(3,\), got \(2,\)"),
     (
         "accept_sampled",

@@ -19,10 +19,10 @@ from lvspec import environment
 ROOT = Path(__file__).resolve().parents[1]
 
 # Imports point down this list: a package (or one of the few files beside them) imports from a floor
-# below its own, where `kernels` has none: lvspec.ops alone imports it, and it imports nothing of
-# lvspec. What is not named here has no place in lvspec/.
+# below its own, where `kernels` has none: lvspec.ops alone imports it, and it imports `rule` alone,
+# the names of a policy's numbers. What is not named here has no place in lvspec/.
 FLOORS = [
-    {"checkpoint", "checks", "environment", "tree", "warmup"},
+    {"checkpoint", "checks", "environment", "rule", "tree", "warmup"},
     {"policy", "tree_shapes", "video"},
     {"config", "reference"},
     {"ops"},
@@ -210,7 +210,8 @@ def faults(graph):
             wrong.append(f"{module} has no place in FLOORS")
         for other in sorted(imported):
             if module == "kernels":
-                wrong.append(f"kernels imports {other}")
+                if other != "rule":
+                    wrong.append(f"kernels imports {other}, which is not rule")
             elif other == "kernels":
                 if module != "ops":
                     wrong.append(f"{module} imports kernels, which is for ops alone")
@@ -259,7 +260,7 @@ def test_no_files_import_each_other_around_a_corner():
     [
         ({"policy": {"ops"}, "ops": set()}, "policy imports ops, which is no floor below"),
         ({"policy": {"video"}, "video": set()}, "policy imports video, which is no floor below"),
-        ({"kernels": {"policy"}, "policy": set()}, "kernels imports policy"),
+        ({"kernels": {"policy"}, "policy": set()}, "kernels imports policy, which is not rule"),
         (
             {"models": {"kernels"}, "kernels": set()},
             "models imports kernels, which is for ops alone",

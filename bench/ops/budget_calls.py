@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lvspec.kernels import verify_attention
-from lvspec.policy import AcceptancePolicy
+from lvspec.rule import GATE_BINS, Rule
 
 CAPABILITY = {"sm80": 80, "sm90": 90, "sm100": 100}
 
@@ -122,11 +122,13 @@ def _acceptance_calls() -> list[Call]:
         logits = _logits(torch.bfloat16, slots)
         tokens = _empty(1, slots, dtype=torch.int64)
         statistics = (_int32(1, slots, kept), _empty(1, slots, kept), *[_empty(1, slots)] * 2)
-        ids = _empty(2, dtype=torch.int64)
+        strict, eos = _empty(1, 2, dtype=torch.int64), _empty(2, dtype=torch.int64)
         draft = (logits, tokens, _int32(1, slots), _int32(1), *statistics)
-        rule = AcceptancePolicy.lvspec().rule
+        scores, rule = _empty(1, slots), _empty(1, len(Rule._fields))
         label = f"bfloat16 S={slots}"
-        calls.append(_call("accept", label, *draft, _empty(1, slots), _empty(1), ids, ids, *rule))
+        calls.append(_call("accept", label, *draft, scores, _empty(1), strict, eos, rule))
+        gated = (scores, _int32(1), rule, _int32(1, GATE_BINS))
+        calls.append(_call("gate", f"S={slots}", *gated))
     logits = _logits(torch.bfloat16, 17)
     draft = (_empty(1, 17, dtype=torch.int64), _int32(1), _empty(1, 17))
     for label, draft_logits in (("draft-logits", logits[:, :-1]), ("no-draft-logits", None)):

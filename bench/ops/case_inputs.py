@@ -10,8 +10,9 @@ from ops.cases import Case, capacity_of, kv_lengths, parents_of
 from ops.reasons import DoesNotFit
 from torch import Tensor
 
-from lvspec import ops, tree
+from lvspec import ops, reference, tree
 from lvspec.policy import AcceptancePolicy
+from lvspec.rule import GATE_BINS
 
 
 def seed(case: Case) -> None:
@@ -116,7 +117,9 @@ class AcceptInputs(NamedTuple):
 
 POLICIES = {
     "strict": AcceptancePolicy.strict(eos_ids=(2,)),
-    "lvspec": AcceptancePolicy.lvspec(eos_ids=(2,), strict_ids=tuple(range(10, 40))),
+    "lvspec": AcceptancePolicy.lvspec(
+        anchor_threshold=0.065, eos_ids=(2,), strict_ids=tuple(range(10, 40))
+    ),
     "fly": AcceptancePolicy.fly(eos_ids=(2,)),
 }
 
@@ -154,6 +157,37 @@ def accept_bytes(case: Case, inputs: AcceptInputs) -> int:
     nodes = case.batch_size * case.num_slots
     read = sum(_bytes(tensor) for tensor in others) + nodes * logits.itemsize
     return read + nodes * 5 + case.batch_size * 16
+
+
+class GateInputs(NamedTuple):
+    """Arguments of `ops.gate`."""
+
+    relevance: Tensor
+    num_slots: Tensor
+    rule: Tensor
+    seen: Tensor
+
+
+def gate_inputs(case: Case, device: torch.device, dtype: torch.dtype) -> GateInputs:
+    """A quarter of the rows looks, here and in some fifty rows before; `dtype` is the logits'."""
+    seed(case)
+    size = (case.batch_size, case.num_slots)
+
+    def rows_of(size: tuple[int, int]) -> Tensor:
+        looks = (torch.rand(size) < 0.25).float()
+        return (-6 + 3 * looks + 0.7 * torch.randn(size)).exp2()
+
+    rule = torch.tensor([AcceptancePolicy.lvspec().rule] * case.batch_size)
+    num_slots = torch.full(size[:1], case.num_slots, dtype=torch.int32)
+    nothing = torch.zeros(case.batch_size, GATE_BINS, dtype=torch.int32)
+    before = rows_of((case.batch_size, 50))
+    seen = reference.gate(before, torch.full_like(num_slots, 50), rule, nothing).seen
+    return GateInputs(*(x.to(device) for x in (rows_of(size), num_slots, rule, seen)))
+
+
+def gate_bytes(case: Case, inputs: GateInputs) -> int:
+    """Rule and counts are read and written."""
+    return _bytes(inputs) + _bytes(inputs.rule) + _bytes(inputs.seen)
 
 
 class SampledInputs(NamedTuple):

@@ -154,14 +154,15 @@ COMPILED = {
 }
 """Where peers that take many seconds to compile are measured."""
 
-_WITHOUT_CONTEXT = {"logit_stats", "accept", "accept_sampled", "expand_tree"}
+_WITHOUT_CONTEXT = {"logit_stats", "accept", "accept_sampled", "gate", "expand_tree"}
 # These know of neither chains nor trees; the last is about trees.
-_WITHOUT_TREES = {"logit_stats", "visual_importance", "expand_tree"}
+_WITHOUT_TREES = {"logit_stats", "gate", "visual_importance", "expand_tree"}
 _USUAL = {
     "verify_attention": _ATTENTION,
     "logit_stats": _LOGITS,
     "accept": _ACCEPT,
     "accept_sampled": [case for case in _ACCEPT if not case.is_tree],
+    "gate": [case for case in _ACCEPT if not case.is_tree],
     "commit_kv": _COMMIT,
     "visual_importance": _IMPORTANCE,
     "expand_tree": _EXPAND,

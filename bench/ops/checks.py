@@ -13,6 +13,7 @@ from ops.case_inputs import (
     AcceptInputs,
     CommitInputs,
     ExpandInputs,
+    GateInputs,
     ImportanceInputs,
     SampledInputs,
     VerifyInputs,
@@ -70,6 +71,12 @@ def check_logit_stats(logits: Tensor, top_k: int, got: ops.LogitStats) -> None:
 
 def check_accept(inputs: AcceptInputs, policy: AcceptancePolicy, got: ops.Acceptance) -> None:
     expected = reference.accept(*inputs, policy)
+    for name, ours, theirs in zip(got._fields, got, expected):
+        _check_equal(name, ours, theirs)
+
+
+def check_gate(inputs: GateInputs, got: ops.Gate) -> None:
+    expected = reference.gate(*inputs)
     for name, ours, theirs in zip(got._fields, got, expected):
         _check_equal(name, ours, theirs)
 

@@ -22,13 +22,16 @@ Launch = tuple[Any, dict[str, Any]]  # a kernel and what it is launched with
 Figures = dict[str, int]
 
 
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+
+
 class Compilation:
     """A launch on a chip of compute capability `capability` (90: sm_90), to be compiled."""
 
     def __init__(self, launch: Launch, capability: int) -> None:
         kernel, given = launch
         arguments = dict(given)
-        self._options = {name: arguments.pop(name) for name in ("num_warps", "num_stages")}
+        self._options = {name: arguments.pop(name) for name in _OPTIONS if name in arguments}
         signature, constants, attributes = {}, {}, {}
         for index, parameter in enumerate(kernel.params):
             value = arguments[parameter.name]
@@ -66,7 +69,7 @@ class Compilation:
         ptx = compiled.asm["ptx"]
         registers, stack = _resources(compiled.asm["cubin"])
         return {
-            **self._options,
+            **{name: self._options[name] for name in ("num_warps", "num_stages")},
             "registers": registers,
             "spilled": stack,
             "shared": compiled.metadata.shared,

@@ -1,14 +1,15 @@
-"""accept: walk down the draft tree and cut the path, one sequence a program.
+"""accept: the best of all paths through the draft tree, one sequence a program.
 
 Reads about `S * (60 + 4 * top_k)` bytes a sequence, of which 32 are the sector of a node's logit;
-writes `5 S + 16`. Its cost is not these bytes but the steps of the walk, one after the other. Grid:
-one program a sequence. Specification: lvspec.reference.accept.
+writes `5 S + 16`. A rule of exact matches reads tokens, parents and best ids only. Its cost is not
+these bytes but the steps down the tree, one after the other. Grid: one program a sequence.
+Specification: lvspec.reference.accept.
 
-Everything a sequence has fits in the registers of one warp: vectors over slots (what a node is) and
-vectors over indices of the path (what became of it), with `slot` for the positions of both. A step
-to an exact child is one integer minimum over the warp, a step to a mismatch a few; no step waits
-for memory. What a mismatch needs in order to stand is written down as the least length of the path
-with which it does, so that the cut is a search for the first mismatch that needs more.
+Everything a sequence has fits in the registers of one warp: vectors over slots, first of what every
+node is, then of what became of the path that ends in it. That follows from its parent's, so a step
+is a few gathers along the parents for all slots at once, and there are as many as the tree is deep,
+or as it can be accepted. Sets of slots are the bits of an integer: the ancestors of a node, whose
+order is that of the path, and the mismatches above it that still wait for their word.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from __future__ import annotations
 import torch
 
 from lvspec.kernels import launch
-from lvspec.kernels.accept.walk import accept_kernel
+from lvspec.kernels.accept.paths import accept_kernel
 
-# One warp, whose minima are single instructions and which has no one to wait for.
-_LAUNCH = {"num_warps": 1, "num_stages": 1}
+# One warp, whose gathers are shuffles and which has no one to wait for. Products are rounded before
+# they are added, as in the specification: scores of paths that are equal there are equal here.
+_LAUNCH = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
 
 
 def accept(
@@ -35,18 +37,7 @@ def accept(
     regret_used: torch.Tensor | None,
     strict_ids: torch.Tensor,
     eos_ids: torch.Tensor,
-    anchor_threshold: float,
-    max_regret: float,
-    top_k: int,
-    min_log_prob: float,
-    typical_log_eps: float,
-    typical_log_delta: float,
-    min_entropy: float,
-    entropy_top: int,
-    shift_window: int,
-    window: int,
-    max_run: int,
-    regret_budget: float,
+    rule: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     """Launch `lvspec.ops.accept`."""
     batch_size, num_rows, vocabulary = logits.shape
@@ -73,18 +64,7 @@ def accept(
             regret_used=regret_used,
             strict_ids=strict_ids,
             eos_ids=eos_ids,
-            anchor_threshold=anchor_threshold,
-            max_regret=max_regret,
-            top_k=top_k,
-            min_log_prob=min_log_prob,
-            typical_log_eps=typical_log_eps,
-            typical_log_delta=typical_log_delta,
-            min_entropy=min_entropy,
-            entropy_top=entropy_top,
-            shift_window=shift_window,
-            window=window,
-            max_run=max_run,
-            regret_budget=regret_budget,
+            rule=rule,
             path=path,
             num_accepted=num_accepted,
             bonus_id=bonus_id,
@@ -92,7 +72,8 @@ def accept(
             regret=regret,
             num_rows=num_rows,
             vocabulary=vocabulary,
-            num_strict_ids=strict_ids.shape[0],
+            kept=top_ids.shape[2],
+            num_strict_ids=strict_ids.shape[1],
             num_eos_ids=eos_ids.shape[0],
             logits_stride_batch=logits.stride(0),
             logits_stride_slot=logits.stride(1),
@@ -115,6 +96,11 @@ def accept(
             relevance_stride_batch=relevance.stride(0) if relevance is not None else 0,
             relevance_stride_slot=relevance.stride(1) if relevance is not None else 0,
             regret_used_stride=regret_used.stride(0) if regret_used is not None else 0,
+            strict_ids_stride_batch=strict_ids.stride(0),
+            strict_ids_stride_id=strict_ids.stride(1),
+            eos_ids_stride=eos_ids.stride(0),
+            rule_stride_batch=rule.stride(0),
+            rule_stride_column=rule.stride(1),
             HAS_RELEVANCE=relevance is not None,
             HAS_REGRET_USED=regret_used is not None,
             BLOCK_S=32 if num_rows <= 32 else 64,

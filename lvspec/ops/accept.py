@@ -54,7 +54,7 @@ class Rules(NamedTuple):
             device: Where.
             num_strict_ids: Columns for `strict_ids`; None: as many as are needed.
         """
-        needed = max((len(policy.strict_ids) for policy in policies), default=0)
+        needed = max([0, *[len(policy.strict_ids) for policy in policies]])
         width = needed if num_strict_ids is None else num_strict_ids
         strict = [[*p.strict_ids, *[-1] * (width - len(p.strict_ids))] for p in policies]
         rules = [policy.rule for policy in policies]

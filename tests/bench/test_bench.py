@@ -18,6 +18,7 @@ OPERATIONS = {
     "logit_stats",
     "accept",
     "accept_sampled",
+    "gate",
     "commit_kv",
     "visual_importance",
     "expand_tree",
@@ -106,8 +107,8 @@ def spoiled(name, ops=ops):
         return result
     setattr(ops, name, call)
 
-for name in ("verify_attention", "logit_stats", "accept", "accept_sampled", "visual_importance",
-             "expand_tree"):
+for name in ("verify_attention", "logit_stats", "accept", "accept_sampled", "gate",
+             "visual_importance", "expand_tree"):
     spoiled(name)
 spoiled("scaled_linear", torch.ops.lvspec)
 ops.commit_kv = lambda *arguments: None
