@@ -119,18 +119,46 @@ class AnchorTree:
         check_count("tree.nodes", self.nodes, most=MAX_SLOTS - 2)
 
 
-Tree = str | Sequence[Sequence[int]] | DynamicTree | AnchorTree
+@dataclass(frozen=True)
+class SkipTree:
+    """A chain of `gamma` tokens with branches made of its own tail, at no cost for the draft.
+
+    A branch leaves one or two tokens of the chain out, those that a draft may have inserted, and
+    goes on behind them; chosen are the branches whose beginnings the draft itself finds most
+    probable. One more, behind them, is what is left of the chain before: where the draft had left
+    out a word, the target has said it meanwhile.
+
+    Args:
+        branches: Branches that leave something out, at most.
+        nodes: Slots of all branches together at most.
+
+    Raises:
+        TypeError: A count is not an integer.
+        ValueError: One is out of range.
+    """
+
+    branches: int = 4
+    nodes: int = 24
+
+    def __post_init__(self) -> None:
+        check_count("tree.branches", self.branches, most=MAX_SLOTS - 3)
+        check_count("tree.nodes", self.nodes, most=MAX_SLOTS - 3)
+
+
+Tree = str | Sequence[Sequence[int]] | DynamicTree | AnchorTree | SkipTree
 """A named tree, the paths of a static one, or one that depends on what the draft finds."""
 
 
-def check_tree(tree: Tree) -> tuple[tuple[int, ...], ...] | str | DynamicTree | AnchorTree:
+def check_tree(
+    tree: Tree,
+) -> tuple[tuple[int, ...], ...] | str | DynamicTree | AnchorTree | SkipTree:
     """The same tree, a list of paths as tuples.
 
     Raises:
         TypeError: It is none.
         ValueError: There is none of that name, or the paths make no tree of 2 to 64 slots.
     """
-    if isinstance(tree, (DynamicTree, AnchorTree)):
+    if isinstance(tree, (DynamicTree, AnchorTree, SkipTree)):
         return tree
     if isinstance(tree, str):
         if tree not in NAMED_TREES:
@@ -138,8 +166,8 @@ def check_tree(tree: Tree) -> tuple[tuple[int, ...], ...] | str | DynamicTree | 
         return tree
     if not isinstance(tree, Sequence) or not all(isinstance(path, Sequence) for path in tree):
         raise TypeError(
-            f"tree: expected a name, paths such as [(0,), (1,), (0, 0)], a DynamicTree or an "
-            f"AnchorTree, got {tree!r}"
+            f"tree: expected a name, paths such as [(0,), (1,), (0, 0)], a DynamicTree, "
+            f"an AnchorTree or a SkipTree, got {tree!r}"
         )
     paths = tuple(tuple(path) for path in tree)
     for path in paths:

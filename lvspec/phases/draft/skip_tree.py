@@ -1,0 +1,259 @@
+"""A chain with branches that leave tokens of it out, made of its own tail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvspec import ops
+from lvspec.models.cache import SlotCache
+from lvspec.models.head import DraftHead
+from lvspec.models.model import Model
+from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
+from lvspec.phases.draft.passes import DraftPhase, Step, following_passes
+from lvspec.phases.slots import Draft, DraftShape
+from lvspec.phases.state import DecodeState
+from lvspec.tree import ancestors_from_parents, chain_ancestors, chain_parents, depths
+from lvspec.tree_shapes import SkipTree
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Branches of a chain in the order of their slots.
+
+    Attributes:
+        parent: int64 `[B, N]`, the slot that each begins behind.
+        start: int64 `[B, N]`, where in the text of the draft its tokens begin.
+        length: int64 `[B, N]`, how many there are; 0: there is no such branch.
+    """
+
+    parent: Tensor
+    start: Tensor
+    length: Tensor
+
+
+class SkipTreeDrafter(CachedDrafter):
+    """Drafts a greedy chain, and branches that go on behind tokens left out of it.
+
+    The chain stands in the slots 0 to `gamma`, the branches behind it. Its *text* is the chain and
+    behind it what was left of the text before. No pass of the draft reads a branch: what was
+    accepted of one is read when the next draft begins, in the pass over the root.
+
+    Args:
+        gamma: Tokens of the chain, >= 2.
+    """
+
+    def __init__(self, source: DraftSource, tree: SkipTree, *, gamma: int) -> None:
+        # No branch is longer than a chain, and behind it stands the root.
+        self._most_unread = min(gamma, tree.nodes) + 1
+        super().__init__(source, gamma=gamma + tree.nodes, pass_slots=self._most_unread)
+        self._chain, self.tree = gamma, tree
+
+    @property
+    def depth(self) -> int:
+        return self._chain
+
+    def _make_shape(self, batch_size: int, device: torch.device) -> None:
+        gamma, slots = self._chain, self._chain + 1
+        self._parents = chain_parents(slots, batch_size=batch_size, device=device)
+        self._slots = torch.arange(self.gamma + 1, device=device)
+        self._skips = skips(gamma, device)
+        self._unread = torch.ones(batch_size, dtype=torch.int32, device=device)
+        self._left = torch.zeros(batch_size, gamma, dtype=torch.int64, device=device)
+        self._num_left = torch.zeros(batch_size, dtype=torch.int64, device=device)
+
+    def prefill(
+        self,
+        inputs: Mapping[str, Any] | None,
+        sequence: int,
+        *,
+        prompt: Tensor,
+        target_cache: SlotCache,
+    ) -> None:
+        super().prefill(inputs, sequence, prompt=prompt, target_cache=target_cache)
+        self._unread[sequence], self._num_left[sequence] = 1, 0
+
+    def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
+        chain, scores = self._draft(state, target_kv_len)
+        count = num_until_end(chain, state.eos_ids)
+        branches = best_branches(chain, count, scores, self._skips, self.tree.branches)
+        branches = with_what_was_left(branches, chain, self._left, self._num_left)
+        parents, source, num_slots = in_slots(branches, self._chain, self.tree.nodes)
+        self._text = torch.cat([chain, self._left], dim=1)
+        self._ends = torch.stack([count, self._chain + self._num_left], dim=1)
+        self._source = torch.cat([self._slots[: self._chain].expand_as(chain), source], dim=1)
+        tokens = torch.cat([state.last_two[:, 1:], self._text.gather(1, self._source)], dim=1)
+        parents = torch.cat([self._parents, parents], dim=1)
+        shape = DraftShape(
+            parents,
+            ancestors_from_parents(parents),
+            depths(parents).long(),
+            num_slots,
+            is_chain=False,
+        )
+        return Draft(tokens, shape)
+
+    def _draft(self, state: DecodeState, target_kv_len: Tensor) -> tuple[Tensor, Tensor]:
+        """The chain, and the scores of its tokens, see `_SkippingChain`."""
+        offsets = self._slots[: self._most_unread]
+        columns = state.num_out[:, None] - self._unread[:, None] + offsets
+        unread = state.out_ids.gather(1, columns.clamp(min=0).long()).clamp(min=0)
+        own_length = self._own_length(target_kv_len)
+        self.cache.kv_len.copy_((own_length + 1 - self._unread).clamp(min=0))
+        return self._run(
+            ("skipping chain", self._chain),
+            lambda: _SkippingChain(self.model, self.head, self._chain),
+            unread,
+            target_kv_len,
+        )
+
+    def commit(self, draft: Draft, acceptance: ops.Acceptance, target_kv_len: Tensor) -> None:
+        """Rows of the chain stand where they belong; those behind them are to be read.
+
+        The row of its last token no pass has written.
+        """
+        accepted = acceptance.num_accepted
+        stands = (acceptance.path == self._slots) & (self._slots < self._chain)
+        self._unread.copy_(accepted + 2 - stands.sum(1, dtype=torch.int32))
+
+        last = acceptance.path.gather(1, accepted[:, None].long()).long()
+        behind = torch.where(last > 0, self._source.gather(1, (last - 1).clamp(min=0)) + 1, 0)
+        chain_end, end = self._ends.split(1, dim=1)
+        end = torch.where(behind <= self._chain, chain_end, end)
+        columns = (behind + self._slots[: self._chain]).clamp(max=2 * self._chain - 1)
+        self._left.copy_(self._text.gather(1, columns))
+        self._num_left.copy_((end - behind).clamp(min=0)[:, 0])
+
+
+def skips(gamma: int, device: torch.device | str | None = None) -> Tensor:
+    """All ways to leave one or two of the first `gamma - 1` tokens of a chain out.
+
+    Returns:
+        int64 `[2, C]`: the first and the last token left out, which are the same for the first
+        `gamma - 1` ways.
+    """
+    single = torch.arange(gamma - 1, device=device)
+    pairs = torch.triu_indices(gamma - 1, gamma - 1, offset=1, device=device)
+    return torch.cat([single.expand(2, -1), pairs], dim=1)
+
+
+def num_until_end(chain: Tensor, eos_ids: Tensor) -> Tensor:
+    """int64 `[B]`: tokens of a chain up to the first that ends a sequence, or all."""
+    is_end = (chain[..., None] == eos_ids).any(-1).long()
+    return (is_end.cumsum(1) - is_end == 0).sum(1)
+
+
+def best_branches(
+    chain: Tensor, count: Tensor, scores: Tensor, ways: Tensor, most: int
+) -> Branches:
+    """The most probable branches that leave tokens of a chain out.
+
+    Args:
+        chain: int64 `[B, gamma]`.
+        count: int64 `[B]`, how many of its tokens count.
+        scores: `[B, gamma - 1]`, log-probability of the next token where each stands.
+        ways: From `skips`.
+        most: Branches at most.
+
+    Returns:
+        `[B, min(most, C)]`, the most probable first. One that leaves out two tokens stands behind
+        the one that leaves out the first of them, and begins within it.
+    """
+    first, last = ways
+    is_same = chain[:, 1:] == chain[:, :-1]
+    scores = scores.masked_fill(is_same, -math.inf).nan_to_num(nan=-math.inf, neginf=-math.inf)
+    scores = torch.where(first == last, scores[:, first], scores[:, first] + scores[:, last])
+    scores = scores.masked_fill(last + 1 >= count[:, None], -math.inf)
+    best, way = scores.sort(dim=1, descending=True, stable=True)
+    best, way = best[:, :most], way[:, :most]
+    first, last = first[way], last[way]
+    length = (count[:, None] - last - 1).masked_fill(best == -math.inf, 0)
+    begin = chain.shape[1] + 1 + length.cumsum(1) - length
+    # The number of a way that leaves out one token is that token's.
+    of_first = (way[:, None, :] == first[..., None]).int().argmax(-1)
+    within = begin.gather(1, of_first) + last - first - 2
+    return Branches(torch.where(last - first < 2, first, within), last + 1, length)
+
+
+def with_what_was_left(
+    branches: Branches, chain: Tensor, left: Tensor, num_left: Tensor
+) -> Branches:
+    """One more branch: of what was left of the chain before, from where the chain is another.
+
+    Args:
+        left: int64 `[B, gamma]`, what was left.
+        num_left: int64 `[B]`, how many of these tokens count.
+    """
+    gamma = chain.shape[1]
+    is_left = torch.arange(gamma, device=chain.device) < num_left[:, None]
+    common = ((chain == left) & is_left).long().cumprod(1).sum(1)
+    return Branches(
+        torch.cat([branches.parent, common[:, None]], dim=1),
+        torch.cat([branches.start, common[:, None] + gamma], dim=1),
+        torch.cat([branches.length, (num_left - common)[:, None]], dim=1),
+    )
+
+
+def in_slots(branches: Branches, gamma: int, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Branches in the slots behind a chain of `gamma` tokens, one after the other.
+
+    Returns:
+        parents int32 and places in the text int64, `[B, nodes]`, and int32 `[B]`: the slots of
+        chain and branches. A branch that does not fit is cut, and what is behind them is padding.
+    """
+    ends = branches.length.cumsum(1)
+    slots = torch.arange(nodes, device=ends.device)
+    branch = (ends[:, None, :] <= slots[:, None]).sum(-1).clamp(max=ends.shape[1] - 1)
+    within = slots - (ends - branches.length).gather(1, branch)
+    parents = torch.where(within == 0, branches.parent.gather(1, branch), gamma + slots)
+    source = (branches.start.gather(1, branch) + within).clamp(max=2 * gamma - 1)
+    num_slots = ends[:, -1].clamp(max=nodes) + gamma + 1
+    return parents.int(), source, num_slots.int()
+
+
+class _SkippingChain(DraftPhase):
+    """A greedy chain, and what the draft thinks of leaving its tokens out.
+
+    Begins with tokens of which the cache has no rows yet, the first of which stands at the cache's
+    `kv_len` and the last at `own_length`; those behind it are scratch, and so are their rows.
+
+    int64 `[B, gamma]` and `[B, gamma - 1]`: of every token but the last, the log-probability of the
+    one behind it where it stands.
+    """
+
+    def __init__(self, model: Model, head: DraftHead, gamma: int) -> None:
+        super().__init__(model, head)
+        self.gamma = gamma
+
+    def run(
+        self, step: Step, unread: Tensor, own_length: Tensor, cache: SlotCache
+    ) -> tuple[Tensor, Tensor]:
+        rows, found, tokens = [self._first_row(step, unread, own_length, cache)], [], []
+        passes = following_passes(step, cache, tokens)
+        while True:
+            found.append(ops.logit_stats(rows[-1], top_k=1, workspace=cache.workspace))
+            tokens.append(self.head.ids(found[-1].top_ids[..., 0]))
+            if len(tokens) == self.gamma:
+                break
+            rows.append(next(passes).logits)
+        skipped = [
+            row.gather(-1, following.top_ids.long())[..., 0] - best.lse
+            for row, best, following in zip(rows, found, found[1:], strict=False)
+        ]
+        return torch.cat(tokens, dim=1), torch.cat(skipped, dim=1)
+
+    def _first_row(
+        self, step: Step, unread: Tensor, own_length: Tensor, cache: SlotCache
+    ) -> Tensor:
+        """`[B, 1, V]`: the row of the root; `kv_len` is `own_length` afterwards."""
+        batch_size, count = unread.shape
+        index = (own_length - cache.kv_len).clamp(0, count - 1).long()
+        ancestors = chain_ancestors(count, batch_size=batch_size, device=unread.device)
+        rows = step(unread, torch.arange(count, device=unread.device), ancestors).logits
+        cache.kv_len.copy_(own_length)
+        return rows.gather(1, index[:, None, None].expand(-1, 1, rows.shape[2]))
