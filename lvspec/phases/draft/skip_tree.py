@@ -83,11 +83,11 @@ class SkipTreeDrafter(CachedDrafter):
         count = num_until_end(chain, state.eos_ids)
         branches = best_branches(chain, count, scores, self._skips, self.tree.branches)
         branches = with_what_was_left(branches, chain, self._left, self._num_left)
-        parents, source, num_slots = in_slots(branches, self._chain, self.tree.nodes)
+        parents, places, num_slots = in_slots(branches, self._chain, self.tree.nodes)
         self._text = torch.cat([chain, self._left], dim=1)
         self._ends = torch.stack([count, self._chain + self._num_left], dim=1)
-        self._source = torch.cat([self._slots[: self._chain].expand_as(chain), source], dim=1)
-        tokens = torch.cat([state.last_two[:, 1:], self._text.gather(1, self._source)], dim=1)
+        self._places = torch.cat([self._slots[: self._chain].expand_as(chain), places], dim=1)
+        tokens = torch.cat([state.last_two[:, 1:], self._text.gather(1, self._places)], dim=1)
         parents = torch.cat([self._parents, parents], dim=1)
         shape = DraftShape(
             parents,
@@ -99,18 +99,24 @@ class SkipTreeDrafter(CachedDrafter):
         return Draft(tokens, shape)
 
     def _draft(self, state: DecodeState, target_kv_len: Tensor) -> tuple[Tensor, Tensor]:
-        """The chain, and the scores of its tokens, see `_SkippingChain`."""
-        offsets = self._slots[: self._most_unread]
-        columns = state.num_out[:, None] - self._unread[:, None] + offsets
-        unread = state.out_ids.gather(1, columns.clamp(min=0).long()).clamp(min=0)
-        own_length = self._own_length(target_kv_len)
-        self.cache.kv_len.copy_((own_length + 1 - self._unread).clamp(min=0))
+        """The chain, and the scores of its tokens, see `SkippingChain`."""
         return self._run(
             ("skipping chain", self._chain),
-            lambda: _SkippingChain(self.model, self.head, self._chain),
-            unread,
+            lambda: SkippingChain(self.model, self.head, self._chain),
+            self._begin(state, target_kv_len),
             target_kv_len,
         )
+
+    def _begin(self, state: DecodeState, target_kv_len: Tensor) -> Tensor:
+        """int64 `[B, n]`: tokens without rows in the cache, which is set to where the first stands.
+
+        Behind the last of them is scratch.
+        """
+        offsets = self._slots[: self._most_unread]
+        columns = state.num_out[:, None] - self._unread[:, None] + offsets
+        own_length = self._own_length(target_kv_len)
+        self.cache.kv_len.copy_((own_length + 1 - self._unread).clamp(min=0))
+        return state.out_ids.gather(1, columns.clamp(min=0).long()).clamp(min=0)
 
     def commit(self, draft: Draft, acceptance: ops.Acceptance, target_kv_len: Tensor) -> None:
         """Rows of the chain stand where they belong; those behind them are to be read.
@@ -122,7 +128,7 @@ class SkipTreeDrafter(CachedDrafter):
         self._unread.copy_(accepted + 2 - stands.sum(1, dtype=torch.int32))
 
         last = acceptance.path.gather(1, accepted[:, None].long()).long()
-        behind = torch.where(last > 0, self._source.gather(1, (last - 1).clamp(min=0)) + 1, 0)
+        behind = torch.where(last > 0, self._places.gather(1, (last - 1).clamp(min=0)) + 1, 0)
         chain_end, end = self._ends.split(1, dim=1)
         end = torch.where(behind <= self._chain, chain_end, end)
         columns = (behind + self._slots[: self._chain]).clamp(max=2 * self._chain - 1)
@@ -216,7 +222,7 @@ def in_slots(branches: Branches, gamma: int, nodes: int) -> tuple[Tensor, Tensor
     return parents.int(), source, num_slots.int()
 
 
-class _SkippingChain(DraftPhase):
+class SkippingChain(DraftPhase):
     """A greedy chain, and what the draft thinks of leaving its tokens out.
 
     Begins with tokens of which the cache has no rows yet, the first of which stands at the cache's
@@ -241,11 +247,17 @@ class _SkippingChain(DraftPhase):
             if len(tokens) == self.gamma:
                 break
             rows.append(next(passes).logits)
+        return self._found(torch.cat(tokens, dim=1), rows, found)
+
+    def _found(
+        self, tokens: Tensor, rows: list[Tensor], found: list[ops.LogitStats]
+    ) -> tuple[Tensor, Tensor]:
+        """What is returned of a chain, each row of which chose a token."""
         skipped = [
             row.gather(-1, following.top_ids.long())[..., 0] - best.lse
             for row, best, following in zip(rows, found, found[1:], strict=False)
         ]
-        return torch.cat(tokens, dim=1), torch.cat(skipped, dim=1)
+        return tokens, torch.cat(skipped, dim=1)
 
     def _first_row(
         self, step: Step, unread: Tensor, own_length: Tensor, cache: SlotCache
