@@ -123,13 +123,13 @@ class AnchorTree:
 class SkipTree:
     """A chain of `gamma` tokens with branches made of its own tail, at no cost for the draft.
 
-    A branch leaves one or two tokens of the chain out, those that a draft may have inserted, and
-    goes on behind them; chosen are the branches whose beginnings the draft itself finds most
-    probable. One more, behind them, is what is left of the chain before: where the draft had left
-    out a word, the target has said it meanwhile.
+    A branch leaves one or two tokens of the chain out, which the draft may have inserted, and goes
+    on behind them; chosen are those whose beginnings the draft itself finds most probable. One
+    more, before them, is what was left of the chain before: where the draft had left out a word,
+    the target has said it meanwhile.
 
     Args:
-        branches: Branches that leave something out, at most.
+        branches: Those that leave something out, at most.
         nodes: Slots of all branches together at most.
 
     Raises:

@@ -81,8 +81,8 @@ class SkipTreeDrafter(CachedDrafter):
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         chain, scores = self._draft(state, target_kv_len)
         count = num_until_end(chain, state.eos_ids)
-        branches = best_branches(chain, count, scores, self._skips, self.tree.branches)
-        branches = with_what_was_left(branches, chain, self._left, self._num_left)
+        branches = what_was_left(chain, self._left, self._num_left)
+        branches = with_best(branches, chain, count, scores, self._skips, self.tree.branches)
         parents, places, num_slots = in_slots(branches, self._chain, self.tree.nodes)
         self._text = torch.cat([chain, self._left], dim=1)
         self._ends = torch.stack([count, self._chain + self._num_left], dim=1)
@@ -154,21 +154,35 @@ def num_until_end(chain: Tensor, eos_ids: Tensor) -> Tensor:
     return (is_end.cumsum(1) - is_end == 0).sum(1)
 
 
-def best_branches(
-    chain: Tensor, count: Tensor, scores: Tensor, ways: Tensor, most: int
-) -> Branches:
-    """The most probable branches that leave tokens of a chain out.
+def what_was_left(chain: Tensor, left: Tensor, num_left: Tensor) -> Branches:
+    """The branch of what was left of the chain before, from where this chain is another: `[B, 1]`.
 
     Args:
+        chain, left: int64 `[B, gamma]`.
+        num_left: int64 `[B]`, how many tokens of `left` count.
+    """
+    gamma = chain.shape[1]
+    is_left = torch.arange(gamma, device=chain.device) < num_left[:, None]
+    common = ((chain == left) & is_left).long().cumprod(1).sum(1, keepdim=True)
+    return Branches(common, common + gamma, num_left[:, None] - common)
+
+
+def with_best(
+    before: Branches, chain: Tensor, count: Tensor, scores: Tensor, ways: Tensor, most: int
+) -> Branches:
+    """Behind other branches the most probable of those that leave tokens of the chain out.
+
+    Args:
+        before: The others, `[B, N]`.
         chain: int64 `[B, gamma]`.
         count: int64 `[B]`, how many of its tokens count.
         scores: `[B, gamma - 1]`, log-probability of the next token where each stands.
         ways: From `skips`.
-        most: Branches at most.
+        most: How many are wanted.
 
     Returns:
-        `[B, min(most, C)]`, the most probable first. One that leaves out two tokens stands behind
-        the one that leaves out the first of them, and begins within it.
+        `[B, N + min(most, C)]`, the most probable first. One that leaves out two tokens stands
+        behind the one that leaves out the first of them, and begins within it.
     """
     first, last = ways
     is_same = chain[:, 1:] == chain[:, :-1]
@@ -179,29 +193,14 @@ def best_branches(
     best, way = best[:, :most], way[:, :most]
     first, last = first[way], last[way]
     length = (count[:, None] - last - 1).masked_fill(best == -math.inf, 0)
-    begin = chain.shape[1] + 1 + length.cumsum(1) - length
+    begin = before.length.sum(1, keepdim=True) + length.cumsum(1) - length + chain.shape[1] + 1
     # The number of a way that leaves out one token is that token's.
     of_first = (way[:, None, :] == first[..., None]).int().argmax(-1)
     within = begin.gather(1, of_first) + last - first - 2
-    return Branches(torch.where(last - first < 2, first, within), last + 1, length)
-
-
-def with_what_was_left(
-    branches: Branches, chain: Tensor, left: Tensor, num_left: Tensor
-) -> Branches:
-    """One more branch: of what was left of the chain before, from where the chain is another.
-
-    Args:
-        left: int64 `[B, gamma]`, what was left.
-        num_left: int64 `[B]`, how many of these tokens count.
-    """
-    gamma = chain.shape[1]
-    is_left = torch.arange(gamma, device=chain.device) < num_left[:, None]
-    common = ((chain == left) & is_left).long().cumprod(1).sum(1)
     return Branches(
-        torch.cat([branches.parent, common[:, None]], dim=1),
-        torch.cat([branches.start, common[:, None] + gamma], dim=1),
-        torch.cat([branches.length, (num_left - common)[:, None]], dim=1),
+        torch.cat([before.parent, torch.where(last - first < 2, first, within)], dim=1),
+        torch.cat([before.start, last + 1], dim=1),
+        torch.cat([before.length, length], dim=1),
     )
 
 
