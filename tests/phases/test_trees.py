@@ -221,7 +221,8 @@ def test_replay_of_the_trace(models, prompts, tree, policy, hf_rows):
         regret += float(logits[index].max() - logits[index, tokens[index]])
         if index < 40:
             assert (kinds[index] in ("exact", "bonus")) == (tokens[index] == step.wanted[slot])
-    assert generation.stats.regret == pytest.approx(regret, abs=1e-6)
+    # HF's norms and softmax round to float32, which shows in each of up to forty regrets.
+    assert generation.stats.regret == pytest.approx(regret, abs=40 * 1e-7)
     assert (regret > 0) == (policy == "no gate") or policy == "loose"
 
 
