@@ -57,7 +57,7 @@ def rows(
         ("adaptive chain", config(adaptive=True, cost_ratio=cost_ratio), None),
         ("anchor-stop chain", config(stop_at_unsure_anchors=0.7), None),
         ("anchor-branch tree", config(tree=AnchorTree(3, 3)), None),
-        ("skip tree", config(tree=SkipTree(4, 24)), None),
+        ("skip tree", config(tree=SkipTree()), None),
         *(
             (f"chain, {len(ids)} tokens", config(draft_vocab=ids), None)
             for ids in (frequent_tokens(captions, count) for count in (256, 80))

@@ -27,8 +27,8 @@ def main() -> int:
     parser.add_argument("--gamma", type=int, default=12)
     parser.add_argument("--every", type=int, default=6, help="one of so many rows is changed")
     parser.add_argument("--margin", type=float, default=1.0, help="nats that a changed row gains")
-    parser.add_argument("--branches", type=int, default=4, help="of the skip trees")
-    parser.add_argument("--nodes", type=int, default=24, help="of their branches")
+    parser.add_argument("--branches", type=int, default=6, help="of the skip trees")
+    parser.add_argument("--nodes", type=int, default=36, help="of their branches")
     parser.add_argument("--only", default="", metavar="TEXT", help="drafts with this in their name")
     arguments, setup = trained.begin(parser)
     pair, strict = setup.pair, setup.policies()["strict"]

@@ -12,6 +12,9 @@ from lvspec.tree import MAX_SLOTS, parents_from_paths
 MAX_RANK = 15
 """A node is at most its parent's 16th choice: more are never ranked."""
 
+MAX_BRANCHES = 16
+"""Branches of a skip tree: each is chosen by operations of its own."""
+
 
 def _branches(names: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(map(int, name)) for name in names.split())
@@ -123,13 +126,13 @@ class AnchorTree:
 class SkipTree:
     """A chain of `gamma` tokens with branches made of its own tail, at no cost for the draft.
 
-    A branch leaves one or two tokens of the chain out, which the draft may have inserted, and goes
-    on behind them; chosen are those whose beginnings the draft itself finds most probable. One
-    more, before them, is what was left of the chain before: where the draft had left out a word,
-    the target has said it meanwhile.
+    A branch leaves tokens of the chain out, which the draft may have inserted, and goes on behind
+    them; chosen are those tokens in whose place the draft itself finds the next one most probable.
+    One more branch, before these, is what was left of the chain before: where the draft had left
+    out a word, the target has said it meanwhile.
 
     Args:
-        branches: Those that leave something out, at most.
+        branches: Those that leave something out, 1 to 16.
         nodes: Slots of all branches together at most.
 
     Raises:
@@ -137,11 +140,11 @@ class SkipTree:
         ValueError: One is out of range.
     """
 
-    branches: int = 4
-    nodes: int = 24
+    branches: int = 6
+    nodes: int = 36
 
     def __post_init__(self) -> None:
-        check_count("tree.branches", self.branches, most=MAX_SLOTS - 3)
+        check_count("tree.branches", self.branches, most=MAX_BRANCHES)
         check_count("tree.nodes", self.nodes, most=MAX_SLOTS - 3)
 
 

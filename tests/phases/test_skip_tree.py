@@ -3,7 +3,6 @@
 import copy
 import math
 import random
-from itertools import combinations
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from lvspec.phases.draft.skip_tree import (
     Branches,
     in_slots,
     num_until_end,
-    skips,
     what_was_left,
     with_best,
 )
@@ -35,34 +33,37 @@ def _slots(branches, nodes, left=(0,) * GAMMA, chain=CHAIN):
 
 
 def _best(scores, most, count=ALL, chain=CHAIN):
-    return with_best(NONE, chain, count, torch.tensor([scores]), skips(GAMMA), most)
-
-
-def test_ways_to_leave_out_one_token_or_two():
-    assert skips(4).tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]
-    assert skips(2).tolist() == [[0], [0]]
+    return with_best(NONE, chain, count, torch.tensor([scores]), most)
 
 
 def test_branches_of_a_chain():
-    """Without 11; without 12; without 10; without 11 and 12, as probable as the one before."""
+    """Without 11; without 11 and 12; without 12; without 10."""
     branches = _best([-3.0, -1.0, -2.0, -9.0], 4)
     parents, tokens = _slots(branches, 20)
-    assert tokens == [12, 13, 14] + [13, 14] + [11, 12, 13, 14] + [13, 14]
-    assert parents == [1, 6, 7] + [2, 9] + [0, 11, 12, 13] + [1, 15]
+    assert tokens == [12, 13, 14] + [13, 14] + [13, 14] + [11, 12, 13, 14]
+    assert parents == [1, 6, 7] + [1, 9] + [2, 11] + [0, 13, 14, 15]
 
 
 def test_the_second_token_is_left_out_of_the_branch_without_the_first():
-    """Without 10; without 12; without both: behind 11 in the first branch stands 13."""
+    """Without 10; without 10 and 12, behind 11 in the first branch; without 12."""
     branches = _best([-1.0, -9.0, -2.0, -9.0], 3)
     parents, tokens = _slots(branches, 20)
     assert tokens == [11, 12, 13, 14] + [13, 14] + [13, 14]
-    assert parents == [0, 6, 7, 8] + [2, 10] + [6, 12]
+    assert parents == [0, 6, 7, 8] + [6, 10] + [2, 12]
+
+
+def test_three_tokens_are_left_out():
+    """Without 10; without 11, too; without 13, too, behind 12 in that."""
+    branches = _best([-1.0, -1.0, -9.0, -1.0], 3)
+    parents, tokens = _slots(branches, 20)
+    assert tokens == [11, 12, 13, 14] + [12, 13, 14] + [14]
+    assert parents == [0, 6, 7, 8] + [0, 10, 11] + [10]
 
 
 def test_a_branch_that_does_not_fit_is_cut():
     branches = _best([-1.0, -9.0, -2.0, -9.0], 3)
-    assert _slots(branches, 5) == ([0, 6, 7, 8, 2], [11, 12, 13, 14, 13])
-    assert _slots(branches, 7) == ([0, 6, 7, 8, 2, 10, 6], [11, 12, 13, 14, 13, 14, 13])
+    assert _slots(branches, 5) == ([0, 6, 7, 8, 6], [11, 12, 13, 14, 13])
+    assert _slots(branches, 7) == ([0, 6, 7, 8, 6, 10, 2], [11, 12, 13, 14, 13, 14, 13])
 
 
 def test_nothing_behind_the_end_of_the_sequence():
@@ -99,9 +100,9 @@ def test_what_was_left_stands_before_the_others():
     left = (10, 11, 22, 23, 0)
     branches = what_was_left(CHAIN, torch.tensor([left]), torch.tensor([4]))
     scores = torch.tensor([[-1.0, -9.0, -2.0, -9.0]])
-    branches = with_best(branches, CHAIN, ALL, scores, skips(GAMMA), 3)
+    branches = with_best(branches, CHAIN, ALL, scores, 3)
     assert _slots(branches, 20, left) == (
-        [2, 6] + [0, 8, 9, 10] + [2, 12] + [8, 14],
+        [2, 6] + [0, 8, 9, 10] + [8, 12] + [2, 14],
         [22, 23] + [11, 12, 13, 14] + [13, 14] + [13, 14],
     )
 
@@ -110,7 +111,7 @@ def test_sequences_of_a_batch_have_their_own():
     chain = torch.cat([CHAIN, CHAIN + 20])
     scores = torch.tensor([[-1.0, -9.0, -2.0, -9.0], [-9.0, -9.0, -9.0, -1.0]])
     none = Branches(*torch.zeros(3, 2, 1, dtype=torch.int64))
-    branches = with_best(none, chain, torch.tensor([5, 5]), scores, skips(GAMMA), 1)
+    branches = with_best(none, chain, torch.tensor([5, 5]), scores, 1)
     parents, places, num_slots = in_slots(branches, GAMMA, 4)
     assert num_slots.tolist() == [10, 7]
     assert parents[0].tolist() == [0, 6, 7, 8] and int(parents[1, 0]) == 3
@@ -132,9 +133,15 @@ class _Expected:
         """The tokens on the way to every slot; `rows`: log-probabilities before each of `chain`."""
         count = self.gamma - 1
         scores = [float(rows[i, chain[i + 1]]) for i in range(count)]
-        sets = [(i,) for i in range(count)] + list(combinations(range(count), 2))
-        sets = [each for each in sets if all(chain[i] != chain[i + 1] for i in each)]
-        sets.sort(key=lambda each: -sum(scores[i] for i in each))
+        sets = [()]
+        for _ in range(self.tree.branches):
+            more = [
+                (min(scores[j] for j in (*each, i)), (*each, i))
+                for each in reversed(sets)
+                for i in range(each[-1] + 1 if each else 0, count)
+                if (*each, i) not in sets and chain[i] != chain[i + 1]
+            ]
+            sets += [max(more, key=lambda found: found[0])[1]] if more else []
         # Of every slot: the way to it, and what is left behind it.
         slots = [((), chain)] + [
             (tuple(chain[:end]), chain[end:]) for end in range(1, self.gamma + 1)
@@ -146,7 +153,7 @@ class _Expected:
             (tuple(self.left[:end]), self.left[end:])
             for end in range(common + 1, len(self.left) + 1)
         ]
-        for each in sets[: self.tree.branches]:
+        for each in sets[1:]:
             for end in range(each[-1] + 2, self.gamma + 1):
                 kept = (chain[i] for i in range(end) if i not in each)
                 slots.append((tuple(kept), chain[end:]))
@@ -225,7 +232,7 @@ def test_a_place_that_is_taken_again_remembers_nothing(models, make_prompt):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: SkipTree(0), "tree.branches: expected an integer from 1 to 61, got 0"),
+        (lambda: SkipTree(0), "tree.branches: expected an integer from 1 to 16, got 0"),
         (lambda: SkipTree(2, 62), "tree.nodes: expected an integer from 1 to 61, got 62"),
         (lambda: DecodeConfig(gamma=1, tree=SkipTree()), "gamma: expected at least 2 with a Skip"),
         (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ from lvspec.tree import ancestors_from_parents, chain_ancestors, chain_parents, 
 from lvspec.tree_shapes import SkipTree
 
 
-@dataclass(frozen=True)
-class Branches:
+class Branches(NamedTuple):
     """Branches of a chain in the order of their slots.
 
     Attributes:
@@ -62,7 +60,6 @@ class SkipTreeDrafter(CachedDrafter):
         gamma, slots = self._chain, self._chain + 1
         self._parents = chain_parents(slots, batch_size=batch_size, device=device)
         self._slots = torch.arange(self.gamma + 1, device=device)
-        self._skips = skips(gamma, device)
         self._unread = torch.ones(batch_size, dtype=torch.int32, device=device)
         self._left = torch.zeros(batch_size, gamma, dtype=torch.int64, device=device)
         self._num_left = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -82,7 +79,7 @@ class SkipTreeDrafter(CachedDrafter):
         chain, scores = self._draft(state, target_kv_len)
         count = num_until_end(chain, state.eos_ids)
         branches = what_was_left(chain, self._left, self._num_left)
-        branches = with_best(branches, chain, count, scores, self._skips, self.tree.branches)
+        branches = with_best(branches, chain, count, scores, self.tree.branches)
         parents, places, num_slots = in_slots(branches, self._chain, self.tree.nodes)
         self._text = torch.cat([chain, self._left], dim=1)
         self._ends = torch.stack([count, self._chain + self._num_left], dim=1)
@@ -136,18 +133,6 @@ class SkipTreeDrafter(CachedDrafter):
         self._num_left.copy_((end - behind).clamp(min=0)[:, 0])
 
 
-def skips(gamma: int, device: torch.device | str | None = None) -> Tensor:
-    """All ways to leave one or two of the first `gamma - 1` tokens of a chain out.
-
-    Returns:
-        int64 `[2, C]`: the first and the last token left out, which are the same for the first
-        `gamma - 1` ways.
-    """
-    single = torch.arange(gamma - 1, device=device)
-    pairs = torch.triu_indices(gamma - 1, gamma - 1, offset=1, device=device)
-    return torch.cat([single.expand(2, -1), pairs], dim=1)
-
-
 def num_until_end(chain: Tensor, eos_ids: Tensor) -> Tensor:
     """int64 `[B]`: tokens of a chain up to the first that ends a sequence, or all."""
     is_end = (chain[..., None] == eos_ids).any(-1).long()
@@ -168,40 +153,54 @@ def what_was_left(chain: Tensor, left: Tensor, num_left: Tensor) -> Branches:
 
 
 def with_best(
-    before: Branches, chain: Tensor, count: Tensor, scores: Tensor, ways: Tensor, most: int
+    before: Branches, chain: Tensor, count: Tensor, scores: Tensor, most: int
 ) -> Branches:
-    """Behind other branches the most probable of those that leave tokens of the chain out.
+    """Behind other branches those that leave tokens of the chain out, the most probable first.
+
+    A branch leaves out what an earlier one does, or the chain, and one token behind that. It is as
+    probable as the least probable of its tokens is left out: where two are doubtful there are
+    branches without either and one without both, before any without a third. Of equal ones the one
+    that leaves out more comes first, if what it begins within is there already.
 
     Args:
         before: The others, `[B, N]`.
         chain: int64 `[B, gamma]`.
         count: int64 `[B]`, how many of its tokens count.
         scores: `[B, gamma - 1]`, log-probability of the next token where each stands.
-        ways: From `skips`.
         most: How many are wanted.
 
     Returns:
-        `[B, N + min(most, C)]`, the most probable first. One that leaves out two tokens stands
-        behind the one that leaves out the first of them, and begins within it.
+        `[B, N + most]`.
     """
-    first, last = ways
-    is_same = chain[:, 1:] == chain[:, :-1]
-    scores = scores.masked_fill(is_same, -math.inf).nan_to_num(nan=-math.inf, neginf=-math.inf)
-    scores = torch.where(first == last, scores[:, first], scores[:, first] + scores[:, last])
-    scores = scores.masked_fill(last + 1 >= count[:, None], -math.inf)
-    best, way = scores.sort(dim=1, descending=True, stable=True)
-    best, way = best[:, :most], way[:, :most]
-    first, last = first[way], last[way]
-    length = (count[:, None] - last - 1).masked_fill(best == -math.inf, 0)
-    begin = before.length.sum(1, keepdim=True) + length.cumsum(1) - length + chain.shape[1] + 1
-    # The number of a way that leaves out one token is that token's.
-    of_first = (way[:, None, :] == first[..., None]).int().argmax(-1)
-    within = begin.gather(1, of_first) + last - first - 2
-    return Branches(
-        torch.cat([before.parent, torch.where(last - first < 2, first, within)], dim=1),
-        torch.cat([before.start, last + 1], dim=1),
-        torch.cat([before.length, length], dim=1),
-    )
+    batch_size, places = scores.shape
+    place = torch.arange(places, device=chain.device)
+    makes_none = (chain[:, 1:] == chain[:, :-1]) | (place + 1 >= count[:, None])
+    scores = scores.nan_to_num(nan=-math.inf, neginf=-math.inf).masked_fill(makes_none, -math.inf)
+    # What may be branched from, the latest first: how probable it is, where its own tokens begin,
+    # the slot above them, and what to add to the place of a token for its slot. First the chain.
+    value = torch.full_like(scores[:, :1], math.inf)
+    start, above = torch.zeros_like(chain[:, :1]), torch.zeros_like(chain[:, :1])
+    shift, is_used = torch.ones_like(start), torch.zeros_like(scores, dtype=torch.bool)[:, None]
+    end = before.length.sum(1, keepdim=True) + places + 2  # a chain has a token more, and a root
+    parts = [before]
+    for _ in range(most):
+        found = torch.minimum(value[..., None], scores[:, None])
+        found = found.masked_fill((place < start[..., None]) | is_used, -math.inf)
+        best, way = found.flatten(1).max(1, keepdim=True)
+        origin, left_out = way // places, way % places
+        is_used = is_used.flatten(1).scatter(1, way, True).view_as(is_used)
+        begin, first = left_out + 1, start.gather(1, origin)
+        parent = torch.where(
+            left_out == first, above.gather(1, origin), shift.gather(1, origin) + left_out - 1
+        )
+        length = (count[:, None] - begin).masked_fill(best == -math.inf, 0)
+        parts.append(Branches(parent, begin, length))
+        value, start = torch.cat([best, value], dim=1), torch.cat([begin, start], dim=1)
+        above = torch.cat([parent, above], dim=1)
+        shift = torch.cat([end - begin, shift], dim=1)
+        is_used = torch.cat([torch.zeros_like(is_used[:, :1]), is_used], dim=1)
+        end = end + length
+    return Branches(*(torch.cat(each, dim=1) for each in zip(*parts, strict=True)))
 
 
 def in_slots(branches: Branches, gamma: int, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
