@@ -15,7 +15,7 @@ from collections.abc import Callable
 from measuring import script
 from pairs import trained
 
-from lvspec import AnchorTree, DynamicTree, Generation, frequent_tokens
+from lvspec import AnchorTree, DynamicTree, Generation, SkipTree, frequent_tokens
 from lvspec.config import DecodeConfig
 from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
@@ -57,6 +57,7 @@ def rows(
         ("adaptive chain", config(adaptive=True, cost_ratio=cost_ratio), None),
         ("anchor-stop chain", config(stop_at_unsure_anchors=0.7), None),
         ("anchor-branch tree", config(tree=AnchorTree(3, 3)), None),
+        ("skip tree", config(tree=SkipTree()), None),
         *(
             (f"chain, {len(ids)} tokens", config(draft_vocab=ids), None)
             for ids in (frequent_tokens(captions, count) for count in (256, 80))

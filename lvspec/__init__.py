@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lvspec.models.quantize import quantize
     from lvspec.phases.draft.vocabulary import frequent_tokens
     from lvspec.policy import AcceptancePolicy
-    from lvspec.tree_shapes import AnchorTree, DynamicTree
+    from lvspec.tree_shapes import AnchorTree, DynamicTree, SkipTree
 
     __version__: str
 
@@ -34,6 +34,7 @@ _HOMES = {
     "GenerationInterrupted": "engine.errors",
     "NonFiniteLogits": "engine.errors",
     "Pair": "models.loading",
+    "SkipTree": "tree_shapes",
     "custom_generate": "engine.hf",
     "frequent_tokens": "phases.draft.vocabulary",
     "generate": "engine.api",
@@ -52,6 +53,7 @@ __all__ = [
     "GenerationInterrupted",
     "NonFiniteLogits",
     "Pair",
+    "SkipTree",
     "custom_generate",
     "frequent_tokens",
     "generate",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lvspec.checks import check_count, check_number, check_share, token_ids
 from lvspec.tree import MAX_SLOTS
-from lvspec.tree_shapes import AnchorTree, Tree, check_slots, check_tree
+from lvspec.tree_shapes import AnchorTree, SkipTree, Tree, check_slots, check_tree
 
 DRAFT_ANCHOR_THRESHOLD = 0.065
 KEEP_BY = ("attention", "uniform")
@@ -33,7 +33,7 @@ class DecodeConfig:
         tree: None drafts a chain. A name in `tree_shapes.NAMED_TREES` or a list of paths drafts a
             static tree, in Medusa's naming: `(0, 2)` is the third choice behind the best first
             token. `DynamicTree` grows by probability, `AnchorTree` where the draft looks at the
-            video.
+            video, `SkipTree` where the draft may have inserted or left out a word.
         adaptive: Whether a chain is as long as the acceptance so far makes worth its cost, `gamma`
             at most, for each sequence by itself.
         cost_ratio: What a draft step costs, in passes of the target, for `adaptive` and
@@ -193,7 +193,9 @@ class DecodeConfig:
                     f"{name}: expected a chain (tree=None), for which alone it is, got "
                     f"tree={self.tree!r}"
                 )
-        if isinstance(self.tree, AnchorTree):
+        if isinstance(self.tree, SkipTree) and self.gamma < 2:
+            raise ValueError(f"gamma: expected at least 2 with a SkipTree, got {self.gamma}")
+        if isinstance(self.tree, (AnchorTree, SkipTree)):
             check_slots("gamma + tree.nodes", 1 + self.gamma + self.tree.nodes)
 
     @property

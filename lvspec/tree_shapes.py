@@ -12,6 +12,9 @@ from lvspec.tree import MAX_SLOTS, parents_from_paths
 MAX_RANK = 15
 """A node is at most its parent's 16th choice: more are never ranked."""
 
+MAX_BRANCHES = 16
+"""Branches of a skip tree: each is chosen by operations of its own."""
+
 
 def _branches(names: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(map(int, name)) for name in names.split())
@@ -119,18 +122,46 @@ class AnchorTree:
         check_count("tree.nodes", self.nodes, most=MAX_SLOTS - 2)
 
 
-Tree = str | Sequence[Sequence[int]] | DynamicTree | AnchorTree
+@dataclass(frozen=True)
+class SkipTree:
+    """A chain of `gamma` tokens with branches made of its own tail, at no cost for the draft.
+
+    A branch leaves tokens of the chain out, which the draft may have inserted, and goes on behind
+    them; chosen are those tokens in whose place the draft itself finds the next one most probable.
+    One more branch, before these, is what was left of the chain before: where the draft had left
+    out a word, the target has said it meanwhile.
+
+    Args:
+        branches: Those that leave something out, 1 to 16.
+        nodes: Slots of all branches together at most.
+
+    Raises:
+        TypeError: A count is not an integer.
+        ValueError: One is out of range.
+    """
+
+    branches: int = 6
+    nodes: int = 36
+
+    def __post_init__(self) -> None:
+        check_count("tree.branches", self.branches, most=MAX_BRANCHES)
+        check_count("tree.nodes", self.nodes, most=MAX_SLOTS - 3)
+
+
+Tree = str | Sequence[Sequence[int]] | DynamicTree | AnchorTree | SkipTree
 """A named tree, the paths of a static one, or one that depends on what the draft finds."""
 
 
-def check_tree(tree: Tree) -> tuple[tuple[int, ...], ...] | str | DynamicTree | AnchorTree:
+def check_tree(
+    tree: Tree,
+) -> tuple[tuple[int, ...], ...] | str | DynamicTree | AnchorTree | SkipTree:
     """The same tree, a list of paths as tuples.
 
     Raises:
         TypeError: It is none.
         ValueError: There is none of that name, or the paths make no tree of 2 to 64 slots.
     """
-    if isinstance(tree, (DynamicTree, AnchorTree)):
+    if isinstance(tree, (DynamicTree, AnchorTree, SkipTree)):
         return tree
     if isinstance(tree, str):
         if tree not in NAMED_TREES:
@@ -138,8 +169,8 @@ def check_tree(tree: Tree) -> tuple[tuple[int, ...], ...] | str | DynamicTree | 
         return tree
     if not isinstance(tree, Sequence) or not all(isinstance(path, Sequence) for path in tree):
         raise TypeError(
-            f"tree: expected a name, paths such as [(0,), (1,), (0, 0)], a DynamicTree or an "
-            f"AnchorTree, got {tree!r}"
+            f"tree: expected a name, paths such as [(0,), (1,), (0, 0)], a DynamicTree, "
+            f"an AnchorTree or a SkipTree, got {tree!r}"
         )
     paths = tuple(tuple(path) for path in tree)
     for path in paths:

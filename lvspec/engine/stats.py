@@ -54,9 +54,7 @@ class PhaseTimer:
     def __getstate__(self) -> dict[str, Any]:
         """Plain numbers: events of a device are of this process alone."""
         start = Moment(0.0, 0.0)
-        spans = {
-            name: [(start, Moment(seconds, 0.0))] for name, seconds in self.seconds().items()
-        }
+        spans = {name: [(start, Moment(seconds, 0.0))] for name, seconds in self.seconds().items()}
         return {"_device": torch.device("cpu"), "_on_cuda": False, "_spans": spans}
 
     def now(self) -> Moment:

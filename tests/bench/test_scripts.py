@@ -68,6 +68,7 @@ OPTIONS = {
     "drafters": ("--only", "n-grams, strict"),
     "embedded_pair": (),
     "penalty": (),
+    "shifts": ("--only", "swapped"),
     "phases": (),
 }
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from policies import gated
 
-from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, generate
+from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, SkipTree, generate
 from lvspec.engine.api import generate_many
 from lvspec.models import recorder as capture
 from lvspec.reference.kinds import KIND_NAMES
@@ -23,6 +23,7 @@ TREES = {
     "dynamic": DynamicTree(4, 3),
     "few children": DynamicTree(6, 4, top_k=2),
     "anchors": AnchorTree(2, 5),
+    "skips": SkipTree(3, 9),
 }
 THRESHOLD = 0.12  # of the draft's peak: some rows are anchors, some are not
 POLICIES = {
@@ -221,11 +222,12 @@ def test_replay_of_the_trace(models, prompts, tree, policy, hf_rows):
         regret += float(logits[index].max() - logits[index, tokens[index]])
         if index < 40:
             assert (kinds[index] in ("exact", "bonus")) == (tokens[index] == step.wanted[slot])
-    assert generation.stats.regret == pytest.approx(regret, abs=1e-6)
+    # HF's norms and softmax round to float32, which shows in each of up to forty regrets.
+    assert generation.stats.regret == pytest.approx(regret, abs=40 * 1e-7)
     assert (regret > 0) == (policy == "no gate") or policy == "loose"
 
 
-@pytest.mark.parametrize("tree", ["specvlm", "anchors", "few children"])
+@pytest.mark.parametrize("tree", ["specvlm", "anchors", "few children", "skips"])
 def test_recorded_as_pass_by_pass(models, prompts, tree):
     recorded, passes = (
         _run(models, prompts, tree, policy="loose", capture=flag) for flag in (True, False)
@@ -237,10 +239,11 @@ def test_recorded_as_pass_by_pass(models, prompts, tree):
     recordings = capture._RECORDINGS[models["noisy"].model.language_model]
     phases = recordings["kernels"].passes
     names = {"specvlm": "static tree", "anchors": "scored chain", "few children": "dynamic tree"}
+    names["skips"] = "skipping chain"
     assert any(key[1] == names[tree] and phase is not None for key, phase in phases.items())
 
 
-@pytest.mark.parametrize("tree", ["specvlm", "dynamic", "anchors"])
+@pytest.mark.parametrize("tree", ["specvlm", "dynamic", "anchors", "skips"])
 def test_end_of_sequence_inside_a_path(models, prompts, tree, hf_greedy):
     """Each token of a greedy sequence in turn is the end."""
     prompt, kinds = prompts[0], set()
@@ -252,7 +255,7 @@ def test_end_of_sequence_inside_a_path(models, prompts, tree, hf_greedy):
     assert kinds == {"exact", "bonus"}
 
 
-@pytest.mark.parametrize("tree", ["specvlm", "dynamic", "anchors"])
+@pytest.mark.parametrize("tree", ["specvlm", "dynamic", "anchors", "skips"])
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_max_new_tokens(models, prompts, tree, count, hf_greedy):
     generation = _run(models, prompts[0], tree, draft="target", max_new_tokens=count)
@@ -262,7 +265,7 @@ def test_max_new_tokens(models, prompts, tree, count, hf_greedy):
 def test_target_as_its_own_draft(models, prompts):
     """The first choices are in a static tree, so all its levels are accepted every time."""
     longest = tuple((0,) * length for length in range(1, 64))
-    for tree, depth in (("specvlm", 5), (longest, 63), ("anchors", 4)):
+    for tree, depth in (("specvlm", 5), (longest, 63), ("anchors", 4), ("skips", 4)):
         whole = 1 + (depth + 1) * max(1, 66 // (depth + 1))  # the last pass is not cut
         stats = _run(models, prompts[0], tree, draft="target", max_new_tokens=whole).stats
         assert stats.tau == depth + 1
@@ -271,7 +274,8 @@ def test_target_as_its_own_draft(models, prompts):
 
 def test_sixty_four_slots(models, prompts, hf_greedy):
     wide = tuple((a, b) for a in range(7) for b in range(8)) + tuple((a,) for a in range(7))
-    for tree in (DynamicTree(9, 7), DynamicTree(63, 1, top_k=16), wide, AnchorTree(15, 59)):
+    others = (DynamicTree(9, 7), DynamicTree(63, 1, top_k=16), AnchorTree(15, 59), SkipTree(9, 59))
+    for tree in (*others, wide):
         generation = _run(models, prompts[0], tree)
         assert generation.tokens[0].tolist() == hf_greedy(models["target"], prompts[0], 24)
         if tree is wide:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lvspec import AnchorTree, DynamicTree
+from lvspec import AnchorTree, DynamicTree, SkipTree
 
 WAYS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "autoregression": (None, {}),
@@ -11,6 +11,7 @@ WAYS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "static tree": ("model", {"tree": "specvlm"}),
     "dynamic tree": ("model", {"tree": DynamicTree(3, 3)}),
     "anchor tree": ("model", {"tree": AnchorTree(2, 3)}),
+    "skip tree": ("model", {"tree": SkipTree(3, 7)}),
     "adaptive": ("model", {"adaptive": True, "cost_ratio": 0.1}),
     "anchor stop": ("model", {"stop_at_unsure_anchors": 0.7}),
     "n-grams for the draft": ("model", {"draft_ngram": 2, "draft_passes": 3}),

@@ -8,6 +8,7 @@ from lvspec.phases.draft.factory import DraftChoice, draft_model, make_drafter
 from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource, PromptReading
 from lvspec.phases.draft.ngram import NGramDrafter
 from lvspec.phases.draft.ngram_chain import NGramChainDrafter
+from lvspec.phases.draft.skip_tree import SkipTreeDrafter
 from lvspec.phases.draft.tree import DynamicTreeDrafter, StaticTreeDrafter
 from lvspec.phases.slots import Draft, DraftShape
 
@@ -26,6 +27,7 @@ __all__ = [
     "NGramDrafter",
     "NoDrafter",
     "PromptReading",
+    "SkipTreeDrafter",
     "StaticTreeDrafter",
     "draft_model",
     "make_drafter",

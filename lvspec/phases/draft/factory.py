@@ -19,8 +19,9 @@ from lvspec.phases.draft.model_cache import DraftSource, PromptReading
 from lvspec.phases.draft.ngram import NGramDrafter
 from lvspec.phases.draft.ngram_chain import NGramChainDrafter
 from lvspec.phases.draft.pruning import VideoPruning
+from lvspec.phases.draft.skip_tree import SkipTreeDrafter
 from lvspec.phases.draft.tree import DynamicTreeDrafter, StaticTreeDrafter
-from lvspec.tree_shapes import NAMED_TREES, AnchorTree, DynamicTree, StaticTree, Tree
+from lvspec.tree_shapes import NAMED_TREES, AnchorTree, DynamicTree, SkipTree, StaticTree, Tree
 
 DraftChoice = PreTrainedModel | Literal["self", "ngram"] | None
 """Who may draft: a model, the target itself, a look-up in prompt and output, or nobody."""
@@ -120,6 +121,8 @@ def _make_tree_drafter(source: DraftSource, config: DecodeConfig) -> Drafter:
         return AnchorTreeDrafter(
             source, tree, gamma=config.gamma, anchor_threshold=config.draft_anchor_threshold
         )
+    if isinstance(tree, SkipTree):
+        return SkipTreeDrafter(source, tree, gamma=config.gamma)
     branches = NAMED_TREES[tree] if isinstance(tree, str) else tree
     return StaticTreeDrafter(source, StaticTree.of(branches))
 
@@ -155,7 +158,7 @@ def _draft_vocab(
 
 def _choices(tree: Tree | None) -> int:
     """Tokens that may stand behind one node of a tree."""
-    if tree is None:
+    if tree is None or isinstance(tree, SkipTree):
         return 1
     if isinstance(tree, DynamicTree):
         return tree.children

@@ -92,9 +92,15 @@ def chain_passes(
         tokens: Whoever iterates appends what is chosen, int64 `[B, 1]`, and stops when there are
             enough; the pass behind a token is run when it is asked for.
     """
-    depths = torch.zeros(1, dtype=torch.int64, device=last_two.device)
-    ancestors = chain_ancestors(1, batch_size=len(last_two), device=last_two.device)
     yield read_last_two(step, last_two, own_length, cache)
+    yield from following_passes(step, cache, tokens)
+
+
+def following_passes(step: Step, cache: SlotCache, tokens: list[Tensor]) -> Iterator[StepOutput]:
+    """The passes of a chain behind its root, whose row stands at `kv_len`; see `chain_passes`."""
+    batch_size, device = len(cache.kv_len), cache.kv_len.device
+    depths = torch.zeros(1, dtype=torch.int64, device=device)
+    ancestors = chain_ancestors(1, batch_size=batch_size, device=device)
     while True:
         cache.kv_len.add_(1)
         yield step(tokens[-1], depths, ancestors)
