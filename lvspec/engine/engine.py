@@ -103,6 +103,11 @@ class Engine:
         )
         self._is_timed = True
         self._allocations = 0
+        # Whether no token depends on what was drafted: a pass may leave out what is found.
+        self._is_certain = self.policy.is_exact and not config.samples
+        on_cpu = target.device.type == "cpu"
+        self._finds_late = drafter.finds and self._is_certain and not on_cpu
+        self._found = True
         self._launched: deque[Launched] = deque()
         self._mailbox = Mailbox(
             batch_size=batch_size,
@@ -285,7 +290,9 @@ class Engine:
 
     def _launch(self) -> None:
         """One iteration, by a graph if there is one, and its report on the way to the host."""
-        if self.runner.is_due((self._allocations, self._roles.revisions), self.cache.plan is None):
+        self.drafter.only_root = self._finds_late and not self._found
+        kind = self.cache.plan is None, self.drafter.only_root
+        if self.runner.is_due((self._allocations, self._roles.revisions), kind):
             with self._phase("capture"):
                 self._is_timed = False
                 self.runner.capture(self.run_phases)
@@ -302,8 +309,10 @@ class Engine:
     def _look(self) -> None:
         """At the oldest report, for the sequences that were there and have not ended since."""
         launched, reports = self._launched.popleft(), self._mailbox.receive()
+        self._found = False
         for sequence, report in zip(launched.sequences, reports, strict=True):
             if sequence is not None and not sequence.is_over:
+                self._found |= report.num_found > 0
                 self._take(sequence, report, launched)
 
     def _take(self, sequence: Sequence, report: Report, launched: Launched) -> None:

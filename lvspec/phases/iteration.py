@@ -21,6 +21,7 @@ from lvspec.phases.slots import Draft
 from lvspec.phases.state import DecodeState
 from lvspec.phases.verify import Verification, verify
 from lvspec.policy import AcceptancePolicy
+from lvspec.reference.append import NUM_SLOTS
 
 Clock = Callable[[str], AbstractContextManager[None]]
 """A context that measures the phase of this name."""
@@ -79,6 +80,8 @@ class Iteration:
                 regrets=costs,
                 anchor_threshold=self._threshold,
             )
+            if draft.num_found is not None:
+                report[:, NUM_SLOTS] = draft.num_found + 1
         return Outcome(draft, acceptance, stats.top_ids[..., 0], relevance, report)
 
     def accept(

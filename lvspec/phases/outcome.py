@@ -22,7 +22,8 @@ class Outcome:
         acceptance: What stood.
         wanted: int32 `[B, S]`, the target's choice at each slot.
         relevance: float32 `[B, S]`, or None where it was not computed.
-        report: int64 `[B, HEAD + parts * S]`, see `commit`.
+        report: int64 `[B, HEAD + parts * S]`, see `commit`. Where the draft has a `num_found` that
+            stands in place of the slots that were verified, plus one.
     """
 
     draft: Draft

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
+from lvspec.models.model import Model
 from lvspec.phases.draft import NGramDrafter
 from lvspec.phases.draft.ngram import look_up
 from lvspec.phases.state import DecodeState
@@ -98,6 +99,7 @@ class NoHostReads(TorchDispatchMode):
 
 def test_no_host_reads():
     drafter = NGramDrafter(gamma=4, ngram_max=3, never=(5, 6), device=torch.device("cpu"))
+    drafter._may_look = False  # as where there is no CPU to look
     drafter.allocate(batch_size=3, capacity=40)
     state = DecodeState(
         batch_size=3,
@@ -198,6 +200,54 @@ def test_a_list_of_prompts_and_places_taken_again(target, prompts):
         assert ours.tokens.equal(theirs.tokens)
         assert ours.stats.num_accepted == theirs.stats.num_accepted
         assert ours.stats.num_drafted == theirs.stats.num_drafted
+
+
+def _rows(monkeypatch):
+    """Slots of every pass of a target from now on."""
+    rows, step = [], Model.step
+
+    def counted(self, tokens, *args, **kwargs):
+        rows.append(tokens.shape[1])
+        return step(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(Model, "step", counted)
+    return rows
+
+
+@pytest.mark.parametrize("policy", [STRICT, AcceptancePolicy.lvspec(anchor_threshold=0.12)])
+def test_where_nothing_is_found_a_pass_has_one_row(target, prompts, monkeypatch, policy):
+    """Of one sequence by itself; of two where neither has a find."""
+    config = _config(trace=True)
+    rows = _rows(monkeypatch)
+    found = [[len(step.drafted) for step in steps(target, p, policy, config)] for p in prompts]
+    assert rows == [6 if count else 1 for drafted in found for count in drafted]
+    assert {1, 6} == set(rows)
+    rows.clear()
+    generate(target, "ngram", prompts[:2], policy=policy, config=config)
+    assert {1, 6} == set(rows) and rows.count(1) < sum(counts.count(0) for counts in found[:2])
+
+
+def steps(target, prompt, policy, config):
+    return generate(target, "ngram", prompt, policy=policy, config=config).trace.steps()
+
+
+def test_a_draft_ends_with_its_end_of_sequence():
+    drafter = NGramDrafter(gamma=4, ngram_max=3, never=(), device=torch.device("cpu"))
+    drafter.allocate(batch_size=2, capacity=40)
+    state = DecodeState(
+        batch_size=2,
+        max_new_tokens=10,
+        num_slots=5,
+        eos_ids=torch.tensor([9, 4]),
+        regret_dtype=torch.float32,
+    )
+    for place, prompt in enumerate(([3, 5, 9, 6, 1, 2], [3, 5, 7, 6, 4, 2])):
+        prompt = torch.tensor([prompt])
+        drafter.prefill(None, place, prompt=prompt, target_cache=None)
+        state.begin(place, prompt[0, -1:], torch.tensor([3]))
+    draft = drafter.propose(state, torch.tensor([6, 6], dtype=torch.int32))
+    assert draft.tokens.tolist() == [[3, 5, 9, 6, 1], [3, 5, 7, 6, 4]]
+    assert draft.shape.num_slots.tolist() == [3, 5] and draft.num_found.tolist() == [4, 4]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

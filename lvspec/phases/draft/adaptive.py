@@ -89,7 +89,8 @@ class AdaptiveChainDrafter(CachedDrafter):
             tokens, length = self._tokens_before_doubt(wanted, state, target_kv_len)
         shape = replace(self._shape, num_slots=(length + 1).int())
         padded = pad(tokens, (0, self.gamma - tokens.shape[1]))
-        return Draft(torch.cat([state.last_two[:, 1:], padded], dim=1), shape)
+        tokens = torch.cat([state.last_two[:, 1:], padded], dim=1)
+        return Draft(tokens, shape.ending(tokens, state.eos_ids))
 
     def _tokens(self, wanted: Tensor, state: DecodeState, target_kv_len: Tensor) -> Tensor:
         """int64 `[B, n]`, n <= gamma, at least as many as are wanted."""
@@ -123,6 +124,7 @@ class AdaptiveChainDrafter(CachedDrafter):
             is_open = is_open & (len(tokens) < wanted) & ~is_unsure
             length += is_open
             tokens.append(self.head.ids(best.top_ids[:, 0]))
+            is_open &= ~(tokens[-1] == state.eos_ids).any(1)
             if len(tokens) == self.gamma or (self._may_look and not bool(is_open.any())):
                 break
         return torch.cat(tokens, dim=1), length

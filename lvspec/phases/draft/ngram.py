@@ -18,8 +18,9 @@ from lvspec.phases.state import DecodeState
 class NGramDrafter(Drafter):
     """Looks the last tokens up in the prompt and the output, and proposes what stood behind them.
 
-    On the device and of one shape in every iteration. A sequence in which they never stood before
-    gets a root and no draft.
+    On the device. A sequence in which they never stood before gets a root and no draft; where that
+    is so of all, a CPU verifies the roots alone. Elsewhere drafts are of one shape in every
+    iteration but for those with `only_root`.
 
     Args:
         gamma: Draft tokens at most.
@@ -28,15 +29,20 @@ class NGramDrafter(Drafter):
         device: Of the target.
     """
 
+    finds = True
+
     def __init__(
         self, *, gamma: int, ngram_max: int, never: tuple[int, ...], device: torch.device
     ) -> None:
         self.gamma, self._device = gamma, device
+        # To look whether anything was found would stop a GPU.
+        self._may_look = device.type == "cpu"
         self._history = History(ngram_max=ngram_max, never=never, device=device)
 
     def allocate(self, *, batch_size: int, capacity: int) -> None:
         self._history.allocate(batch_size=batch_size, capacity=capacity)
         self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=self._device)
+        self._root = self._shape.root()
 
     def prefill(
         self,
@@ -51,8 +57,12 @@ class NGramDrafter(Drafter):
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         length = self._history.update(state)
         tokens, count = self._history.look_up(length, self.gamma)
-        shape = replace(self._shape, num_slots=count + 1)
-        return Draft(torch.cat([state.last_two[:, 1:], tokens], dim=1), shape)
+        is_wanted = ~state.finished
+        if self.only_root or (self._may_look and not bool((count * is_wanted).any())):
+            return Draft(state.last_two[:, 1:], self._root, num_found=count)
+        tokens = torch.cat([state.last_two[:, 1:], tokens], dim=1)
+        shape = replace(self._shape, num_slots=count + 1).ending(tokens, state.eos_ids)
+        return Draft(tokens, shape, num_found=count)
 
 
 class History:
