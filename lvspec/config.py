@@ -14,6 +14,8 @@ from lvspec.tree import MAX_SLOTS
 from lvspec.tree_shapes import AnchorTree, Tree, check_slots, check_tree
 
 DRAFT_ANCHOR_THRESHOLD = 0.065
+GAMMA = 12
+"""Draft tokens of a chain where the number is not said and not chosen."""
 KEEP_BY = ("attention", "uniform")
 Fuse = Literal["kernels", "compile", "none"]
 FUSE: tuple[Fuse, ...] = get_args(Fuse)
@@ -26,10 +28,15 @@ class DecodeConfig:
 
     Args:
         gamma: Draft tokens of a chain per verify pass, 1 to 63. Not read where `tree` says how many
-            there are. "auto": what the cost model (`phases/draft/cost.py`) finds best for
-            `cost_ratio` and `acceptance` when a run begins; for plain chains of a model.
-        acceptance: Chance that a drafted token is accepted, in (0, 1), for `gamma="auto"` alone. A
-            run's own is `1 - 1 / tau` for long chains, and more for short ones.
+            there are. "auto": for plain chains of a model what is found best when a run begins, by
+            the time that passes of both models take, measured once, and the share of tokens that
+            was accepted so far (`engine/length.py`); `DecodeStats.gamma` and `gamma_choice` say
+            what that is, and a run with this number is the same run. For other ways to draft it is
+            12.
+        acceptance: Chance that a drafted token is accepted, in (0, 1), for `gamma="auto"` alone.
+            None: what earlier generations of these models and this policy showed, and before that
+            a guess by the policy. A run's own is `1 - 1 / tau` for long chains, and more for short
+            ones.
         tree: None drafts a chain. A name in `tree_shapes.NAMED_TREES` or a list of paths drafts a
             static tree, in Medusa's naming: `(0, 2)` is the third choice behind the best first
             token. `DynamicTree` grows by probability, `AnchorTree` where the draft looks at the
@@ -37,8 +44,8 @@ class DecodeConfig:
         adaptive: Whether a chain is as long as the acceptance so far makes worth its cost, `gamma`
             at most, for each sequence by itself.
         cost_ratio: What a draft step costs, in passes of the target, for `adaptive` and
-            `gamma="auto"`. None: the ratio of the bytes of their weights, which is what a step
-            moves.
+            `gamma="auto"`. None: as measured; for `adaptive` the ratio of the bytes of their
+            weights, which is what a step moves.
         stop_at_unsure_anchors: None, or a probability: a chain ends before a token that the video
             decides, by the draft's attention, and of which the draft is less sure than this.
         draft_anchor_threshold: Visual peak of a draft's row from which on the video decides its
@@ -100,8 +107,8 @@ class DecodeConfig:
             are for a temperature.
     """
 
-    gamma: int | Literal["auto"] = 12
-    acceptance: float = 0.9
+    gamma: int | Literal["auto"] = "auto"
+    acceptance: float | None = None
     tree: Tree | None = None
     adaptive: bool = False
     cost_ratio: float | None = None
@@ -150,8 +157,7 @@ class DecodeConfig:
         if self.draft_ngram != 0:
             check_count("draft_ngram", self.draft_ngram, most=MAX_SLOTS - 2)
         if self.draft_passes is not None:
-            most = MAX_SLOTS - 1 if self.gamma == "auto" else self.gamma
-            check_count("draft_passes", self.draft_passes, most=most)
+            check_count("draft_passes", self.draft_passes, most=self.fixed_gamma)
         check_count("max_new_tokens", self.max_new_tokens)
         if self.cache_capacity is not None:
             check_count("cache_capacity", self.cache_capacity)
@@ -175,13 +181,8 @@ class DecodeConfig:
     def _check_gamma(self) -> None:
         if self.gamma != "auto":
             check_count("gamma", self.gamma, most=MAX_SLOTS - 1)
-        else:
-            for name in ("tree", "adaptive", "stop_at_unsure_anchors", "draft_ngram"):
-                if getattr(self, name):
-                    raise ValueError(
-                        f"gamma: expected an integer with {name}={getattr(self, name)!r}, got "
-                        '"auto", which is for plain chains'
-                    )
+        if self.acceptance is None:
+            return
         check_number("acceptance", self.acceptance)
         if not 0 < self.acceptance < 1:
             raise ValueError(f"acceptance: expected a chance in (0, 1), got {self.acceptance}")
@@ -194,7 +195,18 @@ class DecodeConfig:
                     f"tree={self.tree!r}"
                 )
         if isinstance(self.tree, AnchorTree):
-            check_slots("gamma + tree.nodes", 1 + self.gamma + self.tree.nodes)
+            check_slots("gamma + tree.nodes", 1 + self.fixed_gamma + self.tree.nodes)
+
+    @property
+    def chooses_gamma(self) -> bool:
+        """Whether a chain of a model is as long as is found best."""
+        others = (self.tree, self.adaptive, self.stop_at_unsure_anchors, self.draft_ngram)
+        return self.gamma == "auto" and not any(others)
+
+    @property
+    def fixed_gamma(self) -> int:
+        """Draft tokens of a chain where nothing chooses them."""
+        return GAMMA if self.gamma == "auto" else self.gamma
 
     @property
     def samples(self) -> bool:

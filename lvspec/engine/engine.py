@@ -13,6 +13,7 @@ from torch import Tensor
 from lvspec.config import DecodeConfig
 from lvspec.engine.errors import NonFiniteLogits
 from lvspec.engine.graph import IterationRunner, make_runner, models_obstacle
+from lvspec.engine.length import GammaChoice
 from lvspec.engine.mailbox import Mailbox, Report
 from lvspec.engine.result import Trace
 from lvspec.engine.roles import Roles
@@ -52,6 +53,7 @@ class Engine:
         processors: Applied to the target's rows before anything else looks at them; None: none.
             They include what temperature, top-k and top-p of `config` do.
         stopping: Criteria asked after every token; None: none.
+        choice: Why the drafter's chains are as long as they are; None: that was said.
 
     Attributes:
         iteration: The method, run by this engine's clock.
@@ -69,8 +71,10 @@ class Engine:
         batch_size: int = 1,
         processors: LogitsProcessors | None = None,
         stopping: Stopping | None = None,
+        choice: GammaChoice | None = None,
     ) -> None:
         self.target, self.drafter, self.config = target, drafter, config
+        self.choice = choice
         self.processors = LogitsProcessors() if processors is None else processors
         self.stopping = Stopping() if stopping is None else stopping
         self.places: list[Sequence | None] = [None] * batch_size
@@ -193,6 +197,7 @@ class Engine:
             self.drafter.gamma,
             depth=self.drafter.depth,
             generation_config=self.processors.applied,
+            gamma_choice=None if self.choice is None else self.choice.to_dict(),
         )
         trace = Trace(place) if self.config.trace else None
         sequence = Sequence(request, place, stats, trace, self.stopping)

@@ -12,7 +12,7 @@ from lvspec.phases.sampling import draw
 from lvspec.phases.slots import Draft
 from lvspec.phases.state import DecodeState
 
-_PIECE = 4
+PIECE = 4
 """Passes after which a CPU looks whether all chains have ended: they are one phase, recorded."""
 
 
@@ -43,7 +43,7 @@ class ModelDrafter(CachedDrafter):
         """int64 `[B, n]`, n <= gamma: the draft's best tokens behind the last two committed."""
         count = self.gamma
         if self._may_look:
-            count = (count - 1) % _PIECE + 1
+            count = (count - 1) % PIECE + 1
         tokens = self._run(
             ("chain", count),
             lambda: GreedyChain(self.model, self.head, count),
@@ -52,8 +52,8 @@ class ModelDrafter(CachedDrafter):
         )
         while tokens.shape[1] < self.gamma and self._is_open(tokens, state):
             more = self._run(
-                ("chain goes on", _PIECE),
-                lambda: GoneOnChain(self.model, self.head, _PIECE),
+                ("chain goes on", PIECE),
+                lambda: GoneOnChain(self.model, self.head, PIECE),
                 tokens[:, -1:],
                 target_kv_len,
             )

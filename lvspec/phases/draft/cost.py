@@ -29,25 +29,37 @@ def expected_tokens(acceptance: float, gamma: int) -> float:
     return speedup(acceptance, gamma, cost_ratio=0.0)
 
 
-def speedup(acceptance: float, gamma: int, cost_ratio: float, verify_ratio: float = 1.0) -> float:
+def speedup(
+    acceptance: float,
+    gamma: int,
+    cost_ratio: float,
+    verify_ratio: float = 1.0,
+    row_ratio: float = 0.0,
+) -> float:
     """Tokens in the time of one, over autoregression.
 
     Args:
         acceptance: Chance that a drafted token is accepted, if those before it are.
         gamma: Draft tokens of a chain, 0 to 63.
         cost_ratio: A step of the draft in passes of the target over one row, >= 0.
-        verify_ratio: A pass of the target over the chain in passes over one row, > 0.
+        verify_ratio: A pass of the target over the chain in passes over one row, > 0, but for what
+            each row adds.
+        row_ratio: What each further row of the target adds, in passes over one row, >= 0.
 
     Raises:
         ValueError: A number is out of range; names it.
     """
     if not 0 <= gamma <= MOST:
         raise ValueError(f"gamma: expected 0 to {MOST}, got {gamma}")
-    return float(_speedups(acceptance, cost_ratio, gamma, verify_ratio)[gamma])
+    return float(_speedups(acceptance, cost_ratio, gamma, verify_ratio, row_ratio)[gamma])
 
 
 def best_gamma(
-    acceptance: float, cost_ratio: float, most: int = MOST, verify_ratio: float = 1.0
+    acceptance: float,
+    cost_ratio: float,
+    most: int = MOST,
+    verify_ratio: float = 1.0,
+    row_ratio: float = 0.0,
 ) -> int:
     """The chain with the largest `speedup`, of 1 to `most` tokens; the shorter of two as good.
 
@@ -58,7 +70,8 @@ def best_gamma(
     """
     if not 1 <= most <= MOST:
         raise ValueError(f"most: expected 1 to {MOST}, got {most}")
-    return int(_speedups(acceptance, cost_ratio, most, verify_ratio)[1:].argmax()) + 1
+    found = _speedups(acceptance, cost_ratio, most, verify_ratio, row_ratio)
+    return int(found[1:].argmax()) + 1
 
 
 def chain_speedups(
@@ -77,12 +90,17 @@ def chain_speedups(
     return (acceptance**lengths).cumsum(-1) / (verify_ratio + cost_ratio * lengths)
 
 
-def _speedups(acceptance: float, cost_ratio: float, most: int, verify_ratio: float) -> Tensor:
+def _speedups(
+    acceptance: float, cost_ratio: float, most: int, verify_ratio: float, row_ratio: float
+) -> Tensor:
     if not 0 <= acceptance <= 1:
         raise ValueError(f"acceptance: expected a probability, got {acceptance}")
     if not 0 <= cost_ratio < float("inf"):
         raise ValueError(f"cost_ratio: expected a number >= 0, got {cost_ratio}")
     if not 0 < verify_ratio < float("inf"):
         raise ValueError(f"verify_ratio: expected a number > 0, got {verify_ratio}")
+    if not 0 <= row_ratio < float("inf"):
+        raise ValueError(f"row_ratio: expected a number >= 0, got {row_ratio}")
     chance = torch.tensor([acceptance], dtype=torch.float64)
-    return chain_speedups(chance, cost_ratio, torch.arange(most + 1), verify_ratio)
+    lengths = torch.arange(most + 1)
+    return chain_speedups(chance, cost_ratio + row_ratio, lengths, verify_ratio)
