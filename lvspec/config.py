@@ -41,11 +41,8 @@ class DecodeConfig:
             static tree, in Medusa's naming: `(0, 2)` is the third choice behind the best first
             token. `DynamicTree` grows by probability, `AnchorTree` where the draft looks at the
             video.
-        adaptive: Whether a chain is as long as the acceptance so far makes worth its cost, `gamma`
-            at most, for each sequence by itself.
-        cost_ratio: What a draft step costs, in passes of the target, for `adaptive` and
-            `gamma="auto"`. None: as measured; for `adaptive` the ratio of the bytes of their
-            weights, which is what a step moves.
+        cost_ratio: What a draft step costs, in passes of the target, for `gamma="auto"`. None: as
+            measured.
         stop_at_unsure_anchors: None, or a probability: a chain ends before a token that the video
             decides, by the draft's attention, and of which the draft is less sure than this.
         draft_anchor_threshold: Visual peak of a draft's row from which on the video decides its
@@ -110,7 +107,6 @@ class DecodeConfig:
     gamma: int | Literal["auto"] = "auto"
     acceptance: float | None = None
     tree: Tree | None = None
-    adaptive: bool = False
     cost_ratio: float | None = None
     stop_at_unsure_anchors: float | None = None
     draft_anchor_threshold: float = DRAFT_ANCHOR_THRESHOLD
@@ -173,9 +169,10 @@ class DecodeConfig:
         if self.tree is not None:
             object.__setattr__(self, "tree", check_tree(self.tree))
             self._check_tree_options()
-        for name in ("adaptive", "stop_at_unsure_anchors"):
-            if self.draft_ngram and getattr(self, name):
-                raise ValueError(f"{name}: expected none with draft_ngram={self.draft_ngram}")
+        if self.draft_ngram and confidence:
+            raise ValueError(
+                f"stop_at_unsure_anchors: expected none with draft_ngram={self.draft_ngram}"
+            )
         self._check_sampling()
 
     def _check_gamma(self) -> None:
@@ -188,7 +185,7 @@ class DecodeConfig:
             raise ValueError(f"acceptance: expected a chance in (0, 1), got {self.acceptance}")
 
     def _check_tree_options(self) -> None:
-        for name in ("adaptive", "stop_at_unsure_anchors", "draft_ngram"):
+        for name in ("stop_at_unsure_anchors", "draft_ngram"):
             if getattr(self, name):
                 raise ValueError(
                     f"{name}: expected a chain (tree=None), for which alone it is, got "
@@ -200,7 +197,7 @@ class DecodeConfig:
     @property
     def chooses_gamma(self) -> bool:
         """Whether a chain of a model is as long as is found best."""
-        others = (self.tree, self.adaptive, self.stop_at_unsure_anchors, self.draft_ngram)
+        others = (self.tree, self.stop_at_unsure_anchors, self.draft_ngram)
         return self.gamma == "auto" and not any(others)
 
     @property

@@ -377,7 +377,7 @@ def test_where_capture_fails_the_loop_goes_on(decoder, prompts):
 
 def test_a_read_cannot_be_captured(decoder, prompts):
     """The tape can tell: a drafter that looks is caught."""
-    made = decoder("adaptive", batch_size=1, tape=TapeCapturer())
+    made = decoder("anchor stop", batch_size=1, tape=TapeCapturer())
     made.engine.drafter._may_look = True
     with pytest.warns(RuntimeWarning, match="(item|_local_scalar_dense) cannot be captured"):
         made.generate(prompts[0])

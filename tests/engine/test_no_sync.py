@@ -135,7 +135,7 @@ def test_the_watch_sees_a_read(read):
 
 
 def test_a_drafter_that_looks_is_seen(engine):
-    made = engine("adaptive")
+    made = engine("anchor stop")
     made.iteration.drafter = SimpleNamespace(
         propose=lambda *arguments: int(arguments[1].sum()), active=made.drafter.active
     )

@@ -3,7 +3,8 @@
 If every drafted token is accepted with the same chance a, a pass of the target over a chain of g
 tokens gives `1 + a + ... + a^g` tokens, the bonus token included. It costs `verify_ratio` passes of
 the target and g steps of the draft at `cost_ratio` passes each. (Leviathan, Kalman and Matias, ICML
-2023.) Decoding at small batches is bound by the bytes that passes move: the ratio of those of the
+2023.) What passes cost is best measured (`lvspec/engine/pace.py`). Where that cannot be done:
+decoding at small batches is bound by the bytes that passes move, so the ratio of those of the
 weights is a fair `cost_ratio`, and a pass over a few rows costs hardly more than one over a row.
 """
 
@@ -74,25 +75,10 @@ def best_gamma(
     return int(found[1:].argmax()) + 1
 
 
-def chain_speedups(
-    acceptance: Tensor, cost_ratio: float, lengths: Tensor, verify_ratio: float = 1.0
-) -> Tensor:
-    """`speedup` of chains of 0, 1, ... tokens, on the device and without reading anything back.
-
-    Args:
-        acceptance: Floats `[..., 1]`.
-        cost_ratio, verify_ratio: As for `speedup`.
-        lengths: 0, 1, ... up to the longest chain, `[n]`.
-
-    Returns:
-        `[..., n]` in the dtype of `acceptance`.
-    """
-    return (acceptance**lengths).cumsum(-1) / (verify_ratio + cost_ratio * lengths)
-
-
 def _speedups(
     acceptance: float, cost_ratio: float, most: int, verify_ratio: float, row_ratio: float
 ) -> Tensor:
+    """Of chains of 0 to `most` tokens, float64 `[most + 1]`."""
     if not 0 <= acceptance <= 1:
         raise ValueError(f"acceptance: expected a probability, got {acceptance}")
     if not 0 <= cost_ratio < float("inf"):
@@ -103,4 +89,5 @@ def _speedups(
         raise ValueError(f"row_ratio: expected a number >= 0, got {row_ratio}")
     chance = torch.tensor([acceptance], dtype=torch.float64)
     lengths = torch.arange(most + 1)
-    return chain_speedups(chance, cost_ratio + row_ratio, lengths, verify_ratio)
+    tokens = (chance**lengths).cumsum(-1)
+    return tokens / (verify_ratio + (cost_ratio + row_ratio) * lengths)

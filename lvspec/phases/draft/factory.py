@@ -10,7 +10,7 @@ from lvspec.config import DecodeConfig
 from lvspec.models.head import draft_head
 from lvspec.models.inputs import check_pair
 from lvspec.models.model import Model
-from lvspec.phases.draft.adaptive import AdaptiveChainDrafter
+from lvspec.phases.draft.anchor_stop import AnchorStopDrafter
 from lvspec.phases.draft.anchor_tree import AnchorTreeDrafter
 from lvspec.phases.draft.base import Drafter, NoDrafter
 from lvspec.phases.draft.chain import ModelDrafter
@@ -72,11 +72,10 @@ def make_drafter(
     source = draft_source(target, draft, config, eos_ids)
     if config.tree is not None:
         return _make_tree_drafter(source, config)
-    if config.adaptive or config.stop_at_unsure_anchors is not None:
-        return AdaptiveChainDrafter(
+    if config.stop_at_unsure_anchors is not None:
+        return AnchorStopDrafter(
             source,
             gamma=gamma,
-            cost_ratio=_cost_ratio(target, source, config) if config.adaptive else None,
             confidence=config.stop_at_unsure_anchors,
             anchor_threshold=config.draft_anchor_threshold,
         )
@@ -175,11 +174,6 @@ def _choices(tree: Tree | None) -> int:
         return 1 + tree.siblings
     branches = NAMED_TREES[tree] if isinstance(tree, str) else tree
     return 1 + max(max(branch) for branch in branches)
-
-
-def _cost_ratio(target: Model, source: DraftSource, config: DecodeConfig) -> float:
-    """Of a step of the draft to a pass of the target: as given, or of the bytes they read."""
-    return config.cost_ratio or cost_ratio_of_bytes(target, source)
 
 
 def cost_ratio_of_bytes(target: Model, source: DraftSource) -> float:
