@@ -31,8 +31,9 @@ class DecodeConfig:
             there are. "auto": for plain chains of a model what is found best when a run begins, by
             the time that passes of both models take, measured once, and the share of tokens that
             was accepted so far (`engine/length.py`); `DecodeStats.gamma` and `gamma_choice` say
-            what that is, and a run with this number is the same run. For other ways to draft it is
-            12.
+            what that is, and a run with this number is the same run. With a
+            temperature the bytes of the weights decide, so that a seed repeats a run by itself. For
+            other ways to draft it is 12.
         acceptance: Chance that a drafted token is accepted, in (0, 1), for `gamma="auto"` alone.
             None: what earlier generations of these models and this policy showed, and before that
             a guess by the policy. A run's own is `1 - 1 / tau` for long chains, and more for short

@@ -2,7 +2,9 @@
 
 The choice is made when a run begins, so that no token depends on a later one, and is kept for all
 runs of these models, policy and batch. It is made from a guess of the acceptance at first, and once
-again as soon as enough tokens were put to the test.
+again as soon as enough tokens were put to the test. Where the target samples, a token depends on
+where chains end: so that a seed repeats a caption, nothing is measured or learnt then, and the
+bytes of the weights decide.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class GammaChoice:
     Attributes:
         gamma: Draft tokens of a chain.
         by: Where its costs are from: "measured"; "cost_ratio", that of the config; or "bytes", of
-            the weights, where there was nothing to measure.
+            the weights, where there was nothing to measure or the target samples.
         cost_ratio: A step of the draft in passes of the target over one row.
         row_ratio: What a further row of the target adds, in the same; 0 where it is not known.
         acceptance: Chance that a drafted token is accepted.
@@ -103,8 +105,7 @@ class ChainLength:
         self._known = by_draft.setdefault(model.text, _Known())
         models = tuple((m.text.dtype, m.device, m.step_bytes) for m in (target, model))
         ways = (config.draft_keep, config.draft_keep_by, config.draft_vocab)
-        samples = (config.temperature, config.top_k, config.top_p)
-        self._key = (models, isinstance(draft, str), policy, *ways, *samples)
+        self._key = (models, isinstance(draft, str), policy, *ways, config.samples)
         self._pace_key = (models, batch_size, policy.needs_relevance, config.draft_vocab)
         self._pace_key += (config.capture, config.fuse)
 
@@ -118,6 +119,10 @@ class ChainLength:
         if choice is None or (is_enough and not choice.is_settled):
             choice = known.chosen[key] = self._best(most)
         return choice
+
+    @property
+    def _guess(self) -> float:
+        return EXACT if self._policy.is_exact else LOOSE
 
     def learn(self, stats: DecodeStats) -> None:
         """A generation with a chosen length is over."""
@@ -134,7 +139,7 @@ class ChainLength:
             gamma = best_gamma(acceptance, given, most)
             return GammaChoice(gamma, "cost_ratio", given, 0.0, acceptance, said_by)
         source = draft_source(self._target, self._draft, self._config, self._policy.eos_ids)
-        pace = self._pace(source)
+        pace = None if self._config.samples else self._pace(source)
         if pace is None:
             ratio = cost_ratio_of_bytes(self._target, source)
             gamma = best_gamma(acceptance, ratio, most)
@@ -162,7 +167,9 @@ class ChainLength:
     def _acceptance(self) -> tuple[float, Literal["config", "policy", "generations"]]:
         if self._config.acceptance is not None:
             return self._config.acceptance, "config"
+        if self._config.samples:
+            return self._guess, "policy"
         accepted, tested = self._known.seen.get(self._key, (0, 0))
         if tested < ENOUGH:
-            return EXACT if self._policy.is_exact else LOOSE, "policy"
+            return self._guess, "policy"
         return (accepted + 0.5) / (tested + 1), "generations"

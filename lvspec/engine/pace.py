@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch._subclasses import FakeTensor
@@ -28,6 +30,7 @@ CONTEXT = 128
 """Positions before those slots."""
 
 _WARM_UP, _ROUNDS = 2, 7
+_Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def measure_pace(
             is_graph = capture and models_obstacle(models) is None
             step = _step(source, batch_size)
             passes = [_pass(target, batch_size, rows, scores) for rows in ROWS]
-            seconds = [_seconds(call, target.device, is_graph) for call in (step, *passes)]
+            step_seconds, few, many = _seconds([step, *passes], target.device, is_graph)
     except (RuntimeError, ValueError) as error:  # out of memory is one of them
         warnings.warn(
             "lvspec: gamma: expected passes that can be timed, to choose by, and goes by the bytes "
@@ -87,9 +90,8 @@ def measure_pace(
             stacklevel=2,
         )
         return None
-    few, many = seconds[1:]
     row = max((many - few) / (ROWS[1] - ROWS[0]), 0.0)
-    return Pace(seconds[0] / PIECE, max(few - row * ROWS[0], 0.0), max(row, 1e-12))
+    return Pace(step_seconds / PIECE, max(few - row * ROWS[0], 0.0), max(row, 1e-12))
 
 
 def _has_data(model: Model) -> bool:
@@ -101,7 +103,7 @@ def _on(device: torch.device) -> torch.cuda.device | nullcontext:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _step(source: DraftSource, batch_size: int) -> Callable[[], object]:
+def _step(source: DraftSource, batch_size: int) -> _Call:
     """A piece of a chain, as `ModelDrafter` runs it."""
     model = source.model
     head = draft_head(model.hf.lm_head, source.shared_vocab, source.draft_vocab)
@@ -119,7 +121,7 @@ def _step(source: DraftSource, batch_size: int) -> Callable[[], object]:
     return call
 
 
-def _pass(target: Model, batch_size: int, rows: int, scores: bool) -> Callable[[], object]:
+def _pass(target: Model, batch_size: int, rows: int, scores: bool) -> _Call:
     """A pass of the target over a chain, and what is read of its logits."""
     device = target.device
     cache = target.new_cache(batch_size=batch_size, capacity=CONTEXT + rows, num_slots=rows)
@@ -135,17 +137,35 @@ def _pass(target: Model, batch_size: int, rows: int, scores: bool) -> Callable[[
     return call
 
 
-def _seconds(call: Callable[[], object], device: torch.device, is_graph: bool) -> float:
-    """The least of a few rounds: what else a machine does only ever adds to it."""
-    for _ in range(_WARM_UP):
+def _seconds(calls: list[_Call], device: torch.device, is_graph: bool) -> list[float]:
+    """Of each call the least of a few rounds, in turns: what else a machine does only adds to it.
+
+    On a CPU the time of this thread, for others take turns with it within a pass that is long.
+    """
+    for call in calls * _WARM_UP:
         call()
-    if is_graph and device.type == "cuda":
-        call, _ = CudaCapturer(device).capture(call)
-        call()
-    found = []
-    for _ in range(_ROUNDS):
-        timer = PhaseTimer(device)
-        with timer.phase("iteration"):
+    if device.type != "cuda":
+        return _least(calls, _thread_seconds)
+    if is_graph:
+        calls = [CudaCapturer(device).capture(call)[0] for call in calls]
+        for call in calls:
             call()
-        found.append(timer.seconds()["iteration"])
-    return min(found)
+    return _least(calls, partial(_event_seconds, device=device))
+
+
+def _least(calls: list[_Call], timed: Callable[[_Call], float]) -> list[float]:
+    rounds = [[timed(call) for call in calls] for _ in range(_ROUNDS)]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def _thread_seconds(call: _Call) -> float:
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
+
+
+def _event_seconds(call: _Call, device: torch.device) -> float:
+    timer = PhaseTimer(device)
+    with timer.phase("iteration"):
+        call()
+    return timer.seconds()["iteration"]

@@ -77,8 +77,8 @@ def test_what_is_measured(random_pair):
 def test_a_line_through_both(random_pair, monkeypatch):
     """Of passes of 4 + 2 n seconds, and of a step that takes 3."""
     target, draft = (Model(model, "model") for model in random_pair)
-    seconds = iter([3.0 * pace.PIECE, *(4 + 2 * rows for rows in ROWS)])
-    monkeypatch.setattr(pace, "_seconds", lambda *arguments: next(seconds))
+    seconds = [3.0 * pace.PIECE, *(4 + 2 * rows for rows in ROWS)]
+    monkeypatch.setattr(pace, "_seconds", lambda *arguments: seconds)
     source = draft_source(target, draft, DecodeConfig())
     found = measure_pace(target, source, batch_size=1, scores=False, capture=True)
     assert (found.step, found.base, found.row) == (3, 4, 2)
@@ -86,10 +86,11 @@ def test_a_line_through_both(random_pair, monkeypatch):
 
 
 def test_the_least_of_several_rounds(monkeypatch):
-    calls = []
-    monkeypatch.setattr("time.perf_counter", lambda: sum(calls))
-    rounds = iter([50, 50, 5, 9, 3, 4, 8, 7, 6])
-    assert pace._seconds(lambda: calls.append(next(rounds)), torch.device("cpu"), True) == 3
+    spent = []
+    monkeypatch.setattr("time.thread_time", lambda: sum(spent))
+    every = [iter([50, 50, 5, 9, 3, 4, 8, 7, 6]), iter([0, 0, 7, 6, 5, 4, 3, 9, 9])]
+    calls = [lambda times=times: spent.append(next(times)) for times in every]
+    assert pace._seconds(calls, torch.device("cpu"), True) == [3, 3]
 
 
 def test_nothing_to_measure(random_pair):
@@ -211,6 +212,23 @@ def test_a_run_says_what_was_chosen_and_can_be_repeated(random_pair, noisy_draft
     again = generate(random_pair[0], noisy_draft, prompt, policy=LOOSE, config=fixed)
     assert again.tokens.equal(found.tokens) and again.stats.gamma_choice is None
     assert again.stats.num_accepted == found.stats.num_accepted
+
+
+def test_a_seed_repeats_a_caption(random_pair, noisy_draft, make_prompt, monkeypatch):
+    """What is measured and learnt differs from run to run: it must not decide what is sampled."""
+
+    def fails(*arguments, **options):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(length, "measure_pace", fails)
+    monkeypatch.setattr(length, "ENOUGH", 5)
+    config = DecodeConfig(max_new_tokens=30, eos_ids=(), temperature=1.0, seed=3)
+    prompt = make_prompt(3, 5)
+    found = [generate(random_pair[0], noisy_draft, prompt, config=config) for _ in range(3)]
+    for generation in found:
+        assert generation.tokens.equal(found[0].tokens)
+        choice = generation.stats.gamma_choice
+        assert (choice["by"], choice["acceptance_by"]) == ("bytes", "policy")
 
 
 def test_a_decoder_chooses_when_a_call_begins(random_pair, make_prompt, measured, monkeypatch):
