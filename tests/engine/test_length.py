@@ -93,6 +93,31 @@ def test_the_least_of_several_rounds(monkeypatch):
     assert pace._seconds(calls, torch.device("cpu"), True) == [3, 3]
 
 
+def test_on_a_gpu_a_graph_is_timed(monkeypatch):
+    """Each call is run to warm up, captured, and what is replayed is timed."""
+    done = []
+
+    class Capturer:
+        def __init__(self, device):
+            assert device.type == "cuda"
+
+        def capture(self, run):
+            return lambda: done.append(("replay", run())), None
+
+    def seconds(call, device):
+        call()
+        return float(len(done))
+
+    monkeypatch.setattr(pace, "CudaCapturer", Capturer)
+    monkeypatch.setattr(pace, "_event_seconds", seconds)
+    calls = [lambda: "one", lambda: "other"]
+    found = pace._seconds(calls, torch.device("cuda"), True)
+    assert done[:4] == [("replay", "one"), ("replay", "other")] * 2
+    assert found == [3.0, 4.0], "one after the other, and the least of each"
+    done.clear()
+    assert pace._seconds(calls, torch.device("cuda"), False) == [0.0, 0.0] and not done
+
+
 def test_nothing_to_measure(random_pair):
     """By the bytes: of weights without data, and, with a word, where a pass fails."""
     config = DecodeConfig()
