@@ -224,7 +224,7 @@ def test_specvlms_way(lvspec, tmp_path):
     options = ["--tree", "specvlm", "--draft-keep", 0.1, "--policy", "strict"]
     assert lvspec("--json", tmp_path / "out.json", *options)[0] == 0
     found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["config"]
-    wanted = dataclasses.asdict(DecodeConfig.specvlm(max_new_tokens=24))
+    wanted = dataclasses.asdict(DecodeConfig.specvlm(gamma=12, max_new_tokens=24))
     assert {name: found[name] for name in wanted} == json.loads(json.dumps(wanted))
 
 

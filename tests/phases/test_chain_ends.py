@@ -42,7 +42,7 @@ def _run(setting, way, policy=STRICT, **config):
     draft, options = WAYS[way]
     if "stop_at_unsure_anchors" in options:
         options = {"stop_at_unsure_anchors": 1e-9}  # which never stops
-    config = {"gamma": 10, "max_new_tokens": 40, "trace": True, **options, **config}
+    config = {"gamma": 10, "max_new_tokens": 24, "trace": True, **options, **config}
     draft = model if draft == "model" else draft
     return generate(target, draft, prompts, policy=policy, config=DecodeConfig(**config))
 
