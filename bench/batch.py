@@ -27,7 +27,7 @@ def main() -> int:
     arguments, setup = trained.begin(parser)
     pair, policies = setup.pair, setup.policies()
     tokenizer = pair.processor.tokenizer
-    config = DecodeConfig(max_new_tokens=MAX_NEW_TOKENS)
+    config = DecodeConfig(gamma=12, max_new_tokens=MAX_NEW_TOKENS)
     cases = [(name, size) for name in policies for size in arguments.batches]
     rates: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     texts: dict[tuple[str, int], list[str]] = {}

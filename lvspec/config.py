@@ -14,6 +14,8 @@ from lvspec.tree import MAX_SLOTS
 from lvspec.tree_shapes import AnchorTree, SkipTree, Tree, check_slots, check_tree
 
 DRAFT_ANCHOR_THRESHOLD = 0.065
+GAMMA = 12
+"""Draft tokens of a chain where the number is not said and not chosen."""
 KEEP_BY = ("attention", "uniform")
 Fuse = Literal["kernels", "compile", "none"]
 FUSE: tuple[Fuse, ...] = get_args(Fuse)
@@ -26,19 +28,22 @@ class DecodeConfig:
 
     Args:
         gamma: Draft tokens of a chain per verify pass, 1 to 63. Not read where `tree` says how many
-            there are. "auto": what the cost model (`phases/draft/cost.py`) finds best for
-            `cost_ratio` and `acceptance` when a run begins; for plain chains of a model.
-        acceptance: Chance that a drafted token is accepted, in (0, 1), for `gamma="auto"` alone. A
-            run's own is `1 - 1 / tau` for long chains, and more for short ones.
+            there are. "auto": for plain chains of a model what is found best when a run begins, by
+            the time that passes of both models take, measured once, and the share of tokens that
+            was accepted so far (`engine/length.py`); `DecodeStats.gamma` and `gamma_choice` say
+            what that is, and a run with this number is the same run. With a
+            temperature the bytes of the weights decide, so that a seed repeats a run by itself. For
+            other ways to draft it is 12.
+        acceptance: Chance that a drafted token is accepted, in (0, 1), for `gamma="auto"` alone.
+            None: what earlier generations of these models and this policy showed, and before that
+            a guess by the policy. A run's own is `1 - 1 / tau` for long chains, and more for short
+            ones.
         tree: None drafts a chain. A name in `tree_shapes.NAMED_TREES` or a list of paths drafts a
             static tree, in Medusa's naming: `(0, 2)` is the third choice behind the best first
             token. `DynamicTree` grows by probability, `AnchorTree` where the draft looks at the
             video, `SkipTree` where the draft may have inserted or left out a word.
-        adaptive: Whether a chain is as long as the acceptance so far makes worth its cost, `gamma`
-            at most, for each sequence by itself.
-        cost_ratio: What a draft step costs, in passes of the target, for `adaptive` and
-            `gamma="auto"`. None: the ratio of the bytes of their weights, which is what a step
-            moves.
+        cost_ratio: What a draft step costs, in passes of the target, for `gamma="auto"`. None: as
+            measured.
         stop_at_unsure_anchors: None, or a probability: a chain ends before a token that the video
             decides, by the draft's attention, and of which the draft is less sure than this.
         draft_anchor_threshold: Visual peak of a draft's row from which on the video decides its
@@ -100,10 +105,9 @@ class DecodeConfig:
             are for a temperature.
     """
 
-    gamma: int | Literal["auto"] = 12
-    acceptance: float = 0.9
+    gamma: int | Literal["auto"] = "auto"
+    acceptance: float | None = None
     tree: Tree | None = None
-    adaptive: bool = False
     cost_ratio: float | None = None
     stop_at_unsure_anchors: float | None = None
     draft_anchor_threshold: float = DRAFT_ANCHOR_THRESHOLD
@@ -150,8 +154,7 @@ class DecodeConfig:
         if self.draft_ngram != 0:
             check_count("draft_ngram", self.draft_ngram, most=MAX_SLOTS - 2)
         if self.draft_passes is not None:
-            most = MAX_SLOTS - 1 if self.gamma == "auto" else self.gamma
-            check_count("draft_passes", self.draft_passes, most=most)
+            check_count("draft_passes", self.draft_passes, most=self.fixed_gamma)
         check_count("max_new_tokens", self.max_new_tokens)
         if self.cache_capacity is not None:
             check_count("cache_capacity", self.cache_capacity)
@@ -167,36 +170,43 @@ class DecodeConfig:
         if self.tree is not None:
             object.__setattr__(self, "tree", check_tree(self.tree))
             self._check_tree_options()
-        for name in ("adaptive", "stop_at_unsure_anchors"):
-            if self.draft_ngram and getattr(self, name):
-                raise ValueError(f"{name}: expected none with draft_ngram={self.draft_ngram}")
+        if self.draft_ngram and confidence:
+            raise ValueError(
+                f"stop_at_unsure_anchors: expected none with draft_ngram={self.draft_ngram}"
+            )
         self._check_sampling()
 
     def _check_gamma(self) -> None:
         if self.gamma != "auto":
             check_count("gamma", self.gamma, most=MAX_SLOTS - 1)
-        else:
-            for name in ("tree", "adaptive", "stop_at_unsure_anchors", "draft_ngram"):
-                if getattr(self, name):
-                    raise ValueError(
-                        f"gamma: expected an integer with {name}={getattr(self, name)!r}, got "
-                        '"auto", which is for plain chains'
-                    )
+        if self.acceptance is None:
+            return
         check_number("acceptance", self.acceptance)
         if not 0 < self.acceptance < 1:
             raise ValueError(f"acceptance: expected a chance in (0, 1), got {self.acceptance}")
 
     def _check_tree_options(self) -> None:
-        for name in ("adaptive", "stop_at_unsure_anchors", "draft_ngram"):
+        for name in ("stop_at_unsure_anchors", "draft_ngram"):
             if getattr(self, name):
                 raise ValueError(
                     f"{name}: expected a chain (tree=None), for which alone it is, got "
                     f"tree={self.tree!r}"
                 )
-        if isinstance(self.tree, SkipTree) and self.gamma < 2:
+        if isinstance(self.tree, SkipTree) and self.fixed_gamma < 2:
             raise ValueError(f"gamma: expected at least 2 with a SkipTree, got {self.gamma}")
         if isinstance(self.tree, (AnchorTree, SkipTree)):
-            check_slots("gamma + tree.nodes", 1 + self.gamma + self.tree.nodes)
+            check_slots("gamma + tree.nodes", 1 + self.fixed_gamma + self.tree.nodes)
+
+    @property
+    def chooses_gamma(self) -> bool:
+        """Whether a chain of a model is as long as is found best."""
+        others = (self.tree, self.stop_at_unsure_anchors, self.draft_ngram)
+        return self.gamma == "auto" and not any(others)
+
+    @property
+    def fixed_gamma(self) -> int:
+        """Draft tokens of a chain where nothing chooses them."""
+        return GAMMA if self.gamma == "auto" else self.gamma
 
     @property
     def samples(self) -> bool:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from lvspec.cli.options import gamma_of
 from lvspec.cli.terminal import caption_text, legend
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
@@ -40,10 +41,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--clips", type=int, default=24, metavar="N", help="held-out clips (default 24)")
     add(
         "--gamma",
-        type=int,
-        default=12,
+        type=gamma_of,
+        default="auto",
         metavar="N",
-        help=f"draft tokens per pass, 1 to {MAX_SLOTS - 1} (default 12)",
+        help=f"draft tokens per pass, 1 to {MAX_SLOTS - 1}, or auto: what is found best (default)",
     )
     add("--threads", type=int, default=1, metavar="N", help="torch threads (default 1)")
     add(
@@ -110,6 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
             return 130
     rows = [result.summary(clips, results[REFERENCE]) for result in results.values()]
     console.print(_table(rows, len(clips), config.gamma, arguments.pair))
+    if config.gamma == "auto":
+        chosen = ", ".join(f"{row['method']} {_then(row['gamma'])}" for row in rows if row["gamma"])
+        console.print(f"gamma, as found best with what was accepted so far: {chosen}")
     console.print(_warm_up(rows))
     equal = _equal_captions(results["strict"], results["hf generate"])
     console.print(f"strict says what hf generate says on {equal} of {len(clips)} clips")
@@ -133,7 +137,11 @@ def _make_folder(path: Path) -> None:
         raise PermissionError(f"--out: expected a folder that can be written, got {path}")
 
 
-def _table(rows: list[dict], clips: int, gamma: int, pair: str) -> Table:
+def _then(gammas: list[int]) -> str:
+    return " then ".join(map(str, gammas))
+
+
+def _table(rows: list[dict], clips: int, gamma: int | str, pair: str) -> Table:
     # Narrow enough for eighty columns.
     table = Table(
         title=f"{clips} held-out clips, gamma {gamma}, {pair} pair",

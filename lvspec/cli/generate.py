@@ -15,6 +15,7 @@ from lvspec.cli.options import (
     DRAFT_WORDS,
     POLICY_OPTIONS,
     errors_by_option,
+    gamma_of,
     options_of,
 )
 from lvspec.cli.say import say
@@ -101,29 +102,24 @@ def _add_draft_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--gamma",
-        type=_gamma,
+        type=gamma_of,
         metavar="N",
-        help="draft tokens per verify pass, 1 to 63, or auto: by the cost model (default 12)",
+        help="draft tokens per verify pass, 1 to 63, or auto (default): what is found best for a "
+        "plain chain of a model, 12 elsewhere",
     )
     add(
         "--acceptance",
         type=float,
         metavar="X",
-        help="chance that a drafted token is accepted, for --gamma auto (default 0.9)",
+        help="chance that a drafted token is accepted, for --gamma auto (default: as seen so far)",
     )
     add(
         "--cost-ratio",
         type=float,
         metavar="X",
-        help="a draft step in passes of the target, for --gamma auto and --adaptive (by bytes)",
+        help="a draft step in passes of the target, for --gamma auto (default: as measured)",
     )
     add("--tree", metavar="NAME", help="draft a named tree (specvlm) instead of a chain")
-    add(
-        "--adaptive",
-        action="store_true",
-        default=None,
-        help="draft chains as long as acceptance so far makes worth it, --gamma at most",
-    )
     add(
         "--draft-vocab",
         metavar="FILE",
@@ -140,15 +136,6 @@ def _add_draft_options(group: argparse._ArgumentGroup) -> None:
         choices=("attention", "uniform"),
         help="what the target looks at, or even distances (default attention)",
     )
-
-
-def _gamma(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number or auto, got {text!r}") from None
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ DRAFT_WORDS = ("self", "ngram")
 """What --draft takes besides checkpoints."""
 
 CONFIG_OPTIONS = (
-    *("gamma", "acceptance", "cost_ratio", "tree", "adaptive", "draft_keep", "draft_keep_by"),
+    *("gamma", "acceptance", "cost_ratio", "tree", "draft_keep", "draft_keep_by"),
     *("max_new_tokens", "cache_capacity", "temperature", "sample_top_k", "sample_top_p", "seed"),
 )
 
@@ -62,6 +63,16 @@ CALL_OPTIONS = options_of(
     (*CONFIG_OPTIONS, "draft_vocab", "num_frames", "fps", "prompt"), prefix="sample_"
 )
 """Field: option, for messages about fields of `DecodeConfig` and of a call."""
+
+
+def gamma_of(text: str) -> int | str:
+    """A number, or "auto", of the option --gamma."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or auto, got {text!r}") from None
 
 
 def by_option(message: object, options: Mapping[str, str]) -> str:

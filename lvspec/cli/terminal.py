@@ -140,6 +140,8 @@ def statistics_line(generation: Generation) -> str:
         parts[-1] += f" without {warm_up:.1f} s of warm-up"
     if stats.gamma and stats.num_iterations:  # nothing to count in plain autoregression
         counts = ", ".join(f"{count} {name}" for name, count in stats.counts.items())
+        if stats.gamma_choice is not None:
+            parts.append(f"gamma {stats.gamma}")
         parts += [f"tau {stats.tau:.2f}", counts, f"regret {stats.regret:.2f} nats"]
     if stats.gate not in ("none", "on"):
         parts.append(f"gate {stats.gate}")

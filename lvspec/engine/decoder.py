@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count as numbers
 from threading import Lock
 from typing import Any
@@ -22,6 +23,7 @@ from lvspec.engine.engine import Engine
 from lvspec.engine.errors import GenerationInterrupted
 from lvspec.engine.gate import warn_of_gate
 from lvspec.engine.keywords import refuse_keywords
+from lvspec.engine.length import ChainLength
 from lvspec.engine.result import Generation
 from lvspec.engine.sequence import Request
 from lvspec.engine.stopping import Stopping
@@ -104,7 +106,18 @@ class Decoder:
             batch_size=self._batch_size,
             defaults=self._defaults() if self._warps and config.generation_config else None,
         )
+        self._length = self._chain_length()
         self.engine = self._new_engine()
+
+    def _chain_length(self) -> ChainLength | None:
+        """What chooses how long chains are; None where that is said."""
+        draft = "self" if self.draft is None else self.draft
+        is_chain = self.draft is not None or self._given[1] == "self"
+        if not (is_chain and self._config.chooses_gamma):
+            return None
+        return ChainLength(
+            *(self.target, draft, self._policy, self._config), batch_size=self._batch_size
+        )
 
     def _facts(self) -> list[tuple]:
         """What caches and heads were made for. (Whatever else changes is seen where it matters.)"""
@@ -127,15 +140,29 @@ class Decoder:
     def _new_engine(self) -> Engine:
         draft = self._given[1] if self.draft is None else self.draft
         with torch.inference_mode(False), torch.no_grad():
+            config, choice = self._config, None
+            if self._length is not None:
+                choice = self._length.choose()
+                config = replace(config, gamma=choice.gamma)
             return Engine(
                 self.target,
-                make_drafter(self.target, draft, self._config, self._policy.eos_ids),
+                make_drafter(self.target, draft, config, self._policy.eos_ids),
                 self._policy,
-                self._config,
+                config,
                 batch_size=self._batch_size,
                 processors=self._processors,
                 stopping=self._stopping,
+                choice=choice,
             )
+
+    def _take_length(self) -> None:
+        """Chains are from now on as long as is found best now."""
+        if self._length is None or self.engine.choice.is_settled:
+            return
+        choice = self._length.choose()
+        if choice.gamma != self.engine.choice.gamma:
+            self.engine = self._new_engine()
+        self.engine.choice = choice
 
     @ends_streamers("streamer")
     def generate(
@@ -240,6 +267,7 @@ class Decoder:
         try:
             if self._facts() != self._taken:
                 self._take_models()
+            self._take_length()
             if longest is not None:
                 self.engine.reserve(longest)
             for index, result in self._completed(requests, waiting):
@@ -288,6 +316,8 @@ class Decoder:
                     policy = sequence.request.policy or engine.policy
                     threshold = policy.anchor_threshold
                     warn_of_gate(self.target.hf, threshold, sequence.stats)
+                    if self._length is not None:
+                        self._length.learn(sequence.stats)
                     yield sequence.request.index, sequence.ending
                     engine.ended.popleft()
         except GeneratorExit:

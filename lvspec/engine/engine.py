@@ -13,6 +13,7 @@ from torch import Tensor
 from lvspec.config import DecodeConfig
 from lvspec.engine.errors import NonFiniteLogits
 from lvspec.engine.graph import IterationRunner, make_runner, models_obstacle
+from lvspec.engine.length import GammaChoice
 from lvspec.engine.mailbox import Mailbox, Report
 from lvspec.engine.result import Trace
 from lvspec.engine.roles import Roles
@@ -54,6 +55,7 @@ class Engine:
         processors: Applied to the target's rows before anything else looks at them; None: none.
             They include what temperature, top-k and top-p of `config` do.
         stopping: Criteria asked after every token; None: none.
+        choice: Why the drafter's chains are as long as they are; None: that was said.
 
     Attributes:
         iteration: The method, run by this engine's clock.
@@ -71,17 +73,17 @@ class Engine:
         batch_size: int = 1,
         processors: LogitsProcessors | None = None,
         stopping: Stopping | None = None,
+        choice: GammaChoice | None = None,
     ) -> None:
         self.target, self.drafter, self.config = target, drafter, config
+        self.choice = choice
         self.processors = LogitsProcessors() if processors is None else processors
         self.stopping = Stopping() if stopping is None else stopping
         self.places: list[Sequence | None] = [None] * batch_size
         self.ended: deque[Sequence] = deque()
         self.num_slots = drafter.gamma + 1
-        eos_ids = eos_ids_of(target, policy, config)
-        self._eos_ids = eos_ids
+        self._eos_ids = eos_ids_of(target, policy, config)
         self.policy = self._usable(policy)
-        needs = Needs.of([self.policy])
         self._scorer = get_scorer(config.scorer)
         self.cache: SlotCache | None = None
         sampler = None
@@ -104,24 +106,18 @@ class Engine:
         )
         self._is_timed = True
         self._allocations = 0
+        self._found = True
         self._launched: deque[Launched] = deque()
-        rules = Rules.of([self.policy] * batch_size, eos_ids, target.device)
         self.state = DecodeState(
             batch_size=batch_size,
             max_new_tokens=config.max_new_tokens,
             num_slots=self.num_slots,
-            rules=rules,
+            rules=Rules.of([self.policy] * batch_size, self._eos_ids, target.device),
             regret_dtype=torch.float64 if target.text.dtype == torch.float64 else torch.float32,
             sampler=sampler,
         )
-        self.iteration = Iteration(
-            target,
-            drafter,
-            needs,
-            self.processors,
-            None,
-            self.state,
-        )
+        needs = Needs.of([self.policy])
+        self.iteration = Iteration(target, drafter, needs, self.processors, None, self.state)
         self._meet(needs)
 
     def _usable(self, policy: AcceptancePolicy) -> AcceptancePolicy:
@@ -135,6 +131,10 @@ class Engine:
         wants_scores = self.drafter.gamma > 0 and (needs.relevance or self.config.trace)
         self.iteration.needs = needs
         self.iteration.scorer = self._scorer if wants_scores else None
+        # Where no token depends on what was drafted a pass may leave out what is found.
+        is_certain = not needs.loose and not self.config.samples
+        on_cpu = self.target.device.type == "cpu"
+        self._finds_late = self.drafter.finds and is_certain and not on_cpu
         self._mailbox = Mailbox(
             batch_size=len(self.places),
             num_slots=self.num_slots,
@@ -217,6 +217,7 @@ class Engine:
             self.drafter.gamma,
             depth=self.drafter.depth,
             generation_config=self.processors.applied,
+            gamma_choice=None if self.choice is None else self.choice.to_dict(),
         )
         trace = Trace(place) if self.config.trace else None
         sequence = Sequence(request, place, stats, trace, self.stopping)
@@ -316,7 +317,9 @@ class Engine:
 
     def _launch(self) -> None:
         """One iteration, by a graph if there is one, and its report on the way to the host."""
-        if self.runner.is_due((self._allocations, self._roles.revisions), self.cache.plan is None):
+        self.drafter.only_root = self._finds_late and not self._found
+        kind = self.cache.plan is None, self.drafter.only_root
+        if self.runner.is_due((self._allocations, self._roles.revisions), kind):
             with self._phase("capture"):
                 self._is_timed = False
                 self.runner.capture(self.run_phases)
@@ -333,8 +336,10 @@ class Engine:
     def _look(self) -> None:
         """At the oldest report, for the sequences that were there and have not ended since."""
         launched, reports = self._launched.popleft(), self._mailbox.receive()
+        self._found = False
         for sequence, report in zip(launched.sequences, reports, strict=True):
             if sequence is not None and not sequence.is_over:
+                self._found |= report.num_found > 0
                 self._take(sequence, report, launched)
 
     def _take(self, sequence: Sequence, report: Report, launched: Launched) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -84,7 +85,7 @@ class IterationRunner(Generic[Result]):
     def __init__(self, capturer: Capturer | None, reason: str = "") -> None:
         self._capturer = capturer
         self._key: Hashable = None
-        self._runs = 0
+        self._runs: Counter[Hashable] = Counter()
         self._captured: dict[Hashable, _Captured[Result]] = {}
         self.obstacle: str | None = None
         self.description = f"eager: {reason}" if reason else _WARMING_UP
@@ -101,16 +102,16 @@ class IterationRunner(Generic[Result]):
             return False
         if self._key is None or addresses != self._key[0]:
             self._captured.clear()
-        if (addresses, kind) != self._key:
-            self._key, self._runs = (addresses, kind), 0
+            self._runs.clear()
+        self._key = addresses, kind
         if self.obstacle is not None:
             self.description = f"eager: {self.obstacle}"
             return False
-        self._runs += 1
+        self._runs[kind] += 1
         if kind in self._captured:
             return False
         self.description = _WARMING_UP
-        return self._runs > WARM_UP
+        return self._runs[kind] > WARM_UP
 
     def capture(self, run: Callable[[], Result]) -> None:
         """Capture an iteration, of the kind that `is_due` was told. If that cannot be, warn."""

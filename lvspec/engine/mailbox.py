@@ -22,6 +22,8 @@ class Report:
         nan_row: The first row on the path whose logits had a NaN, or `NO_NAN`.
         num_accepted: Draft tokens accepted, those beyond `num_out` included.
         num_slots: Slots that were verified, the root included.
+        num_found: Draft tokens that were looked up, verified or not; of a drafter that looks none
+            up those that were verified.
         regret_used: Nats spent so far.
         tokens: What the iteration appended; those beyond `num_out` are no output.
         regrets: Of each of these its part of `regret_used`; empty where nothing may be loose.
@@ -34,6 +36,7 @@ class Report:
     nan_row: int
     num_accepted: int
     num_slots: int
+    num_found: int
     regret_used: float
     tokens: list[int]
     regrets: list[float] = field(default_factory=list)
@@ -42,7 +45,7 @@ class Report:
 
     @classmethod
     def of(cls, row: list[int], slots: int) -> Report:
-        """From a row of what `commit` returns for `slots` slots."""
+        """From a row of `Outcome.report` for `slots` slots."""
         num_out, finished, nan_row, num_accepted, num_slots, regret = row[:HEAD]
         ends = range(HEAD + slots, len(row) + 1, slots)
         parts = [row[end - slots : end] for end in ends]
@@ -53,7 +56,8 @@ class Report:
             bool(finished),
             nan_row,
             num_accepted,
-            num_slots,
+            min(num_slots, slots),
+            num_slots - 1,
             *_floats([regret]),
             tokens,
             _floats(regrets),
@@ -76,7 +80,7 @@ class Mailbox:
     go on meanwhile.
 
     Args:
-        batch_size, num_slots: Of the reports.
+        batch_size, num_slots: Of the reports; one may have fewer slots.
         parts: Numbers that a report has for every slot: tokens, regrets, anchors; with these it
             has one more, see `commit`.
         device: Where they are made.
@@ -87,12 +91,12 @@ class Mailbox:
         self, *, batch_size: int, num_slots: int, parts: int, device: torch.device, size: int
     ) -> None:
         on_cuda = device.type == "cuda"
-        self._num_slots = num_slots
-        shape = (size, batch_size, HEAD + parts * num_slots + (parts == 3))
+        self._parts = parts
+        shape = (size, batch_size * (HEAD + parts * num_slots + (parts == 3)))
         self._buffers = torch.zeros(shape, dtype=torch.int64, pin_memory=on_cuda).unbind(0)
         self._events = [torch.cuda.Event() if on_cuda else None for _ in range(size)]
         self._free = deque(range(size))
-        self._sent: deque[int] = deque()
+        self._sent: deque[tuple[int, Tensor]] = deque()
 
     def __len__(self) -> int:
         return len(self._sent)
@@ -104,10 +108,11 @@ class Mailbox:
             IndexError: There are `size` reports on their way.
         """
         entry = self._free.popleft()
-        self._buffers[entry].copy_(report, non_blocking=True)
+        held = self._buffers[entry][: report.numel()].view_as(report)
+        held.copy_(report, non_blocking=True)
         if self._events[entry] is not None:
             self._events[entry].record()
-        self._sent.append(entry)
+        self._sent.append((entry, held))
 
     def receive(self) -> list[Report]:
         """The oldest report, one entry a sequence, as soon as it is there.
@@ -115,9 +120,10 @@ class Mailbox:
         Raises:
             IndexError: There is none.
         """
-        entry = self._sent.popleft()
+        entry, held = self._sent.popleft()
         if self._events[entry] is not None:
             self._events[entry].synchronize()
-        rows = self._buffers[entry].tolist()
+        rows = held.tolist()
         self._free.append(entry)
-        return [Report.of(row, self._num_slots) for row in rows]
+        slots = (held.shape[1] - HEAD) // self._parts
+        return [Report.of(row, slots) for row in rows]

@@ -96,11 +96,15 @@ class DecodeStats:
         gamma: Draft tokens per iteration at most, 0 for autoregression.
         depth: Draft tokens that one iteration can accept at most; None: `gamma`, as of a chain.
         generation_config: What of the target's generation config is applied to its logits.
+        gamma_choice: Why `gamma` is what it is, see `GammaChoice.to_dict`; None: it was said.
 
     Attributes:
         num_accepted: Of every iteration the tokens that it gave, less one: the accepted draft
             tokens before its bonus token, or before the last that was output.
         num_drafted: Draft tokens that were verified, in all iterations.
+        num_passed: Of these the accepted ones, whether or not they are output.
+        num_tested: Of these the accepted ones, and of each iteration the one behind them; what
+            stands behind that is not known.
         regret: Nats lost by all accepted mismatches together.
         is_gated: Whether visual relevance decides what may be loose.
         is_text: Whether the prompt has no image or video token; a gated policy is strict then.
@@ -126,13 +130,16 @@ class DecodeStats:
         *,
         depth: int | None = None,
         generation_config: Mapping[str, Any] | None = None,
+        gamma_choice: Mapping[str, Any] | None = None,
     ) -> None:
         self.gamma = gamma
+        self.gamma_choice = None if gamma_choice is None else dict(gamma_choice)
         self.depth = gamma if depth is None else depth
         self.generation_config = dict(generation_config or {})
         self.timer = PhaseTimer(device)
         self.num_accepted: list[int] = []
         self.num_drafted = 0
+        self.num_tested = 0
         self.regret = 0.0
         self.is_gated = False
         self.is_text = False
@@ -173,6 +180,7 @@ class DecodeStats:
         self._passed.append(num_accepted)
         self.num_accepted.append(num_tokens - 1)
         self.num_drafted += num_slots - 1
+        self.num_tested += min(num_accepted + 1, num_slots - 1)
         self.regret = regret_used
         self.num_anchors += num_anchors
         if self.is_gated:
@@ -187,6 +195,10 @@ class DecodeStats:
     @property
     def num_iterations(self) -> int:
         return len(self.num_accepted)
+
+    @property
+    def num_passed(self) -> int:
+        return sum(self._passed)
 
     @property
     def num_emitted(self) -> int:
@@ -212,7 +224,7 @@ class DecodeStats:
         names = ("exact", "loose", "shift", "bonus")
         kinds = [] if self._kinds is None else self._kinds.tolist()
         counts = {name: kinds.count(code) for code, name in enumerate(names)}
-        counts["rejected"] = self.num_drafted - sum(self._passed)
+        counts["rejected"] = self.num_drafted - self.num_passed
         return counts
 
     @property
@@ -253,6 +265,7 @@ class DecodeStats:
         return {
             "iterations": self.num_iterations,
             "gamma": self.gamma,
+            "gamma_choice": self.gamma_choice,
             "drafted": self.num_drafted,
             "tau": self.tau if self.num_accepted else None,
             "acceptance_by_position": self.acceptance_by_position,

@@ -20,6 +20,7 @@ from lvspec.phases.relevance import Scorer
 from lvspec.phases.slots import Draft
 from lvspec.phases.state import DecodeState
 from lvspec.phases.verify import Verification, verify
+from lvspec.reference.append import NUM_SLOTS
 
 Clock = Callable[[str], AbstractContextManager[None]]
 """A context that measures the phase of this name."""
@@ -78,6 +79,8 @@ class Iteration:
                 regrets=costs,
                 thresholds=thresholds if self.needs.relevance else None,
             )
+            if draft.num_found is not None:
+                report[:, NUM_SLOTS] = draft.num_found + 1
         wanted = stats.top_ids[..., 0]
         return Outcome(draft, acceptance, wanted, relevance, thresholds, report)
 

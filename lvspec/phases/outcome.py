@@ -24,7 +24,8 @@ class Outcome:
         wanted: int32 `[B, S]`, the target's choice at each slot.
         relevance: float32 `[B, S]`, or None where it was not computed.
         thresholds: float32 `[B]`, relevance from which on a row was an anchor.
-        report: int64 `[B, HEAD + parts * S]`, see `commit`.
+        report: int64 `[B, HEAD + parts * S]`, see `commit`. Where the draft has a `num_found` that
+            stands in place of the slots that were verified, plus one.
     """
 
     draft: Draft

@@ -8,6 +8,9 @@ from torch import Tensor
 HEAD = 6
 """Columns of a report before the tokens, see `lvspec.engine.mailbox.Report`."""
 
+NUM_SLOTS = 4
+"""The column with how many slots were verified."""
+
 NO_NAN = -1
 """In place of a row, where no row has a NaN."""
 

@@ -185,9 +185,17 @@ class MethodResult:
                 "captions": captions / target_captions if target_captions else None,
             },
             "regret": fmean(output.regret for output in self.outputs),
+            "gamma": self.gammas,
             "parts": self.outputs[-1].parts,
             "warm_up_s": self.warm_up,
         }
+
+    @property
+    def gammas(self) -> list[int]:
+        """Each length that chains had, in the order of captions; none of methods without drafts."""
+        generations = [output.generation for output in self.outputs]
+        found = [generation.stats.gamma for generation in generations if generation is not None]
+        return list(dict.fromkeys(gamma for gamma in found if gamma))
 
     def _accuracy(self, clips: list[Clip]) -> tuple[float, float]:
         pairs = zip(self.outputs, clips, strict=True)

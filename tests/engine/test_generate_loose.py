@@ -194,4 +194,5 @@ def test_default_policy_and_config(random_pair, inputs, monkeypatch):
     monkeypatch.setattr(target.generation_config, "eos_token_id", first)
     generation = generate(target, draft, inputs)
     assert generation.tokens.tolist() == [[first]]
-    assert generation.stats.gamma == DecodeConfig().gamma
+    assert DecodeConfig().gamma == "auto"
+    assert generation.stats.gamma == generation.stats.gamma_choice["gamma"]

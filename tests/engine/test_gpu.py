@@ -63,6 +63,21 @@ def test_a_graph_does_what_python_does(decoder, prompts, way):
     assert found[-1].stats.seconds["iteration"] > 0
 
 
+def test_the_length_of_chains_is_measured(decoder, prompts):
+    """By graphs of passes, and an iteration is captured behind that like any other."""
+    found = decoder("chain", gamma="auto").generate(prompts[0]).stats
+    assert found.gamma_choice["by"] == "measured" and found.loop == "graph"
+    assert 0 < found.gamma_choice["cost_ratio"] < 10 and 0 < found.gamma_choice["row_ratio"] < 1
+
+
+def test_n_grams_have_two_graphs(decoder, prompts, hf_greedy, models):
+    made = decoder("n-grams", policy=AcceptancePolicy.strict(), eos_ids=(), batch_size=1)
+    assert made.engine._finds_late
+    for prompt in prompts:
+        assert made.generate(prompt).tokens[0].tolist() == hf_greedy(models[0], prompt, 40)
+    assert len(made.engine.runner._captured) == 2
+
+
 @pytest.mark.parametrize("way", [way for way in WAYS if "sampling" not in way])
 def test_strict_is_hf_greedy(decoder, models, hf_greedy, prompts, way):
     made = decoder(way, policy=AcceptancePolicy.strict(), eos_ids=(), batch_size=1)

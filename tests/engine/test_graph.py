@@ -165,6 +165,44 @@ def test_a_replayed_iteration_does_what_python_does(decoder, prompts, way):
     assert expected[0].stats.loop == "eager: not on a CUDA device"
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_second_graph_where_nothing_is_found(decoder, prompts, batch_size):
+    """A pass over the roots alone, chosen from the last report: the same tokens."""
+    policy = AcceptancePolicy.strict()
+    options = {"batch_size": batch_size, "policy": policy, "eos_ids": ()}
+    expected = decoder("n-grams", **options).generate(prompts)
+    tape = TapeCapturer()
+    made = decoder("n-grams", tape=tape, lag=1, **options)
+    made.engine._finds_late = True  # as where there is no CPU to look
+    rows, plain = [], made.engine.iteration.run
+
+    def run(*arguments):
+        outcome = plain(*arguments)
+        rows.append(outcome.draft.tokens.shape[1])
+        return outcome
+
+    made.engine.iteration.run = run
+    found = made.generate(prompts)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.tokens.equal(theirs.tokens)
+        assert ours.stats.num_drafted <= theirs.stats.num_drafted
+        assert ours.stats.counts["rejected"] >= 0
+    assert tape.captures == 2 and tape.replays > 10 and set(rows) == {1, 6}
+    assert sum(g.stats.num_accepted != [0] * g.stats.num_iterations for g in found) > 0
+
+
+def test_a_loose_pass_leaves_out_no_find(decoder):
+    """What is accepted then depends on what was verified."""
+    for policy, sampling, is_certain in (
+        (AcceptancePolicy.strict(), {}, True),
+        (AcceptancePolicy.lvspec(), {}, False),
+        (AcceptancePolicy.strict(), {"temperature": 1.0}, False),
+    ):
+        engine = decoder("n-grams", policy=policy, **sampling).engine
+        assert not engine._finds_late, "a CPU looks"
+        assert engine._is_certain is is_certain
+
+
 def test_iterations_before_a_capture_are_warm_up(decoder, prompts):
     """Their time and their tokens stand apart; a second call has none of them."""
     made = decoder(batch_size=1, tape=TapeCapturer(), eos_ids=())
@@ -339,7 +377,7 @@ def test_where_capture_fails_the_loop_goes_on(decoder, prompts):
 
 def test_a_read_cannot_be_captured(decoder, prompts):
     """The tape can tell: a drafter that looks is caught."""
-    made = decoder("adaptive", batch_size=1, tape=TapeCapturer())
+    made = decoder("anchor stop", batch_size=1, tape=TapeCapturer())
     made.engine.drafter._may_look = True
     with pytest.warns(RuntimeWarning, match="(item|_local_scalar_dense) cannot be captured"):
         made.generate(prompts[0])

@@ -107,6 +107,16 @@ def test_nothing_is_read(engine, way, policy, batch_size):
     assert all(n > m for n, m in zip(made.state.num_out.tolist(), before, strict=True))
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_nothing_is_read_for_the_roots_alone(engine, batch_size):
+    """What is found is told, though nothing of it is verified."""
+    made = engine("n-grams", "strict", batch_size)
+    made.drafter.only_root = True
+    before = made.state.num_out.tolist()
+    _watched(made)
+    assert made.state.num_out.tolist() == [n + 4 for n in before], "a token in each of four"
+
+
 @pytest.mark.parametrize("way", [way for way in WAYS if "n-grams" not in way])
 def test_nothing_is_as_long_as_the_context(engine, way):
     """Ten times the cache, and the largest new tensor is what it was. (N-grams look at all ids.)"""
@@ -135,7 +145,7 @@ def test_the_watch_sees_a_read(read):
 
 
 def test_a_drafter_that_looks_is_seen(engine):
-    made = engine("adaptive")
+    made = engine("anchor stop")
     made.iteration.drafter = SimpleNamespace(
         propose=lambda *arguments: int(arguments[1].sum()), active=made.drafter.active
     )

@@ -12,7 +12,7 @@ from lvspec.models import recorder as capture
 from lvspec.models.head import draft_head
 from lvspec.models.model import Model
 from lvspec.phases.draft import DraftSource, ModelDrafter
-from lvspec.phases.draft.factory import make_drafter
+from lvspec.phases.draft.factory import cost_ratio_of_bytes, draft_source, make_drafter
 
 STRICT = AcceptancePolicy.strict()
 LOOSE = gated(0.12, regret_budget=3.0)
@@ -22,7 +22,6 @@ WAYS = {
     "static tree": ("model", {"tree": "specvlm"}),
     "dynamic tree": ("model", {"tree": DynamicTree(3, 3)}),
     "anchor tree": ("model", {"tree": AnchorTree(2, 3), "draft_anchor_threshold": 0.05}),
-    "adaptive": ("model", {"adaptive": True, "cost_ratio": 0.1}),
     "anchor stop": ("model", {"stop_at_unsure_anchors": 0.15, "draft_anchor_threshold": 0.05}),
     "n-grams for the draft": ("model", {"draft_ngram": 2}),
     "part of the video": ("model", {"draft_keep": 0.5}),
@@ -176,7 +175,8 @@ def test_recorded_products_are_those_of_any_head(random_pair, make_prompt):
     prompt, counts = make_prompt(5), []
     for vocab in (None, IDS):
         draft = copy.deepcopy(random_pair[0])
-        generate(random_pair[0], draft, prompt, config=config(draft_vocab=vocab))
+        # A chain of four is one phase.
+        generate(random_pair[0], draft, prompt, config=config(gamma=4, draft_vocab=vocab))
         (recorded,) = capture._RECORDINGS[draft.model.language_model]["kernels"].passes.values()
         graph = str(recorded.inlined_graph)
         counts.append((graph.count("lvspec::cpu_linear"), graph.count("aten::linear")))
@@ -299,10 +299,10 @@ def test_what_a_pass_reads(random_pair):
     head = draft_head(draft.hf.lm_head, vocabulary, IDS)
     saved = 4 * hidden * (vocabulary - len(IDS))
     assert draft.step_bytes_with(head) == draft.step_bytes - saved
-    options = {"adaptive": True, "eos_ids": (), "draft_vocab": IDS[:60]}
-    drafter = make_drafter(target, draft, DecodeConfig(**options))
+    few = DecodeConfig(eos_ids=(), draft_vocab=IDS[:60])
+    ratio = cost_ratio_of_bytes(target, draft_source(target, draft, few))
     saved = 4 * hidden * (vocabulary - 60)
-    assert drafter.cost_ratio == (draft.step_bytes - saved) / target.step_bytes
+    assert ratio == (draft.step_bytes - saved) / target.step_bytes
 
 
 def test_a_drafter_by_itself(random_pair):

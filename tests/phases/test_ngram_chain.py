@@ -137,7 +137,7 @@ def test_nothing_is_read_where_that_would_stop_a_gpu(pair, prompts, monkeypatch)
         ({"draft_ngram": -1}, ValueError, "draft_ngram: expected an integer from 1 to 62, got -1"),
         ({"draft_ngram": 2.0}, TypeError, "draft_ngram: expected an integer"),
         ({"draft_ngram": 2, "draft_passes": 13}, ValueError, "draft_passes: .* from 1 to 12"),
-        ({"draft_ngram": 2, "adaptive": True}, ValueError, "adaptive: expected none with draft_n"),
+        ({"draft_ngram": 2, "stop_at_unsure_anchors": 0.5}, ValueError, "^stop_at.*expected none"),
         ({"draft_ngram": 2, "tree": "specvlm"}, ValueError, "draft_ngram: expected a chain"),
     ],
 )

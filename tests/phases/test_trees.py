@@ -340,8 +340,8 @@ def test_a_bad_tree_is_refused(tree, error, message):
             r"gamma \+ tree.nodes: expected 2 to 64 slots, the root included, got 65",
         ),
         (
-            lambda: DecodeConfig(tree="specvlm", adaptive=True),
-            r"adaptive: expected a chain \(tree=None\), .* got tree='specvlm'",
+            lambda: DecodeConfig(tree="specvlm", draft_ngram=3),
+            r"draft_ngram: expected a chain \(tree=None\), .* got tree='specvlm'",
         ),
         (
             lambda: DecodeConfig(tree=DynamicTree(2, 2), stop_at_unsure_anchors=0.5),

@@ -153,8 +153,10 @@ def test_demo_prints_a_row_for_every_method_and_the_same_in_json(tmp_path, capsy
         "captions",
         "fidelity",
     }
-    assert all(row.keys() == keys | {"regret", "warm_up_s", "parts"} for row in document["rows"])
+    keys |= {"regret", "warm_up_s", "parts", "gamma"}
+    assert all(row.keys() == keys for row in document["rows"])
     assert (document["clips"], document["gamma"], document["strict_equals_hf"]) == (2, 8, 2)
+    assert [row["gamma"] for row in document["rows"]] == [[], [], [], [8], [8], [8]]
     assert "strict says what hf generate says on 2 of 2 clips" in printed
     assert document["environment"]["torch"] == torch.__version__
     assert len(list(out.glob("*.mp4"))) == 2

@@ -12,7 +12,6 @@ WAYS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "dynamic tree": ("model", {"tree": DynamicTree(3, 3)}),
     "anchor tree": ("model", {"tree": AnchorTree(2, 3)}),
     "skip tree": ("model", {"tree": SkipTree(3, 7)}),
-    "adaptive": ("model", {"adaptive": True, "cost_ratio": 0.1}),
     "anchor stop": ("model", {"stop_at_unsure_anchors": 0.7}),
     "n-grams for the draft": ("model", {"draft_ngram": 2, "draft_passes": 3}),
     "self": ("self", {"draft_keep": 0.5}),

@@ -1,6 +1,6 @@
 """Phase 1, draft: who proposes the tokens that the target verifies."""
 
-from lvspec.phases.draft.adaptive import AdaptiveChainDrafter
+from lvspec.phases.draft.anchor_stop import AnchorStopDrafter
 from lvspec.phases.draft.anchor_tree import AnchorTreeDrafter
 from lvspec.phases.draft.base import Drafter, NoDrafter
 from lvspec.phases.draft.chain import ModelDrafter
@@ -13,7 +13,7 @@ from lvspec.phases.draft.tree import DynamicTreeDrafter, StaticTreeDrafter
 from lvspec.phases.slots import Draft, DraftShape
 
 __all__ = [
-    "AdaptiveChainDrafter",
+    "AnchorStopDrafter",
     "AnchorTreeDrafter",
     "CachedDrafter",
     "Draft",

@@ -22,9 +22,14 @@ class Drafter(ABC):
     Attributes:
         gamma: Draft tokens in one verify pass at most; a pass has `gamma + 1` slots.
         depth: Draft tokens that can be accepted at most.
+        finds: Whether tokens are looked up, and there may be none.
+        only_root: Whether nothing is to be proposed where there are tokens to be found: a pass is
+            then over the root alone. Asked for where the host knows of a find too late.
     """
 
     gamma: int
+    finds = False
+    only_root = False
 
     @property
     def depth(self) -> int:

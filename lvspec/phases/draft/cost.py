@@ -3,7 +3,8 @@
 If every drafted token is accepted with the same chance a, a pass of the target over a chain of g
 tokens gives `1 + a + ... + a^g` tokens, the bonus token included. It costs `verify_ratio` passes of
 the target and g steps of the draft at `cost_ratio` passes each. (Leviathan, Kalman and Matias, ICML
-2023.) Decoding at small batches is bound by the bytes that passes move: the ratio of those of the
+2023.) What passes cost is best measured (`lvspec/engine/pace.py`). Where that cannot be done:
+decoding at small batches is bound by the bytes that passes move, so the ratio of those of the
 weights is a fair `cost_ratio`, and a pass over a few rows costs hardly more than one over a row.
 """
 
@@ -29,25 +30,37 @@ def expected_tokens(acceptance: float, gamma: int) -> float:
     return speedup(acceptance, gamma, cost_ratio=0.0)
 
 
-def speedup(acceptance: float, gamma: int, cost_ratio: float, verify_ratio: float = 1.0) -> float:
+def speedup(
+    acceptance: float,
+    gamma: int,
+    cost_ratio: float,
+    verify_ratio: float = 1.0,
+    row_ratio: float = 0.0,
+) -> float:
     """Tokens in the time of one, over autoregression.
 
     Args:
         acceptance: Chance that a drafted token is accepted, if those before it are.
         gamma: Draft tokens of a chain, 0 to 63.
         cost_ratio: A step of the draft in passes of the target over one row, >= 0.
-        verify_ratio: A pass of the target over the chain in passes over one row, > 0.
+        verify_ratio: A pass of the target over the chain in passes over one row, > 0, but for what
+            each row adds.
+        row_ratio: What each further row of the target adds, in passes over one row, >= 0.
 
     Raises:
         ValueError: A number is out of range; names it.
     """
     if not 0 <= gamma <= MOST:
         raise ValueError(f"gamma: expected 0 to {MOST}, got {gamma}")
-    return float(_speedups(acceptance, cost_ratio, gamma, verify_ratio)[gamma])
+    return float(_speedups(acceptance, cost_ratio, gamma, verify_ratio, row_ratio)[gamma])
 
 
 def best_gamma(
-    acceptance: float, cost_ratio: float, most: int = MOST, verify_ratio: float = 1.0
+    acceptance: float,
+    cost_ratio: float,
+    most: int = MOST,
+    verify_ratio: float = 1.0,
+    row_ratio: float = 0.0,
 ) -> int:
     """The chain with the largest `speedup`, of 1 to `most` tokens; the shorter of two as good.
 
@@ -58,31 +71,23 @@ def best_gamma(
     """
     if not 1 <= most <= MOST:
         raise ValueError(f"most: expected 1 to {MOST}, got {most}")
-    return int(_speedups(acceptance, cost_ratio, most, verify_ratio)[1:].argmax()) + 1
+    found = _speedups(acceptance, cost_ratio, most, verify_ratio, row_ratio)
+    return int(found[1:].argmax()) + 1
 
 
-def chain_speedups(
-    acceptance: Tensor, cost_ratio: float, lengths: Tensor, verify_ratio: float = 1.0
+def _speedups(
+    acceptance: float, cost_ratio: float, most: int, verify_ratio: float, row_ratio: float
 ) -> Tensor:
-    """`speedup` of chains of 0, 1, ... tokens, on the device and without reading anything back.
-
-    Args:
-        acceptance: Floats `[..., 1]`.
-        cost_ratio, verify_ratio: As for `speedup`.
-        lengths: 0, 1, ... up to the longest chain, `[n]`.
-
-    Returns:
-        `[..., n]` in the dtype of `acceptance`.
-    """
-    return (acceptance**lengths).cumsum(-1) / (verify_ratio + cost_ratio * lengths)
-
-
-def _speedups(acceptance: float, cost_ratio: float, most: int, verify_ratio: float) -> Tensor:
+    """Of chains of 0 to `most` tokens, float64 `[most + 1]`."""
     if not 0 <= acceptance <= 1:
         raise ValueError(f"acceptance: expected a probability, got {acceptance}")
     if not 0 <= cost_ratio < float("inf"):
         raise ValueError(f"cost_ratio: expected a number >= 0, got {cost_ratio}")
     if not 0 < verify_ratio < float("inf"):
         raise ValueError(f"verify_ratio: expected a number > 0, got {verify_ratio}")
+    if not 0 <= row_ratio < float("inf"):
+        raise ValueError(f"row_ratio: expected a number >= 0, got {row_ratio}")
     chance = torch.tensor([acceptance], dtype=torch.float64)
-    return chain_speedups(chance, cost_ratio, torch.arange(most + 1), verify_ratio)
+    lengths = torch.arange(most + 1)
+    tokens = (chance**lengths).cumsum(-1)
+    return tokens / (verify_ratio + (cost_ratio + row_ratio) * lengths)

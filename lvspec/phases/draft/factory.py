@@ -10,11 +10,10 @@ from lvspec.config import DecodeConfig
 from lvspec.models.head import draft_head
 from lvspec.models.inputs import check_pair
 from lvspec.models.model import Model
-from lvspec.phases.draft.adaptive import AdaptiveChainDrafter
+from lvspec.phases.draft.anchor_stop import AnchorStopDrafter
 from lvspec.phases.draft.anchor_tree import AnchorTreeDrafter
 from lvspec.phases.draft.base import Drafter, NoDrafter
 from lvspec.phases.draft.chain import ModelDrafter
-from lvspec.phases.draft.cost import best_gamma
 from lvspec.phases.draft.model_cache import DraftSource, PromptReading
 from lvspec.phases.draft.ngram import NGramDrafter
 from lvspec.phases.draft.ngram_chain import NGramChainDrafter
@@ -61,17 +60,52 @@ def make_drafter(
         ValueError: The draft cannot stand beside the target or propose what it is to propose, or
             is no word that is known.
     """
+    gamma = config.fixed_gamma
     if draft is None:
         return NoDrafter(target.device)
     if draft == "ngram":
-        if config.gamma == "auto":
-            raise ValueError('gamma: expected an integer for draft="ngram", which has no cost')
         return NGramDrafter(
-            gamma=config.gamma,
+            gamma=gamma,
             ngram_max=config.ngram_max,
             never=target.visual_ids,
             device=target.device,
         )
+    source = draft_source(target, draft, config, eos_ids)
+    if config.tree is not None:
+        return _make_tree_drafter(source, config)
+    if config.stop_at_unsure_anchors is not None:
+        return AnchorStopDrafter(
+            source,
+            gamma=gamma,
+            confidence=config.stop_at_unsure_anchors,
+            anchor_threshold=config.draft_anchor_threshold,
+        )
+    if config.draft_ngram:
+        return NGramChainDrafter(
+            source,
+            gamma=gamma,
+            lookup=config.draft_ngram,
+            passes=config.draft_passes or gamma,
+            ngram_max=config.ngram_max,
+            never=target.visual_ids,
+        )
+    return ModelDrafter(source, gamma=gamma)
+
+
+def draft_source(
+    target: Model,
+    draft: Model | Literal["self"],
+    config: DecodeConfig,
+    eos_ids: tuple[int, ...] = (),
+) -> DraftSource:
+    """The model that drafts, and what of it is used.
+
+    Args:
+        eos_ids: As for `make_drafter`.
+
+    Raises:
+        ValueError: As `make_drafter`.
+    """
     is_target = draft == "self"
     if is_target:
         draft = target
@@ -82,35 +116,12 @@ def make_drafter(
     pruning = None
     if config.draft_keep < 1:
         pruning = VideoPruning(target, config.draft_keep, config.draft_keep_by)
-    source = DraftSource(
+    return DraftSource(
         draft,
         target.vocab_size,
         _draft_vocab(target, draft, config, eos_ids),
         PromptReading(pruning, is_target=is_target),
     )
-    if config.tree is not None:
-        return _make_tree_drafter(source, config)
-    if config.adaptive or config.stop_at_unsure_anchors is not None:
-        return AdaptiveChainDrafter(
-            source,
-            gamma=config.gamma,
-            cost_ratio=_cost_ratio(target, source, config) if config.adaptive else None,
-            confidence=config.stop_at_unsure_anchors,
-            anchor_threshold=config.draft_anchor_threshold,
-        )
-    if config.draft_ngram:
-        return NGramChainDrafter(
-            source,
-            gamma=config.gamma,
-            lookup=config.draft_ngram,
-            passes=config.draft_passes or config.gamma,
-            ngram_max=config.ngram_max,
-            never=target.visual_ids,
-        )
-    gamma = config.gamma
-    if gamma == "auto":
-        gamma = best_gamma(config.acceptance, _cost_ratio(target, source, config))
-    return ModelDrafter(source, gamma=gamma)
 
 
 def _make_tree_drafter(source: DraftSource, config: DecodeConfig) -> Drafter:
@@ -119,10 +130,10 @@ def _make_tree_drafter(source: DraftSource, config: DecodeConfig) -> Drafter:
         return DynamicTreeDrafter(source, tree)
     if isinstance(tree, AnchorTree):
         return AnchorTreeDrafter(
-            source, tree, gamma=config.gamma, anchor_threshold=config.draft_anchor_threshold
+            source, tree, gamma=config.fixed_gamma, anchor_threshold=config.draft_anchor_threshold
         )
     if isinstance(tree, SkipTree):
-        return SkipTreeDrafter(source, tree, gamma=config.gamma)
+        return SkipTreeDrafter(source, tree, gamma=config.fixed_gamma)
     branches = NAMED_TREES[tree] if isinstance(tree, str) else tree
     return StaticTreeDrafter(source, StaticTree.of(branches))
 
@@ -168,9 +179,7 @@ def _choices(tree: Tree | None) -> int:
     return 1 + max(max(branch) for branch in branches)
 
 
-def _cost_ratio(target: Model, source: DraftSource, config: DecodeConfig) -> float:
-    """Of a step of the draft to a pass of the target: as given, or of the bytes they read."""
-    if config.cost_ratio is not None:
-        return config.cost_ratio
+def cost_ratio_of_bytes(target: Model, source: DraftSource) -> float:
+    """Bytes of the weights that a step of the draft reads, over those that a target pass reads."""
     head = draft_head(source.model.hf.lm_head, source.shared_vocab, source.draft_vocab)
     return source.model.step_bytes_with(head) / target.step_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvspec import ops
 from lvspec.models.cache import SlotCache
 from lvspec.phases.draft.base import Drafter
 from lvspec.phases.slots import Draft, DraftShape
@@ -18,8 +20,14 @@ from lvspec.phases.state import DecodeState
 class NGramDrafter(Drafter):
     """Looks the last tokens up in the prompt and the output, and proposes what stood behind them.
 
-    On the device and of one shape in every iteration. A sequence in which they never stood before
-    gets a root and no draft.
+    On the device. A sequence in which they never stood before gets a root and no draft; where that
+    is so of all, a CPU verifies the roots alone. Elsewhere drafts are of one shape in every
+    iteration but for those with `only_root`.
+
+    One token that stood there before is little reason to expect what followed it. So a sequence
+    begins with matches of two; each draft of which nothing is accepted makes the match that the
+    next one needs a token longer, up to `ngram_max`, and after one of which something is accepted a
+    single token is enough.
 
     Args:
         gamma: Draft tokens at most.
@@ -28,15 +36,25 @@ class NGramDrafter(Drafter):
         device: Of the target.
     """
 
+    finds = True
+
     def __init__(
         self, *, gamma: int, ngram_max: int, never: tuple[int, ...], device: torch.device
     ) -> None:
         self.gamma, self._device = gamma, device
+        # To look whether anything was found would stop a GPU.
+        self._may_look = device.type == "cpu"
+        self._ngram_max, self._first = ngram_max, min(2, ngram_max)
+        self._least: Tensor | None = None
         self._history = History(ngram_max=ngram_max, never=never, device=device)
+        self._sightings = Sightings()
 
     def allocate(self, *, batch_size: int, capacity: int) -> None:
         self._history.allocate(batch_size=batch_size, capacity=capacity)
         self._shape = DraftShape.chain(self.gamma, batch_size=batch_size, device=self._device)
+        self._root = self._shape.root()
+        if self._least is None:  # tokens of a match at least, int64 [B]
+            self._least = torch.full((batch_size,), self._first, device=self._device)
 
     def prefill(
         self,
@@ -47,12 +65,78 @@ class NGramDrafter(Drafter):
         target_cache: SlotCache,
     ) -> None:
         self._history.begin(sequence, prompt)
+        self._least[sequence] = self._first
+        if self._may_look:
+            self._sightings.begin(sequence, prompt)
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
+        root = Draft(state.last_two[:, 1:], self._root)
+        if self._may_look and not self._sightings.may_match(state, self._least):
+            return root
         length = self._history.update(state)
-        tokens, count = self._history.look_up(length, self.gamma)
-        shape = replace(self._shape, num_slots=count + 1)
-        return Draft(torch.cat([state.last_two[:, 1:], tokens], dim=1), shape)
+        tokens, count = self._history.look_up(length, self.gamma, self._least)
+        if self.only_root:
+            return replace(root, num_found=count)
+        if self._may_look and not bool((count * ~state.finished).any()):
+            return root
+        tokens = torch.cat([state.last_two[:, 1:], tokens], dim=1)
+        shape = replace(self._shape, num_slots=count + 1).ending(tokens, state.eos_ids)
+        return Draft(tokens, shape, num_found=None if self._may_look else count)
+
+    def commit(self, draft: Draft, acceptance: ops.Acceptance, target_kv_len: Tensor) -> None:
+        if draft.tokens.shape[1] == 1:
+            return
+        is_draft, is_right = draft.shape.num_slots > 1, acceptance.num_accepted > 0
+        longer = (self._least + 1).clamp(max=self._ngram_max)
+        least = torch.where(is_right, 1, longer)
+        self._least.copy_(torch.where(is_draft, least, self._least))
+
+
+class Sightings:
+    """How often tokens and pairs of them stood in each sequence, on the host.
+
+    Where the last ones never stood before a look-up finds nothing: on a CPU, which need not wait to
+    know, that is told in a hundredth of the time of a small model's pass.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[int, _Seen] = {}
+
+    def begin(self, place: int, prompt: Tensor) -> None:
+        """A sequence begins with its prompt, int64 `[1, T]`."""
+        self._places[place] = _Seen()
+        self._places[place].add(prompt[0].tolist())
+
+    def may_match(self, state: DecodeState, least: Tensor) -> bool:
+        """Whether a look-up for one of the sequences that go on may find something.
+
+        Args:
+            state: What was generated so far.
+            least: int64 `[B]`, as for `look_up`.
+        """
+        found = False
+        facts = zip(state.num_out.tolist(), state.finished.tolist(), least.tolist(), strict=True)
+        for place, (count, is_over, needed) in enumerate(facts):
+            if not is_over:
+                seen = self._places[place]
+                seen.add(state.out_ids[place, seen.taken : count].tolist())
+                seen.taken = count
+                found |= seen.counts[seen.last_two if needed > 1 else seen.last_two[1]] > 1
+        return found
+
+
+class _Seen:
+    """Of one sequence; `taken` is how much of its output is counted."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int | tuple[int, int]] = Counter()
+        self.last_two, self.taken = (-1, -1), 0
+
+    def add(self, tokens: list[int]) -> None:
+        for token in tokens:
+            self.last_two = (self.last_two[1], token)
+            self.counts[self.last_two] += 1
+            self.counts[token] += 1
 
 
 class History:
@@ -93,7 +177,9 @@ class History:
         self.ids.scatter_(1, self._prompt_len[:, None] + offsets, state.out_ids)
         return self._prompt_len + state.num_out
 
-    def look_up(self, length: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    def look_up(
+        self, length: Tensor, num_tokens: int, least: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`look_up` in the first `length` ids."""
         return look_up(
             self.ids,
@@ -101,11 +187,18 @@ class History:
             ngram_max=self._ngram_max,
             num_tokens=num_tokens,
             never=self._never,
+            least=least,
         )
 
 
 def look_up(
-    ids: Tensor, length: Tensor, *, ngram_max: int, num_tokens: int, never: Tensor
+    ids: Tensor,
+    length: Tensor,
+    *,
+    ngram_max: int,
+    num_tokens: int,
+    never: Tensor,
+    least: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What stood behind the last tokens when they stood there before.
 
@@ -121,6 +214,7 @@ def look_up(
         ngram_max: Longest match, >= 1.
         num_tokens: Tokens to propose at most.
         never: int64 `[M]`, ids that are not proposed: the proposal ends before the first of them.
+        least: int64 `[B]`, tokens of a match at least; None: one.
 
     Returns:
         tokens int64 `[B, num_tokens]` and how many of them are proposed, int32 `[B]`, 0 without a
@@ -138,7 +232,8 @@ def look_up(
     best, column = (matched * capacity + columns).max(dim=1, keepdim=True)
     following = column + 1 + torch.arange(num_tokens, device=ids.device)
     tokens = ids.gather(1, following.clamp(max=capacity - 1))
-    is_proposed = (following <= last) & (best >= capacity)
+    needed = capacity if least is None else capacity * least[:, None]
+    is_proposed = (following <= last) & (best >= needed)
     is_proposed &= (tokens[..., None] != never).all(-1)
     is_proposed = is_proposed.int().cumprod(1) > 0  # nothing behind what is left out
     root = ids.gather(1, last.clamp(min=0))

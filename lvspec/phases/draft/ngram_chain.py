@@ -13,7 +13,7 @@ from lvspec.models.cache import SlotCache
 from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
 from lvspec.phases.draft.ngram import History
 from lvspec.phases.draft.passes import first_slots
-from lvspec.phases.slots import Draft
+from lvspec.phases.slots import Draft, tokens_up_to_end
 from lvspec.phases.state import DecodeState
 from lvspec.tree import chain_ancestors
 
@@ -24,8 +24,8 @@ class NGramChainDrafter(CachedDrafter):
     Every pass takes the last token and `lookup` tokens that stood behind it before. As far as the
     draft agrees they are drafted, and one of its own behind them, so a pass drafts from 1 to
     `lookup + 1` tokens, all of them the draft's greedy ones. (The idea is FLy's.) A sequence has
-    what `passes` passes drafted, `gamma` at most. Shapes are static, and nothing is read back; but
-    on a CPU the passes end when all sequences have `gamma` tokens.
+    what `passes` passes drafted, `gamma` at most, and nothing behind an end of sequence. Shapes are
+    static, and nothing is read back; but on a CPU the passes end when all chains have ended.
 
     Args:
         lookup: Tokens that are looked up for each pass, >= 1.
@@ -93,14 +93,22 @@ class NGramChainDrafter(CachedDrafter):
             cache.kv_len.add_(gained)
             if following == 0:
                 break
-            is_open = (drafted < self.gamma) & ~state.finished
-            if self._may_look and not bool(is_open.any()):
+            if self._may_look and not bool(self._is_open(begin, drafted, state).any()):
                 break
             last = history.ids.gather(1, (length[:, None] - 1).long())
             guesses, count = history.look_up(length, self.lookup)
             tokens = torch.cat([last, guesses], dim=1).clamp(max=most)
             rows = step(tokens, offsets, ancestors).logits
-        drawn = begin[:, None] + torch.arange(self.gamma, device=device)
-        chain = history.ids.gather(1, drawn.long())
         shape = replace(self._shape, num_slots=(drafted.clamp(max=self.gamma) + 1).int())
-        return Draft(torch.cat([state.last_two[:, 1:], chain], dim=1), shape)
+        tokens = torch.cat([state.last_two[:, 1:], self._chain(begin)], dim=1)
+        return Draft(tokens, shape.ending(tokens, state.eos_ids))
+
+    def _chain(self, begin: Tensor) -> Tensor:
+        """int64 `[B, gamma]`: what stands behind the output in the history."""
+        drawn = begin[:, None] + torch.arange(self.gamma, device=begin.device)
+        return self._history.ids.gather(1, drawn.long())
+
+    def _is_open(self, begin: Tensor, drafted: Tensor, state: DecodeState) -> Tensor:
+        """bool `[B]`: chains that are wanted and neither whole nor ended."""
+        ended = tokens_up_to_end(self._chain(begin), state.eos_ids) <= drafted
+        return (drafted < self.gamma) & ~ended & ~state.finished

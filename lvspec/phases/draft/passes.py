@@ -122,6 +122,27 @@ class GreedyChain(DraftPhase):
         return torch.cat(tokens, dim=1)
 
 
+class GoneOnChain(DraftPhase):
+    """int64 `[B, count]`: a chain goes on behind its last token, with which `run` begins.
+
+    The draft's cache is as the passes before have left it.
+    """
+
+    def __init__(self, model: Model, head: DraftHead, count: int) -> None:
+        super().__init__(model, head)
+        self.count = count
+
+    def run(self, step: Step, last: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
+        tokens = [last]
+        depths = torch.zeros(1, dtype=torch.int64, device=last.device)
+        ancestors = chain_ancestors(1, batch_size=len(last), device=last.device)
+        for _ in range(self.count):
+            cache.kv_len.add_(1)
+            row = step(tokens[-1], depths, ancestors).logits
+            tokens.append(self.head.ids(row.argmax(-1)))
+        return torch.cat(tokens[1:], dim=1)
+
+
 def first_slots(
     tokens: Tensor, own_length: Tensor, cache: SlotCache
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

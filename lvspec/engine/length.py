@@ -1,0 +1,175 @@
+"""How long chains are, where that is not said: by what passes cost and what was accepted so far.
+
+The choice is made when a run begins, so that no token depends on a later one, and is kept for all
+runs of these models, policy and batch. It is made from a guess of the acceptance at first, and once
+again as soon as enough tokens were put to the test. Where the target samples, a token depends on
+where chains end: so that a seed repeats a caption, nothing is measured or learnt then, and the
+bytes of the weights decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from lvspec.config import DecodeConfig
+from lvspec.engine.pace import Pace, measure_pace
+from lvspec.engine.stats import DecodeStats
+from lvspec.models.model import Model
+from lvspec.phases.draft.cost import MOST, best_gamma, speedup
+from lvspec.phases.draft.factory import cost_ratio_of_bytes, draft_source
+from lvspec.phases.draft.model_cache import DraftSource
+from lvspec.policy import AcceptancePolicy
+
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 63)
+"""Between these the noise of a measurement decides nothing; each is recorded or captured anew."""
+
+EXACT, LOOSE = 0.8, 0.95
+"""Acceptance that is guessed: of a policy that lets no mismatch pass, and of any other."""
+
+ENOUGH = 256
+"""Drafted tokens put to the test from which on their acceptance is known."""
+
+
+@dataclass(frozen=True)
+class GammaChoice:
+    """A length of chains, and why.
+
+    Attributes:
+        gamma: Draft tokens of a chain.
+        by: Where its costs are from: "measured"; "cost_ratio", that of the config; or "bytes", of
+            the weights, where there was nothing to measure or the target samples.
+        cost_ratio: A step of the draft in passes of the target over one row.
+        row_ratio: What a further row of the target adds, in the same; 0 where it is not known.
+        acceptance: Chance that a drafted token is accepted.
+        acceptance_by: "config", "policy" (a guess) or "generations", those before this one.
+    """
+
+    gamma: int
+    by: Literal["measured", "cost_ratio", "bytes"]
+    cost_ratio: float
+    row_ratio: float
+    acceptance: float
+    acceptance_by: Literal["config", "policy", "generations"]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it stays as it is whatever is accepted from now on."""
+        return self.acceptance_by != "policy"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass
+class _Known:
+    """What is known of two models; `seen` are tokens accepted and tokens tested."""
+
+    paces: dict[Hashable, Pace | None] = field(default_factory=dict)
+    seen: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
+    chosen: dict[Hashable, GammaChoice] = field(default_factory=dict)
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, _Known]] = WeakKeyDictionary()
+
+
+class ChainLength:
+    """The length of chains of one pair of models, policy and config.
+
+    Args:
+        target: Who verifies.
+        draft: Who drafts beside it, or "self".
+        policy: What is accepted.
+        config: `chooses_gamma` is true of it.
+        batch_size: Sequences that are decoded together.
+    """
+
+    def __init__(
+        self,
+        target: Model,
+        draft: Model | Literal["self"],
+        policy: AcceptancePolicy,
+        config: DecodeConfig,
+        *,
+        batch_size: int,
+    ) -> None:
+        self._target, self._draft = target, draft
+        self._policy, self._config, self._batch_size = policy, config, batch_size
+        model = target if isinstance(draft, str) else draft
+        by_draft = _KNOWN.setdefault(target.text, WeakKeyDictionary())
+        self._known = by_draft.setdefault(model.text, _Known())
+        models = tuple((m.text.dtype, m.device, m.step_bytes) for m in (target, model))
+        ways = (config.draft_keep, config.draft_keep_by, config.draft_vocab)
+        self._key = (models, isinstance(draft, str), policy, *ways, config.samples)
+        self._pace_key = (models, batch_size, policy.needs_relevance, config.draft_vocab)
+        self._pace_key += (config.capture, config.fuse)
+
+    def choose(self) -> GammaChoice:
+        """What is best now; of the same answer for as long as not much was learnt."""
+        config, known = self._config, self._known
+        most = min(MOST, max(config.max_new_tokens - 1, 1))
+        key = (*self._key, *self._pace_key, most, config.cost_ratio, config.acceptance)
+        choice = known.chosen.get(key)
+        is_enough = known.seen.get(self._key, (0, 0))[1] >= ENOUGH
+        if choice is None or (is_enough and not choice.is_settled):
+            choice = known.chosen[key] = self._best(most)
+        return choice
+
+    @property
+    def _guess(self) -> float:
+        return EXACT if self._policy.is_exact else LOOSE
+
+    def learn(self, stats: DecodeStats) -> None:
+        """A generation with a chosen length is over."""
+        if stats.is_gated and stats.is_text:
+            return  # decoded strictly: that says nothing of the policy
+        accepted, tested = self._known.seen.get(self._key, (0, 0))
+        seen = accepted + stats.num_passed, tested + stats.num_tested
+        self._known.seen[self._key] = seen
+
+    def _best(self, most: int) -> GammaChoice:
+        acceptance, said_by = self._acceptance()
+        given = self._config.cost_ratio
+        if given is not None:
+            gamma = best_gamma(acceptance, given, most)
+            return GammaChoice(gamma, "cost_ratio", given, 0.0, acceptance, said_by)
+        source = draft_source(self._target, self._draft, self._config, self._policy.eos_ids)
+        pace = None if self._config.samples else self._pace(source)
+        if pace is None:
+            ratio = cost_ratio_of_bytes(self._target, source)
+            gamma = best_gamma(acceptance, ratio, most)
+            return GammaChoice(gamma, "bytes", ratio, 0.0, acceptance, said_by)
+        ratios = pace.cost_ratio, pace.row_ratio
+
+        def worth(gamma: int) -> float:
+            return speedup(acceptance, gamma, ratios[0], row_ratio=ratios[1])
+
+        gamma = max((length for length in LENGTHS if length <= most), key=worth)
+        return GammaChoice(gamma, "measured", *ratios, acceptance, said_by)
+
+    def _pace(self, source: DraftSource) -> Pace | None:
+        known = self._known.paces
+        if self._pace_key not in known:
+            known[self._pace_key] = measure_pace(
+                self._target,
+                source,
+                batch_size=self._batch_size,
+                scores=self._policy.needs_relevance,
+                capture=self._config.capture,
+            )
+        return known[self._pace_key]
+
+    def _acceptance(self) -> tuple[float, Literal["config", "policy", "generations"]]:
+        if self._config.acceptance is not None:
+            return self._config.acceptance, "config"
+        if self._config.samples:
+            return self._guess, "policy"
+        accepted, tested = self._known.seen.get(self._key, (0, 0))
+        if tested < ENOUGH:
+            return self._guess, "policy"
+        return (accepted + 0.5) / (tested + 1), "generations"

@@ -1,0 +1,315 @@
+"""How long chains are where nobody says it: measured, chosen once, and said."""
+
+import copy
+import gc
+import json
+from weakref import WeakKeyDictionary
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, Decoder, generate, generate_many
+from lvspec.engine import length, pace
+from lvspec.engine.length import ENOUGH, LENGTHS, ChainLength
+from lvspec.engine.pace import ROWS, Pace, measure_pace
+from lvspec.engine.stats import DecodeStats
+from lvspec.models.model import Model
+from lvspec.phases.draft.cost import best_gamma
+from lvspec.phases.draft.factory import cost_ratio_of_bytes, draft_source
+
+STRICT, LOOSE = AcceptancePolicy.strict(), AcceptancePolicy.lvspec()
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(length, "_KNOWN", WeakKeyDictionary())
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """(batch size, scores) of every time. A step costs a tenth of a pass, a row half as much."""
+    calls = []
+
+    def instead(target, source, *, batch_size, scores, capture):
+        calls.append((batch_size, scores))
+        return Pace(0.1, 0.95, 0.05)
+
+    monkeypatch.setattr(length, "measure_pace", instead)
+    return calls
+
+
+def chain_length(pair, policy=STRICT, batch_size=1, **config):
+    target, draft = (Model(model, role) for model, role in zip(pair, ("target", "draft")))
+    return ChainLength(target, draft, policy, DecodeConfig(**config), batch_size=batch_size)
+
+
+def after(accepted, tested):
+    """Statistics of a generation of so many drafted tokens."""
+    stats = DecodeStats(torch.device("cpu"), 63)
+    for _ in range(tested - accepted):  # one of each chain is not right
+        stats.add(0, 2, 0.0)
+    stats.add(accepted, accepted + 1, 0.0)
+    assert (stats.num_passed, stats.num_tested) == (accepted, tested)
+    return stats
+
+
+def best(chance, step, row, most=63):
+    """By the definition, in plain Python."""
+
+    def worth(gamma):
+        return sum(chance**n for n in range(gamma + 1)) / (1 + (step + row) * gamma)
+
+    return max((gamma for gamma in LENGTHS if gamma <= most), key=worth)
+
+
+def test_what_is_measured(random_pair):
+    target, draft = (Model(model, "model") for model in random_pair)
+    source = draft_source(target, draft, DecodeConfig())
+    found = measure_pace(target, source, batch_size=2, scores=True, capture=True)
+    assert 0 < found.step < 1 and 0 <= found.base < 1 and 0 < found.row < 1
+    assert 0 < found.cost_ratio and 0 < found.row_ratio <= 1
+    assert found.cost_ratio == found.step / (found.base + found.row)
+    keys = [key[1:] for key in target.recorder._recordings.passes]
+    assert {(2, rows, 1, True) for rows in ROWS} <= set(keys), "as they are run: recorded"
+
+
+def test_a_line_through_both(random_pair, monkeypatch):
+    """Of passes of 4 + 2 n seconds, and of a step that takes 3."""
+    target, draft = (Model(model, "model") for model in random_pair)
+    seconds = [3.0 * pace.PIECE, *(4 + 2 * rows for rows in ROWS)]
+    monkeypatch.setattr(pace, "_seconds", lambda *arguments: seconds)
+    source = draft_source(target, draft, DecodeConfig())
+    found = measure_pace(target, source, batch_size=1, scores=False, capture=True)
+    assert (found.step, found.base, found.row) == (3, 4, 2)
+    assert (found.cost_ratio, found.row_ratio) == (3 / 6, 2 / 6)
+
+
+def test_the_least_of_several_rounds(monkeypatch):
+    spent = []
+    monkeypatch.setattr("time.thread_time", lambda: sum(spent))
+    every = [iter([50, 50, 5, 9, 3, 4, 8, 7, 6]), iter([0, 0, 7, 6, 5, 4, 3, 9, 9])]
+    calls = [lambda times=times: spent.append(next(times)) for times in every]
+    assert pace._seconds(calls, torch.device("cpu"), True) == [3, 3]
+
+
+def test_on_a_gpu_a_graph_is_timed(monkeypatch):
+    """Each call is run to warm up, captured, and what is replayed is timed."""
+    done = []
+
+    class Capturer:
+        def __init__(self, device):
+            assert device.type == "cuda"
+
+        def capture(self, run):
+            return lambda: done.append(("replay", run())), None
+
+    def seconds(call, device):
+        call()
+        return float(len(done))
+
+    monkeypatch.setattr(pace, "CudaCapturer", Capturer)
+    monkeypatch.setattr(pace, "_event_seconds", seconds)
+    calls = [lambda: "one", lambda: "other"]
+    found = pace._seconds(calls, torch.device("cuda"), True)
+    assert done[:4] == [("replay", "one"), ("replay", "other")] * 2
+    assert found == [3.0, 4.0], "one after the other, and the least of each"
+    done.clear()
+    assert pace._seconds(calls, torch.device("cuda"), False) == [0.0, 0.0] and not done
+
+
+def test_nothing_to_measure(random_pair):
+    """By the bytes: of weights without data, and, with a word, where a pass fails."""
+    config = DecodeConfig()
+    fakes = [_fake(copy.deepcopy(model)) for model in random_pair]
+    for pair in (fakes, [copy.deepcopy(model).to("meta") for model in random_pair]):
+        choice = chain_length(pair).choose()
+        ratio = cost_ratio_of_bytes(*_source(pair, config))
+        assert (choice.by, choice.cost_ratio, choice.row_ratio) == ("bytes", ratio, 0.0)
+        assert choice.gamma == best_gamma(length.EXACT, ratio)
+
+
+def _fake(model):
+    mode = FakeTensorMode()
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            fake = mode.from_tensor(weight.detach())
+            setattr(module, name, torch.nn.Parameter(fake, requires_grad=False))
+    return model
+
+
+def _source(pair, config):
+    target, draft = (Model(model, "model") for model in pair)
+    return target, draft_source(target, draft, config)
+
+
+def test_a_pass_that_fails(random_pair, monkeypatch):
+    def fails(*arguments, **options):
+        raise RuntimeError("out of something")
+
+    monkeypatch.setattr(pace, "_seconds", fails)
+    with pytest.warns(RuntimeWarning, match="gamma: expected passes .* out of something"):
+        choice = chain_length(random_pair).choose()
+    assert choice.by == "bytes"
+
+
+def test_the_best_by_what_is_measured(random_pair, measured):
+    for policy, chance in ((STRICT, length.EXACT), (LOOSE, length.LOOSE)):
+        choice = chain_length(random_pair, policy).choose()
+        assert choice.gamma == best(chance, 0.1, 0.05)
+        assert (choice.by, choice.acceptance_by) == ("measured", "policy")
+        assert (choice.cost_ratio, choice.row_ratio) == pytest.approx((0.1, 0.05))
+        assert choice.acceptance == chance
+    said = chain_length(random_pair, acceptance=0.99).choose()
+    assert (said.gamma, said.acceptance_by) == (best(0.99, 0.1, 0.05), "config")
+    assert said.gamma > choice.gamma
+    for most in (1, 2, 9):  # nothing longer than what is asked for
+        found = chain_length(random_pair, acceptance=0.99, max_new_tokens=most).choose().gamma
+        assert found == best(0.99, 0.1, 0.05, max(most - 1, 1))
+
+
+def test_a_cost_that_is_given_is_not_measured(random_pair, measured):
+    choice = chain_length(random_pair, cost_ratio=0.2, acceptance=0.85).choose()
+    assert choice.to_dict() == {
+        "gamma": best_gamma(0.85, 0.2),
+        "by": "cost_ratio",
+        "cost_ratio": 0.2,
+        "row_ratio": 0.0,
+        "acceptance": 0.85,
+        "acceptance_by": "config",
+    }
+    assert not measured
+
+
+def test_chosen_once_and_once_again(random_pair, measured):
+    """At first by a guess, then by what was accepted, and then never again."""
+    chosen = chain_length(random_pair)
+    first = chosen.choose()
+    chosen.learn(after(100, ENOUGH - 1))
+    assert chosen.choose() is first
+    chosen.learn(after(300, 301))
+    second = chain_length(random_pair).choose()  # of whoever asks
+    chance = (400 + 0.5) / (ENOUGH + 301)
+    assert (second.acceptance, second.acceptance_by) == (chance, "generations")
+    assert second.gamma == best(chance, 0.1, 0.05)
+    chosen.learn(after(0, 5000))
+    assert chosen.choose() is second
+    assert chain_length(random_pair, acceptance=0.5).choose().acceptance == 0.5
+    other = chain_length(random_pair, LOOSE).choose()
+    assert other.acceptance_by == "policy", "nothing was learnt of this one"
+    assert measured == [(1, False), (1, True)], "once for each kind of pass"
+    chain_length(random_pair, batch_size=3).choose()
+    assert measured[2:] == [(3, False)]
+
+
+def test_what_is_decoded_strictly_says_nothing_of_a_loose_policy(random_pair, measured):
+    chosen, stats = chain_length(random_pair, LOOSE), after(0, 2 * ENOUGH)
+    stats.is_gated = stats.is_text = True
+    chosen.learn(stats)
+    assert chosen.choose().acceptance_by == "policy"
+    stats.is_text = False
+    chosen.learn(stats)
+    assert chosen.choose().acceptance_by == "generations"
+
+
+def test_nothing_is_known_of_models_that_are_gone(random_pair, measured):
+    target, draft = (copy.deepcopy(model) for model in random_pair)
+    chain_length((target, draft)).choose()
+    assert len(length._KNOWN) == 1
+    del target
+    gc.collect()
+    assert len(length._KNOWN) == 0
+
+
+def test_a_run_says_what_was_chosen_and_can_be_repeated(random_pair, noisy_draft, make_prompt):
+    """Really measured."""
+    prompt = make_prompt(3, ("video", 4, 6, 6), 5)
+    options = {"max_new_tokens": 30, "eos_ids": ()}
+    config = DecodeConfig(**options)
+    found = generate(random_pair[0], noisy_draft, prompt, policy=LOOSE, config=config)
+    said = json.loads(json.dumps(found.stats.to_dict()))
+    assert said["gamma"] == said["gamma_choice"]["gamma"] in LENGTHS
+    assert (said["gamma_choice"]["by"], found.stats.gamma_choice["row_ratio"] > 0) == (
+        "measured",
+        True,
+    )
+    fixed = DecodeConfig(gamma=said["gamma"], **options)
+    again = generate(random_pair[0], noisy_draft, prompt, policy=LOOSE, config=fixed)
+    assert again.tokens.equal(found.tokens) and again.stats.gamma_choice is None
+    assert again.stats.num_accepted == found.stats.num_accepted
+
+
+def test_a_seed_repeats_a_caption(random_pair, noisy_draft, make_prompt, monkeypatch):
+    """What is measured and learnt differs from run to run: it must not decide what is sampled."""
+
+    def fails(*arguments, **options):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(length, "measure_pace", fails)
+    monkeypatch.setattr(length, "ENOUGH", 5)
+    config = DecodeConfig(max_new_tokens=30, eos_ids=(), temperature=1.0, seed=3)
+    prompt = make_prompt(3, 5)
+    found = [generate(random_pair[0], noisy_draft, prompt, config=config) for _ in range(3)]
+    for generation in found:
+        assert generation.tokens.equal(found[0].tokens)
+        choice = generation.stats.gamma_choice
+        assert (choice["by"], choice["acceptance_by"]) == ("bytes", "policy")
+
+
+def test_a_decoder_chooses_when_a_call_begins(random_pair, make_prompt, measured, monkeypatch):
+    """Of one call all have the same; what they showed is for the next."""
+    target, prompts = random_pair[0], [make_prompt(3, 5, seed=seed) for seed in range(3)]
+    monkeypatch.setattr(length, "ENOUGH", 20)
+    config = DecodeConfig(max_new_tokens=40, eos_ids=())
+    decoder = Decoder(target, copy.deepcopy(target), STRICT, config)  # all is accepted
+    calls = [[g.stats for g in decoder.generate_many(prompts)] for _ in range(3)]
+    gammas = [{stats.gamma for stats in call} for call in calls]
+    first, second = best(length.EXACT, 0.1, 0.05, 39), 32
+    assert gammas == [{first}, {second}, {second}] and first < second
+    ways = [{stats.gamma_choice["acceptance_by"] for stats in call} for call in calls]
+    assert ways == [{"policy"}, {"generations"}, {"generations"}]
+    assert measured == [(1, False)]
+    list(generate_many(target, decoder.draft.hf, prompts, batch_size=2, config=config))
+    assert measured == [(1, False), (2, True)]
+
+
+@pytest.mark.parametrize(
+    "draft, options, gamma",
+    [
+        ("model", {"tree": AnchorTree(2, 3)}, 12 + 3),
+        ("model", {"tree": "specvlm"}, 25),
+        ("model", {"stop_at_unsure_anchors": 0.5}, 12),
+        ("model", {"draft_ngram": 2}, 12),
+        ("ngram", {}, 12),
+        (None, {}, 0),
+    ],
+)
+def test_other_ways_have_a_number(random_pair, make_prompt, measured, draft, options, gamma):
+    target, model = random_pair
+    config = DecodeConfig(max_new_tokens=6, **options)
+    stats = generate(
+        target, model if draft == "model" else draft, make_prompt(5), config=config
+    ).stats
+    assert (stats.gamma, stats.gamma_choice) == (gamma, None)
+    assert not measured
+
+
+def test_the_target_itself(random_pair, make_prompt, measured):
+    config = DecodeConfig(max_new_tokens=6, draft_keep=0.5)
+    stats = generate(random_pair[0], "self", make_prompt(5), config=config).stats
+    assert stats.gamma_choice["by"] == "measured" and len(measured) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"acceptance": 1.0}, r"^acceptance: expected a chance in \(0, 1\), got 1.0"),
+        ({"acceptance": 0}, "^acceptance: expected a chance"),
+        ({"cost_ratio": 0.0}, "^cost_ratio: expected a number > 0, got 0.0"),
+        ({"cost_ratio": float("nan")}, "^cost_ratio: expected a number > 0, got nan"),
+        ({"gamma": "all"}, "^gamma: expected"),
+    ],
+)
+def test_config(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        DecodeConfig(**options)
