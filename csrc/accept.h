@@ -228,8 +228,9 @@ static int64_t best_end(const Accept& a, int64_t sequence, double regret_used,
   double best_score = 0;
   for (int64_t t = 0; t < draft.num_slots; ++t) {
     if (!stands[t] || goes_on[t]) continue;
-    // The product of two float32 numbers is exact, whether it is fused or not.
-    const double score = double(draft.depth[t]) - weight * draft.total[t];
+    // Rounded before it is subtracted, whether there are fused instructions or not.
+    const volatile double cost = weight * draft.total[t];
+    const double score = double(draft.depth[t]) - cost;
     const bool is_better = best < 0 || score > best_score ||
                            (score == best_score && draft.total[t] < draft.total[best]);
     if (is_better) best = t, best_score = score;

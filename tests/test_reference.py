@@ -159,7 +159,7 @@ TREE_LOGITS = [
     [
         # Nothing tolerated: the root alone.
         ({"anchor_threshold": -math.inf}, [0], 7, [0], 0.0),
-        # Both children are loose; 5 costs less and its child is exact.
+        # Both children are loose and have an exact child; 5 costs less.
         ({"anchor_threshold": math.inf}, [0, 2, 5], 4, [0, 1, 0], 1.0),
         # The root's row is an anchor (relevance 0.5), so only a shift remains: 6 displaced 7,
         # which slot 4 brings one level below.
@@ -178,7 +178,7 @@ TREE_LOGITS = [
             [0],
             0.0,
         ),
-        # Slot 2 is loose and cheaper than the shift.
+        # The root's row is no anchor: slot 2 is loose and costs less than slot 1.
         (
             {"anchor_threshold": 0.6, "shift_window": 1},
             [0, 2, 5],
@@ -204,6 +204,128 @@ def test_accept_on_a_tree(fields, path, bonus_id, kind, regret):
     assert got.bonus_id.tolist() == [bonus_id]
     assert got.kind.tolist() == [kind + [255] * padding]
     assert got.regret.tolist() == [regret]
+
+
+def accept_one(parents, tokens, wanted, regrets, relevance, **fields):
+    """The path and its kinds and regret, where row i wants `wanted[i]` and a draft token loses
+    `regrets[t]` nats; every token that is not drafted loses 9. Nothing with a regret is loose."""
+    logits = torch.full((1, len(tokens), 10), -9.0)
+    for t, parent in enumerate(parents[1:], start=1):
+        logits[0, parent, tokens[t]] = -regrets[t]
+    for row, token in enumerate(wanted):
+        logits[0, row, token] = 0.0
+    got = reference.accept(
+        logits,
+        torch.tensor([tokens]),
+        int32([parents]),
+        int32([len(tokens)]),
+        reference.logit_stats(logits, top_k=1),
+        torch.tensor([relevance]),
+        AcceptancePolicy(**{"anchor_threshold": 0.5, "max_regret": 0.0, **fields}),
+    )
+    length = int(got.num_accepted) + 1
+    return got.path[0, :length].tolist(), got.kind[0, :length].tolist(), float(got.regret)
+
+
+@pytest.mark.parametrize(
+    ("drafted", "wanted", "regrets", "anchors", "window", "kinds"),
+    [
+        # Insertion: 5 stands in front of the 1 that is wanted, and the target goes on from there.
+        ([5, 1, 2], [1, 1, 2, 3], [1, 0, 0], [], 1, [2, 0, 0]),
+        ([5, 1, 2], [1, 1, 2, 3], [1.5, 0, 0], [], 1, []),
+        ([5, 1, 2], [1, 1, 2, 3], [1, 0, 0], [], 0, []),
+        # At an anchor: its own word follows, or comes too late, or not at all.
+        ([5, 1, 2], [1, 1, 2, 3], [1, 0, 0], [0], 1, [2, 0, 0]),
+        ([5, 1, 2], [1, 1, 2, 3], [1.5, 0, 0], [0], 1, []),
+        ([5, 6, 1], [1, 1, 1, 2], [1, 1, 0], [0], 1, []),
+        ([5, 6, 1], [1, 1, 1, 2], [1, 1, 0], [0, 1], 2, [2, 2, 0]),
+        ([5, 2, 3], [1, 2, 3, 4], [1, 0, 0], [0], 3, []),
+        # The target goes on as if nothing were inserted: what it displaced comes one by one.
+        ([5, 1, 2], [1, 2, 3, 4], [1, 1, 1], [], 1, [2, 2, 2]),
+        ([5, 1, 2], [1, 2, 3, 4], [1, 1, 1.5], [], 1, [2, 2]),
+        # The last is early only, which nothing is at an anchor; the one before is late as well.
+        ([5, 1, 2], [1, 2, 3, 4], [1, 1, 1], [2], 1, [2, 2]),
+        ([5, 1, 2], [1, 2, 3, 4], [1, 1, 1], [1], 1, [2, 2, 2]),
+        ([5, 1, 6], [1, 2, 3, 4], [1, 1, 1], [1], 1, []),
+        # Omission: the word does not come any more, so it is none, however little it costs.
+        ([2, 3], [1, 3, 4], [0.125, 0], [], 3, []),
+        ([2, 3], [1, 3, 4], [0.125, 0], [0], 3, []),
+        # But where it comes later it is.
+        ([2, 3, 1], [1, 3, 1, 4], [0.125, 0, 0], [0], 2, [2, 0, 0]),
+        # Swap: 2 and 1 for 1 and 2, of which the first is late and the second early.
+        ([2, 1, 3], [1, 3, 3, 4], [1, 1, 0], [], 1, [2, 2, 0]),
+        ([2, 1, 6], [1, 3, 3, 4], [1, 1, 2], [], 1, [2, 2]),
+        ([2, 1, 3], [1, 3, 3, 4], [1, 1.5, 0], [], 1, []),
+        ([2, 1, 3], [1, 3, 3, 4], [1.5, 1, 0], [], 1, []),
+        # The second at an anchor: with the anchor's own word behind it, and without.
+        ([2, 1, 3], [1, 3, 3, 4], [1, 1, 0], [1], 1, [2, 2, 0]),
+        ([2, 1, 6], [1, 3, 3, 4], [1, 1, 2], [1], 1, []),
+    ],
+)
+def test_shifts(drafted, wanted, regrets, anchors, window, kinds):
+    """Chains, with `shift_regret` of one nat; `anchors` are rows."""
+    slots = len(drafted) + 1
+    path, found, regret = accept_one(
+        [*range(-1, slots - 1)],
+        [0, *drafted],
+        wanted,
+        [0, *regrets],
+        [float(row in anchors) for row in range(slots)],
+        shift_window=window,
+        shift_regret=1.0,
+    )
+    assert path == [*range(len(kinds) + 1)] and found == [0, *kinds]
+    assert regret == sum(regrets[: len(kinds)])
+
+
+# Of the root's children the first is exact and has nothing behind it, the second is loose with two
+# exact ones behind it, the third with one, which is the last slot but one.
+EXACT_OR_LONG = ([-1, 0, 0, 0, 3, 2, 5], [0, 1, 2, 3, 4, 4, 5], [1, 0, 4, 4, 0, 5, 0])
+
+
+@pytest.mark.parametrize(
+    ("second", "third", "path_regret", "expected"),
+    [
+        (1.0, 1.0, 0.0, [0, 2, 5, 6]),
+        (1.0, 1.0, 1.0, [0, 2, 5, 6]),  # 3 - 1 against 1 and 2 - 1
+        (1.75, 9.0, 1.0, [0, 2, 5, 6]),
+        (2.0, 9.0, 1.0, [0, 1]),  # equal: the least regret
+        (2.0, 9.0, 0.5, [0, 2, 5, 6]),
+        (1.0, 1.0, 2.0, [0, 1]),
+        (2.25, 1.0, 1.0, [0, 1]),
+        (2.25, 0.5, 1.0, [0, 3, 4]),
+        (1.5, 0.5, 1.0, [0, 3, 4]),  # equal: the least regret, though the other is longer
+        (9.0, 9.0, 0.0, [0, 2, 5, 6]),
+    ],
+)
+def test_the_best_path(second, third, path_regret, expected):
+    parents, tokens, wanted = EXACT_OR_LONG
+    regrets = [0, 0, second, third, 0, 0, 0]
+    fields = {"max_regret": None, "path_regret": path_regret}
+    path, kinds, regret = accept_one(parents, tokens, wanted, regrets, [0.0] * 7, **fields)
+    assert path == expected
+    assert regret == (regrets[path[1]])
+    assert kinds[1:] == [int(path[1] != 1)] + [0] * (len(path) - 2)
+
+
+@pytest.mark.parametrize(
+    ("parents", "regrets", "expected"),
+    [
+        # Equal paths: the one that ends first, whichever begins first.
+        ([-1, 0, 0], [0, 1, 1], [0, 1]),
+        ([-1, 0, 0, 2, 1], [0, 1, 1, 1, 1], [0, 2, 3]),
+        # A path that goes on counts as a whole, though its beginning alone would score more.
+        ([-1, 0, 1], [0, 1, 4], [0, 1, 2]),
+        ([-1, 0, 1, 0], [0, 1, 4, 1], [0, 3]),
+    ],
+)
+def test_equal_paths_and_whole_paths(parents, regrets, expected):
+    tokens = [0, *range(1, len(parents))]
+    fields = {"max_regret": None, "path_regret": 1.0}
+    path, _, regret = accept_one(
+        parents, tokens, [9] * len(parents), regrets, [0.0] * len(parents), **fields
+    )
+    assert path == expected and regret == sum(regrets[t] for t in expected)
 
 
 def test_commit_kv():
