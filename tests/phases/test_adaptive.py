@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from recorded import RECORDED
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.engine.api import generate_many
@@ -23,6 +24,7 @@ OPTIONS = {
     "anchors": {"stop_at_unsure_anchors": CONFIDENCE},
     "both": {"adaptive": True, "cost_ratio": 0.2, "stop_at_unsure_anchors": CONFIDENCE},
 }
+EACH = ["adaptive", "anchors", pytest.param("both", marks=pytest.mark.slow)]
 STRICT = AcceptancePolicy.strict()
 LOOSE = AcceptancePolicy.lvspec(anchor_threshold=0.12, regret_budget=3.0)
 
@@ -35,6 +37,7 @@ def prompts(make_prompt):
 
 def _config(option, **config):
     config = {"gamma": 6, "max_new_tokens": 40, "eos_ids": (), "trace": True, **config}
+    config.setdefault("capture", RECORDED)
     options = OPTIONS.get(option, {})
     return DecodeConfig(draft_anchor_threshold=THRESHOLD, **{**config, **options})
 
@@ -50,7 +53,7 @@ def _drafter(pair, **config):
     return drafter
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", EACH)
 def test_strict_is_greedy(pair, prompts, option, hf_greedy):
     sizes = set()
     found = generate(*pair, prompts, policy=STRICT, config=_config(option))
@@ -62,8 +65,8 @@ def test_strict_is_greedy(pair, prompts, option, hf_greedy):
     assert len(sizes) > 2, "chains of different lengths"
 
 
-@pytest.mark.parametrize("policy", [STRICT, LOOSE])
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("policy", [pytest.param(STRICT, marks=pytest.mark.slow), LOOSE])
+@pytest.mark.parametrize("option", EACH)
 def test_each_of_a_batch_as_alone(pair, prompts, option, policy):
     """Places are taken again, and what is known of a sequence goes with it."""
     config = _config(option)
@@ -78,7 +81,7 @@ def test_each_of_a_batch_as_alone(pair, prompts, option, policy):
             assert _drafted(ours) == _drafted(theirs)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", EACH)
 def test_all_passes_give_the_same(pair, prompts, option, monkeypatch):
     """On a GPU no pass is left out, for to know would stop it."""
     config = _config(option, capture=False)
@@ -150,6 +153,7 @@ def test_lengths_are_the_most_worth(pair, ratio):
         assert drafter.lengths().tolist()[1:] == [6, 6]
 
 
+@pytest.mark.slow
 def test_length_follows_acceptance(pair, prompts):
     """A draft that is always right is used to the full, one that never is hardly at all."""
     target, draft = pair

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from recorded import RECORDED
 
 from lvspec import (
     AcceptancePolicy,
@@ -47,7 +48,9 @@ def greedy(target, prompts, hf_greedy):
 
 
 def _config(**config):
-    return DecodeConfig(**{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), **config})
+    return DecodeConfig(
+        **{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), "capture": RECORDED, **config}
+    )
 
 
 @pytest.mark.parametrize("capture", [True, False])
@@ -166,7 +169,7 @@ def test_a_fixed_capacity_is_enough(target, prompts, greedy):
     assert found.tokens[0].tolist() == greedy[0]
 
 
-@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("capture", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options",
     [
