@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from recorded import RECORDED
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
@@ -56,7 +57,9 @@ def pieces():
 
 
 def _config(**config):
-    return DecodeConfig(**{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), **config})
+    return DecodeConfig(
+        **{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), "capture": RECORDED, **config}
+    )
 
 
 @pytest.fixture(scope="module")
