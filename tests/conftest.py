@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 import lvspec.engine.decoder
 from lvspec import tree
+from lvspec.cli import captioning
 from lvspec.models.hf_names import CACHE
 from lvspec.phases.draft import Draft, Drafter, DraftShape
 from lvspec.shapes.model_configs import draft_config, target_config
@@ -199,6 +201,31 @@ def hf_rows():
     return _hf_rows
 
 
+@pytest.fixture(scope="module")
+def hf_greedy_once(hf_greedy):
+    """`hf_greedy`, asked once: for models and inputs that nobody in this file changes."""
+    known = {}
+
+    def greedy(model, inputs, count, eos_ids=None):
+        key = (id(model), id(inputs), count, eos_ids)
+        if key not in known:
+            known[key] = (hf_greedy(model, inputs, count, eos_ids), model, inputs)
+        return known[key][0]
+
+    return greedy
+
+
+_READERS = weakref.WeakKeyDictionary()
+
+
+def _reader(model):
+    """A copy of the model for HF's hooks, with its weights; it is not looked at for changes."""
+    if model not in _READERS:
+        shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+        _READERS[model] = copy.deepcopy(model, shared)
+    return _READERS[model]
+
+
 @torch.no_grad()
 def _hf_rows(model, inputs, tokens):
     """(logits `[n + 1, V]`, peaks `[n + 1]`): row i predicts token i, the last what follows.
@@ -207,7 +234,7 @@ def _hf_rows(model, inputs, tokens):
     are the largest weight on a video position, averaged over layers and heads; NaN for row 0.
     """
     # To return attention weights HF leaves hooks in a model, and such a model is never recorded.
-    model = copy.deepcopy(model)
+    model = _reader(model)
     ids, text = inputs["input_ids"], model.model.language_model
     if "video_grid_thw" in inputs or "image_grid_thw" in inputs:
         positions, _ = model.model.get_rope_index(**_only_positions(inputs))
@@ -262,6 +289,25 @@ class _TreeDrafter(Drafter):
 
     def propose(self, state, target_kv_len):
         return Draft(torch.cat([state.last_two[:, 1:], self._guess(state)], dim=1), self._shape)
+
+
+@pytest.fixture
+def loaded_once(_loaded, monkeypatch):
+    """The shell loads each checkpoint once in a file, and what is recorded of it stays."""
+    load = captioning.load_models
+
+    def loaded(*arguments, **options):
+        key = (arguments, tuple(sorted(options.items())))
+        if key not in _loaded:
+            _loaded[key] = load(*arguments, **options)
+        return _loaded[key]
+
+    monkeypatch.setattr(captioning, "load_models", loaded)
+
+
+@pytest.fixture(scope="module")
+def _loaded():
+    return {}
 
 
 @pytest.fixture

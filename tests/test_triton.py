@@ -103,6 +103,7 @@ def test_kernels_without_an_interpreter_refuse_cpu_tensors(tmp_path):
     assert "expected tensors on a CUDA device, as LVSPEC_BACKEND=triton" in done.stderr
 
 
+@pytest.mark.slow
 def test_cuda_without_triton_says_what_to_install(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -117,6 +118,7 @@ def test_cuda_without_triton_says_what_to_install(tmp_path):
     assert "RuntimeError: lvspec.ops.accept on a CUDA device needs triton" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_reference_can_be_asked_for_by_name(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -1,5 +1,6 @@
 """bench/: its scripts run on the CPU, refuse wrong results, and write the figures they promise."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -8,6 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+from lvspec import ops
+from lvspec.policy import AcceptancePolicy
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
@@ -51,6 +56,7 @@ def results(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_every_operation_has_a_benchmark_and_its_figures(results):
     document = json.loads(results.read_text())
     facts = document["machine_info"]["lvspec"]
@@ -68,6 +74,7 @@ def test_every_operation_has_a_benchmark_and_its_figures(results):
     assert found == OPERATIONS
 
 
+@pytest.mark.slow
 def test_peers_run(results):
     """Those that PyTorch alone can be, on at least one case each."""
     document = json.loads(results.read_text())
@@ -82,6 +89,7 @@ def test_peers_run(results):
     assert measured >= expected
 
 
+@pytest.mark.slow
 def test_text_tables(results, tmp_path):
     path = tmp_path / "correctness.json"
     script = (BENCH / "correctness.py", "--device", "cpu", "--operations", "commit_kv")
@@ -115,6 +123,7 @@ ops.commit_kv = lambda *arguments: None
 """
 
 
+@pytest.mark.slow
 def test_a_wrong_result_is_not_timed(tmp_path):
     (tmp_path / "spoil.py").write_text(SPOIL)
     path = tmp_path / "micro.json"
@@ -128,27 +137,22 @@ def test_a_wrong_result_is_not_timed(tmp_path):
     assert not any("s9" in name and "tree" in name for name in timed)
 
 
-@pytest.mark.parametrize("peer", ["specvlm", "fly"])
-def test_acceptance_peers_accept_what_we_do(peer, tmp_path):
+@pytest.mark.parametrize(
+    "peer, policy, trees", [("specvlm", "strict", (0, 1)), ("fly", "fly", (0,))]
+)
+def test_acceptance_peers_accept_what_we_do(bench, peer, policy, trees):
     """The comparison is of like with like: the same number of tokens under the same rule."""
-    script = tmp_path / "compare.py"
-    script.write_text(
-        "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
-        "from ops import case_inputs, cases, peers\nfrom lvspec import ops\n"
-        "from lvspec.policy import AcceptancePolicy\n"
-        "policy = AcceptancePolicy.preset('strict' if sys.argv[2] == 'specvlm' else 'fly')\n"
-        "chosen = [cases.Case(cases.SMALL, 0, s, 40, t) for s in (2, 9, 33) for t in (0, 1)]\n"
-        "for case in chosen[:: 1 if sys.argv[2] == 'specvlm' else 2]:\n"
-        "    inputs = case_inputs.accept_inputs(case, torch.device('cpu'), torch.float32)\n"
-        "    theirs = peers.ACCEPT[sys.argv[2]](case, inputs)()\n"
-        "    theirs = theirs[0] if isinstance(theirs, tuple) else theirs\n"
-        "    ours = ops.accept(*inputs, policy).num_accepted\n"
-        "    assert torch.equal(ours.long(), theirs.long()), (case, ours, theirs)\n"
-        "    print(ours.float().mean().item())\n"
-    )
-    done = run(sys.executable, script, BENCH, peer)
-    assert done.returncode == 0, done.stderr
-    assert max(map(float, done.stdout.split())) > 1
+    cases, case_inputs = bench("ops.cases"), bench("ops.case_inputs")
+    policy, counts = AcceptancePolicy.preset(policy), []
+    for slots, tree in itertools.product((2, 9, 33), trees):
+        case = cases.Case(cases.SMALL, 0, slots, 40, tree)
+        inputs = case_inputs.accept_inputs(case, torch.device("cpu"), torch.float32)
+        theirs = bench("ops.peers").ACCEPT[peer](case, inputs)()
+        theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+        ours = ops.accept(*inputs, policy).num_accepted
+        assert torch.equal(ours.long(), theirs.long()), (case, ours, theirs)
+        counts.append(ours.float().mean().item())
+    assert max(counts) > 1
 
 
 def test_gpu_script_explains_itself(tmp_path):
@@ -192,6 +196,7 @@ def test_gpu_script_without_a_gpu(tmp_path):
     assert "gaps within a replayed iteration: not measured" in done.stdout
 
 
+@pytest.mark.slow
 def test_gpu_script_looks_for_the_sanitizer(tmp_path):
     variables = {"DEVICE": "cpu", "OUT": str(tmp_path), "PYTHON": sys.executable}
     done = run("bash", BENCH / "gpu.sh", "sanitize", **variables)
@@ -260,10 +265,11 @@ def test_best_gamma(limits):
     assert 1 < limits.best_gamma(setting, 0.8)[0] < limits.best_gamma(setting, 0.95)[0] < 63
 
 
-def test_limits_are_written(tmp_path):
+def test_limits_are_written(limits, tmp_path, monkeypatch):
     path = tmp_path / "limits.json"
-    done = run(sys.executable, BENCH / "limits.py", "--context", 4096, "--json", path)
-    assert done.returncode == 0, done.stderr
+    command = ["limits.py", "--context", "4096", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert limits.main() == 0
     rows = json.loads(path.read_text())["rows"]
     assert len(rows) == 5
     assert all(row["iteration_ms"] > row["target_ms"] > row["draft_step_ms"] > 0 for row in rows)

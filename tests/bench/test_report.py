@@ -3,9 +3,9 @@
 import copy
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,12 +95,18 @@ def write(folder, **documents):
         (folder / "results" / f"cuda-{name}.json").write_text(json.dumps(document))
 
 
-def report(folder, *options):
-    places = ("--results", folder / "results", "--readme", folder / "README.md")
-    command = (sys.executable, "bench/report.py", *options, *places)
-    return subprocess.run(
-        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
+@pytest.fixture
+def report(bench, folder, capsys, monkeypatch):
+    """`report(*options)`: the script here, with that folder."""
+
+    def run(*options):
+        places = ("--results", folder / "results", "--readme", folder / "README.md")
+        words = [str(word) for word in ("report.py", *options, *places)]
+        monkeypatch.setattr(sys, "argv", words)
+        code = bench("report").main()
+        return SimpleNamespace(returncode=code, **capsys.readouterr()._asdict())
+
+    return run
 
 
 def table(folder, name):
@@ -119,22 +125,22 @@ def test_the_readme_is_up_to_date(bench):
     assert module.with_tables(text, module.load(module.RESULTS)) == text
 
 
-def test_without_results_nothing_was_measured(folder):
-    done = report(folder, "--write")
-    assert done.returncode == 0, done.stderr
+def test_without_results_nothing_was_measured(folder, report):
+    done = report("--write")
+    assert done.returncode == 0, done.err
     for name in ("gpu-e2e", "gpu-peers", "gpu-profile", "gpu-embedded"):
         rows = table(folder, name)
         assert rows and all("not measured" in row for row in rows)
     assert not (folder / "results" / "plots").exists()
-    assert report(folder, "--check").returncode == 0
+    assert report("--check").returncode == 0
 
 
-def test_tables_of_made_up_results(folder):
+def test_tables_of_made_up_results(folder, report):
     write(folder, e2e=E2E, profile=PROFILE)
-    done = report(folder, "--check")
-    assert done.returncode == 1 and "not up to date" in done.stderr
-    assert report(folder, "--write").returncode == 0
-    assert report(folder, "--check").returncode == 0
+    done = report("--check")
+    assert done.returncode == 1 and "not up to date" in done.err
+    assert report("--write").returncode == 0
+    assert report("--check").returncode == 0
     first, second, *others = table(folder, "gpu-e2e")
     assert first == [
         *("qwen2.5-vl-7b <- qwen2.5-vl-3b", "16384", "1", "A GPU", "40.00", "80%", "190.00"),
@@ -175,25 +181,26 @@ def test_a_readme_without_a_place_for_a_table(bench):
         bench("report").with_tables("# lvspec\n", [])
 
 
-def test_text_of_files(folder):
+def test_text_of_files(folder, report):
     write(folder, e2e=E2E, profile=PROFILE, other={"a": 1})
     paths = sorted((folder / "results").glob("*.json"))
-    done = report(folder, *paths, folder / "none.json")
-    assert done.returncode == 0, done.stderr
-    assert "40.000 ms (38.00-41.00), limit 32.000 (80%), graph" in done.stdout
-    assert "specvlm step           not measured: out of memory" in done.stdout
-    assert "not measured: needs 95 GB, has 84 GB" in done.stdout
-    assert "strict equals hf generate on 12 of 12 clips" in done.stdout
-    assert "gaps within a replayed iteration: 1.2%; 3 replays" in done.stdout
-    assert "ValueError: expected the JSON of a script" in done.stdout
-    assert "FileNotFoundError" in done.stdout
+    done = report(*paths, folder / "none.json")
+    assert done.returncode == 0, done.err
+    assert "40.000 ms (38.00-41.00), limit 32.000 (80%), graph" in done.out
+    assert "specvlm step           not measured: out of memory" in done.out
+    assert "not measured: needs 95 GB, has 84 GB" in done.out
+    assert "strict equals hf generate on 12 of 12 clips" in done.out
+    assert "gaps within a replayed iteration: 1.2%; 3 replays" in done.out
+    assert "ValueError: expected the JSON of a script" in done.out
+    assert "FileNotFoundError" in done.out
 
 
-def test_nothing_to_do():
-    done = subprocess.run(
-        [sys.executable, "bench/report.py"], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 2 and "expected files, --write or --check" in done.stderr
+def test_nothing_to_do(bench, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report.py"])
+    with pytest.raises(SystemExit) as stopped:
+        bench("report").main()
+    assert stopped.value.code == 2
+    assert "expected files, --write or --check" in capsys.readouterr().err
 
 
 def test_plots(bench, tmp_path):

@@ -82,7 +82,7 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def lvspec(folders, files, capsys, monkeypatch):
+def lvspec(folders, files, capsys, monkeypatch, loaded_once):
     """`lvspec(options, …)` runs `lvspec generate` here: (exit code, stdout, stderr)."""
     monkeypatch.chdir(files)
 
@@ -506,6 +506,7 @@ def environment():
     return {**keep, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_generated(folders, files, tmp_path):
     place = tmp_path / "out.json"
     words = ["--target", folders[0], "--draft", folders[1], "--max-new-tokens", 20000]
@@ -541,6 +542,7 @@ def test_ctrl_c_keeps_what_was_generated(folders, files, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_command_prints_results_only(folders, files):
     words = ["--target", folders[0], "--draft", folders[1], "--video", "a.mp4", "--prompt", PROMPT]
     command = [COMMAND, "generate", *map(str, words), "--max-new-tokens", "6"]

@@ -36,7 +36,7 @@ def words(random_pair_folders):
 
 
 @pytest.fixture
-def lvspec(words, files, capsys, monkeypatch):
+def lvspec(words, files, capsys, monkeypatch, loaded_once):
     """`lvspec(*options)`: (exit code, stdout, stderr)."""
     monkeypatch.chdir(files)
 
@@ -70,6 +70,7 @@ def test_a_name_that_is_not_utf8_and_not_there(lvspec, tmp_path):
     assert results[0]["video"] == name and name in results[0]["error"]
 
 
+@pytest.mark.slow
 def test_what_the_locale_cannot_spell_is_printed_as_it_can(words, files, tmp_path):
     """As in a pipe of an ASCII locale; the file name stands for any text."""
     os.link(files / "a.mp4", tmp_path / "é.mp4")
@@ -133,7 +134,7 @@ def test_a_disk_that_is_full_in_the_end(lvspec, monkeypatch, tmp_path):
 
 
 @needs_full
-@pytest.mark.parametrize("stream", [[], ["--stream"]])
+@pytest.mark.parametrize("stream", [[], pytest.param(["--stream"], marks=pytest.mark.slow)])
 def test_what_cannot_be_printed_is_said(words, files, tmp_path, stream):
     place = tmp_path / "out.json"
     command = [sys.executable, "-m", "lvspec", *words, *stream]

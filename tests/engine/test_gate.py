@@ -65,7 +65,9 @@ def visual(make_prompt):
     return [make_prompt(3, ("video", 4, 6, 6), 5), make_prompt(4, ("image", 4, 8), 5, seed=1)]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["chain", "tree", "n-grams", pytest.param("sampling", marks=pytest.mark.slow)]
+)
 def test_strict_without_anything_visual(run, texts, visual, way):
     """Each sequence by itself, whoever its neighbours are."""
     together = [texts[0], visual[0], texts[1], visual[1]]
@@ -144,7 +146,7 @@ def test_what_says_nothing_is_not_said(random_pair, run, visual, texts):
 
 
 @pytest.mark.parametrize("way", ["chain", "tree"])
-@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("lag", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_behind_the_end_nothing_counts(random_pair, run, visual, hf_rows, way, lag):
     """Wherever the output ends, by its length or by a stop, the numbers are those of the output."""
     whole = run(visual[0], LOOSE, way)

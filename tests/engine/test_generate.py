@@ -69,7 +69,10 @@ def _strict(target, draft, inputs, **config):
 
 @pytest.mark.parametrize(
     "draft, gamma",
-    [("random", 2), ("random", 12), ("noisy", 1), ("noisy", 5), ("own", 5), ("own", 63)],
+    [
+        *[("random", 2), ("random", 12), ("noisy", 1), ("noisy", 5), ("own", 5)],
+        pytest.param("own", 63, marks=pytest.mark.slow),
+    ],
 )
 def test_strict_is_greedy(random_pair, drafts, draft, prompt, gamma, assert_greedy):
     target = random_pair[0]
@@ -85,7 +88,7 @@ def test_autoregression_is_greedy(random_pair, prompt, assert_greedy):
     assert (generation.stats.num_iterations, generation.stats.tau) == (23, 1.0)
 
 
-@pytest.mark.parametrize("gamma", [3, 12])
+@pytest.mark.parametrize("gamma", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_strict_is_greedy_in_float64_without_a_rule(
     random_pair, noisy_draft, prompt, gamma, hf_greedy
 ):

@@ -187,11 +187,10 @@ def test_no_positions_are_left_over(random_pair, run, make_prompt, hf_greedy):
         make_prompt(8, seed=2),
     ]
     wanted = [hf_greedy(copy.deepcopy(random_pair[0]), clip, 24) for clip in clips]
-    for first in range(3):
-        for second in range(3):
-            run(inputs=clips[first])
-            assert hf_greedy(random_pair[0], clips[second], 24) == wanted[second]
-            assert run(inputs=clips[first]).tokens[0].tolist() == wanted[first]
+    for first, second in ((0, 1), (1, 2), (2, 0), (1, 1)):
+        run(inputs=clips[first])
+        assert hf_greedy(random_pair[0], clips[second], 24) == wanted[second]
+        assert run(inputs=clips[first]).tokens[0].tolist() == wanted[first]
 
 
 def test_positions_kept_in_the_model_are_neither_read_nor_written(random_pair, run, monkeypatch):

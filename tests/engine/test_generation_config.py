@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from recorded import RECORDED
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
@@ -54,7 +55,7 @@ def _hf(target, prompt, **arguments):
 
 
 def _ours(target, draft, prompt, **config):
-    config = DecodeConfig(**{"gamma": 5, "max_new_tokens": COUNT, **config})
+    config = DecodeConfig(**{"gamma": 5, "max_new_tokens": COUNT, "capture": RECORDED, **config})
     return generate(target, draft, prompt, policy=STRICT, config=config)
 
 
@@ -180,6 +181,7 @@ def test_a_kept_decoder(pair, prompts, configured):
             assert decoder.generate(prompt).tokens[0].tolist() == tokens
 
 
+@pytest.mark.slow
 def test_inside_hf_it_is_applied_once(pair, prompts, configured):
     with configured(repetition_penalty=1.3) as target, warnings.catch_warnings():
         wanted = _hf(target, prompts[0])

@@ -157,8 +157,18 @@ WAYS_OUT = [
 
 
 @pytest.mark.filterwarnings("ignore:lvspec. passes of the:RuntimeWarning")
-@CAPTURE
-@pytest.mark.parametrize("way_out", WAYS_OUT)
+@pytest.mark.parametrize(
+    "way_out, capture",
+    [
+        *((way, False) for way in WAYS_OUT),
+        *((way, True) for way in (interrupted, failed_in_a_forward, closed)),
+        *(
+            pytest.param(way, True, marks=pytest.mark.slow)
+            for way in WAYS_OUT
+            if way not in (interrupted, failed_in_a_forward, closed)
+        ),
+    ],
+)
 def test_nothing_is_left_behind(models, prompt, way_out, capture):
     models[0].model.language_model.set_attn_implementation("eager")
     before = state(*models)

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from policies import gated
+from recorded import RECORDED
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
@@ -57,7 +58,9 @@ def pieces():
 
 
 def _config(**config):
-    return DecodeConfig(**{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), **config})
+    return DecodeConfig(
+        **{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), "capture": RECORDED, **config}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,7 @@ def test_one_of_the_two(random_pair_folders):
         load_pair(*random_pair_folders, device="cpu", device_map="auto")
 
 
+@pytest.mark.slow
 def test_no_tensors_of_two_devices_meet(fake_cuda, random_pair_folders):
     done = fake_cuda(*random_pair_folders, script=SCRIPT)
     assert done.returncode == 0, done.stderr[-3000:]

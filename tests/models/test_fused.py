@@ -391,6 +391,7 @@ def decode(pair, prompt, fuse):
     return generate(*pair, prompt, policy=AcceptancePolicy.strict(), config=config)
 
 
+@pytest.mark.slow
 def test_regions_are_compiled_once_a_shape(random_pair, noisy_draft, make_prompt, compile_counter):
     """Not once a layer; a prompt of another length compiles nothing."""
     pair = [copy.deepcopy(model) for model in (random_pair[0], noisy_draft)]

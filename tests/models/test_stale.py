@@ -239,6 +239,7 @@ def test_code_of_a_class_that_is_replaced(run, check, models, monkeypatch):
     assert run().tokens.equal(before.tokens)
 
 
+@pytest.mark.slow
 def test_a_function_of_a_module_that_is_replaced(run, check, models, monkeypatch):
     """As kernels of other libraries are put in."""
     modeling = sys.modules[type(text_of(models[0])).__module__]
@@ -303,6 +304,7 @@ def lora_layers(wrapped):
     return [module for module in wrapped.modules() if isinstance(module, LoraLayer)]
 
 
+@pytest.mark.slow
 def test_adapters(check, adapted):
     """What PEFT offers to change, one after the other, and each is another model."""
     one = check()
@@ -435,7 +437,10 @@ def test_what_does_not_matter_changes_nothing(models, run):
     assert [watch_of(text_of(hf)).revision for hf in models] == before
 
 
-@pytest.mark.parametrize("change", [lambda hf: None, replace_forward, change_scaling])
+@pytest.mark.parametrize(
+    "change",
+    [lambda hf: None, replace_forward, pytest.param(change_scaling, marks=pytest.mark.slow)],
+)
 def test_a_model_is_not_kept_alive(random_pair, prompt, change):
     hf = copy.deepcopy(random_pair[0])
     config = DecodeConfig(gamma=GAMMA, max_new_tokens=6, eos_ids=())

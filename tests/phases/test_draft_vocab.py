@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from policies import gated
+from recorded import RECORDED
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, generate, ops
 from lvspec.engine.decoder import Decoder
@@ -38,7 +39,7 @@ def prompts(make_prompt):
 @pytest.fixture(scope="module")
 def common(pair, prompts):
     """Ids of which two thirds of the target's own captions are made, and none of the others."""
-    config = DecodeConfig(max_new_tokens=40, eos_ids=())
+    config = DecodeConfig(max_new_tokens=40, eos_ids=(), capture=RECORDED)
     said = {
         token
         for prompt in prompts
@@ -48,9 +49,8 @@ def common(pair, prompts):
 
 
 def config(**options):
-    return DecodeConfig(
-        **{"gamma": 5, "max_new_tokens": 40, "eos_ids": (), "trace": True, **options}
-    )
+    given = {"gamma": 5, "max_new_tokens": 40, "eos_ids": (), "trace": True}
+    return DecodeConfig(**{**given, "capture": RECORDED, **options})
 
 
 def drafted(generation):
@@ -58,22 +58,30 @@ def drafted(generation):
 
 
 @pytest.mark.filterwarnings("error:lvspec:RuntimeWarning")
-@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize("capture", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("way", WAYS)
-def test_strict_is_greedy(pair, prompts, common, way, capture, hf_greedy):
+def test_strict_is_greedy(pair, prompts, common, way, capture, hf_greedy_once):
     draft, options = WAYS[way]
     draft = pair[1] if draft == "model" else draft
     chosen = config(draft_vocab=common, capture=capture, **options)
     found = generate(pair[0], draft, prompts, policy=STRICT, config=chosen)
     accepted = []
     for prompt, generation in zip(prompts, found, strict=True):
-        assert generation.tokens[0].tolist() == hf_greedy(pair[0], prompt, 40)
+        assert generation.tokens[0].tolist() == hf_greedy_once(pair[0], prompt, 40)
         assert set(drafted(generation)) <= set(common)
         accepted += generation.stats.num_accepted
     assert sum(accepted) > 10 and min(accepted) == 0
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    ["chain", "dynamic tree", "self"]
+    + [
+        pytest.param(way, marks=pytest.mark.slow)
+        for way in WAYS
+        if way not in ("chain", "dynamic tree", "self")
+    ],
+)
 def test_all_ids_are_as_no_choice(pair, prompts, way):
     """By a copy of the whole head, in a batch, under a loose policy."""
     draft, options = WAYS[way]
@@ -88,8 +96,9 @@ def test_all_ids_are_as_no_choice(pair, prompts, way):
         assert ours.stats.num_accepted == theirs.stats.num_accepted
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize(
+    "with_bias, capture", [pytest.param(False, False, marks=pytest.mark.slow), (True, True)]
+)
 def test_the_best_of_the_chosen_is_drafted(pair, prompts, with_bias, capture, hf_rows):
     target, draft = pair[0], copy.deepcopy(pair[1])
     if with_bias:
@@ -147,7 +156,8 @@ def test_without_a_choice_the_shared_columns(pair):
 def test_one_copy_with_the_weights_of_now(random_pair, make_prompt):
     """It is made once, also for what is recorded, and a change of the weights is seen."""
     target, draft = random_pair[0], copy.deepcopy(random_pair[0])
-    prompt, chosen = make_prompt(5, ("video", 2, 6, 4), 3), config(draft_vocab=IDS)
+    prompt = make_prompt(5, ("video", 2, 6, 4), 3)
+    chosen = config(draft_vocab=IDS, capture=True)
 
     def run():
         return drafted(generate(target, draft, prompt, policy=STRICT, config=chosen))
@@ -176,7 +186,10 @@ def test_recorded_products_are_those_of_any_head(random_pair, make_prompt):
     for vocab in (None, IDS):
         draft = copy.deepcopy(random_pair[0])
         # A chain of four is one phase.
-        generate(random_pair[0], draft, prompt, config=config(gamma=4, draft_vocab=vocab))
+        generate(
+            *(random_pair[0], draft, prompt),
+            config=config(gamma=4, draft_vocab=vocab, capture=True),
+        )
         (recorded,) = capture._RECORDINGS[draft.model.language_model]["kernels"].passes.values()
         graph = str(recorded.inlined_graph)
         counts.append((graph.count("lvspec::cpu_linear"), graph.count("aten::linear")))
@@ -184,7 +197,7 @@ def test_recorded_products_are_those_of_any_head(random_pair, make_prompt):
 
 
 def test_in_inference_mode(random_pair, make_prompt):
-    draft, chosen = copy.deepcopy(random_pair[0]), config(draft_vocab=IDS)
+    draft, chosen = copy.deepcopy(random_pair[0]), config(draft_vocab=IDS, capture=True)
     prompt = make_prompt(5)
     with torch.inference_mode():
         found = generate(random_pair[0], draft, prompt, policy=STRICT, config=chosen)

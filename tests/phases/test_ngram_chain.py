@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from recorded import RECORDED
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
 from lvspec.models.model import Model
@@ -43,11 +44,22 @@ def passes(monkeypatch):
 
 
 def _config(**config):
-    return DecodeConfig(**{"gamma": 6, "max_new_tokens": 30, "eos_ids": (), **config})
+    return DecodeConfig(
+        **{"gamma": 6, "max_new_tokens": 30, "eos_ids": (), "capture": RECORDED, **config}
+    )
 
 
-@pytest.mark.parametrize("policy", [STRICT, NO_GATE])
-@pytest.mark.parametrize("lookup", [1, 3, 9])
+@pytest.mark.parametrize(
+    "policy, lookup",
+    [
+        (STRICT, 1),
+        (NO_GATE, 3),
+        (NO_GATE, 9),
+        pytest.param(NO_GATE, 1, marks=pytest.mark.slow),
+        pytest.param(STRICT, 3, marks=pytest.mark.slow),
+        pytest.param(STRICT, 9, marks=pytest.mark.slow),
+    ],
+)
 def test_the_chain_is_the_drafts_own(pair, prompts, policy, lookup):
     """On a CPU every chain is whole: the same drafts, token by token, as without look-ups."""
     for inputs in prompts:
@@ -67,7 +79,8 @@ def test_fewer_passes_where_something_repeats(pair, prompts, passes):
     with torch.no_grad():  # the last token decides the next one, so that the output is periodic
         for layer in target.model.language_model.layers:
             layer.self_attn.o_proj.weight.zero_()
-    config = {"max_new_tokens": 66, "gamma": 12}  # five whole chains behind the first token
+    # Five whole chains behind the first token.
+    config = {"max_new_tokens": 66, "gamma": 12, "capture": True}
     plain = generate(target, target, prompts[1], policy=STRICT, config=_config(**config))
     before, passes.count = passes.count, 0
     config |= {"draft_ngram": 4}
@@ -79,7 +92,7 @@ def test_fewer_passes_where_something_repeats(pair, prompts, passes):
     assert passes.count < 12 * iterations / 2
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_number_of_passes(pair, prompts, count):
     """Chains of different lengths, from `count` tokens on, and the output is the same."""
     config = _config(draft_ngram=2, draft_passes=count, trace=True)
@@ -106,7 +119,9 @@ def test_places_taken_again(pair, prompts):
         assert result.tokens.equal(wanted.tokens)
 
 
-@pytest.mark.parametrize("options", [{"draft_keep": 0.3}, {"draft": "self"}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({"draft_keep": 0.3}, marks=pytest.mark.slow), {"draft": "self"}]
+)
 def test_with_other_ways_to_draft(pair, prompts, options):
     draft = options.get("draft", pair[1])
     config = _config(draft_ngram=3, draft_keep=options.get("draft_keep", 1.0))

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from recorded import RECORDED
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
@@ -108,7 +109,9 @@ def _with_hf(model, prompt, processors):
 
 
 def _tokens(pair, prompt, processors, draft=True, policy=STRICT, **config):
-    config = DecodeConfig(**{"gamma": 5, "max_new_tokens": COUNT, "eos_ids": (), **config})
+    config = DecodeConfig(
+        **{"gamma": 5, "max_new_tokens": COUNT, "eos_ids": (), "capture": RECORDED, **config}
+    )
     return generate(
         pair[0],
         pair[1] if draft else None,
@@ -128,7 +131,10 @@ def test_chain_and_autoregression(pair, prompts, plain, name):
     for draft in (True, False):
         result = _tokens(pair, prompt, make(plain[0], length), draft)
         assert result.tokens[0].tolist() == wanted
-    assert _tokens(pair, prompt, None).tokens[0].tolist() == plain[0]
+
+
+def test_without_any(pair, prompts, plain):
+    assert _tokens(pair, prompts[0], None).tokens[0].tolist() == plain[0]
 
 
 @pytest.mark.parametrize("name", ["repetition", "ngram", "bad words", "rows and paths"])

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from recorded import RECORDED
 from transformers import DynamicCache
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
@@ -43,7 +44,9 @@ def prompts(make_prompt):
 
 
 def _config(**config):
-    return DecodeConfig(**{"gamma": 4, "max_new_tokens": 20, "eos_ids": (), **config})
+    return DecodeConfig(
+        **{"gamma": 4, "max_new_tokens": 20, "eos_ids": (), "capture": RECORDED, **config}
+    )
 
 
 # Which rows.

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from policies import gated
+from recorded import RECORDED
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.generation import logits_process
 
@@ -370,6 +371,7 @@ def test_end_to_end(small_models, exact, method, draft_trees):
     assert (accepted > 0.3) == (method != "alone")
 
 
+@pytest.mark.slow
 def test_loose_is_not_the_targets_distribution(small_models, exact):
     """What the test above can tell: the same with loose rules is refused."""
     policy = AcceptancePolicy(anchor_threshold=math.inf)
@@ -394,14 +396,14 @@ def prompts(make_prompt):
 
 def _config(**config):
     defaults = {"gamma": 4, "max_new_tokens": 24, "eos_ids": (), "temperature": 0.8, "seed": 7}
-    return DecodeConfig(**{**defaults, **config})
+    return DecodeConfig(**{**defaults, "capture": RECORDED, **config})
 
 
 POLICIES = [STRICT, gated(0.12)]
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=["strict", "loose"])
-@pytest.mark.parametrize("with_draft", [True, False])
+@pytest.mark.parametrize("with_draft", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_batch_gives_what_each_gives_alone(pair, prompts, policy, with_draft):
     draft = pair[1] if with_draft else None
     arguments = {"policy": policy, "config": _config()}

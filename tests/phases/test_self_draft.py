@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from policies import gated
+from recorded import RECORDED
 
 from lvspec import (
     AcceptancePolicy,
@@ -48,7 +49,9 @@ def greedy(target, prompts, hf_greedy):
 
 
 def _config(**config):
-    return DecodeConfig(**{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), **config})
+    return DecodeConfig(
+        **{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), "capture": RECORDED, **config}
+    )
 
 
 @pytest.mark.parametrize("capture", [True, False])
@@ -167,7 +170,7 @@ def test_a_fixed_capacity_is_enough(target, prompts, greedy):
     assert found.tokens[0].tolist() == greedy[0]
 
 
-@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("capture", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options",
     [

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from policies import gated
+from recorded import RECORDED
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, SkipTree, generate
 from lvspec.engine.api import generate_many
@@ -48,6 +49,7 @@ def prompts(make_prompt):
 
 def _config(tree, **config):
     config = {"gamma": 4, "max_new_tokens": 24, "eos_ids": (), "trace": True, **config}
+    config.setdefault("capture", RECORDED)
     return DecodeConfig(tree=tree, draft_anchor_threshold=THRESHOLD, **config)
 
 
@@ -61,14 +63,16 @@ def _run(models, prompts, tree, *, draft="noisy", policy="strict", **config):
     )
 
 
-@pytest.mark.parametrize("draft", ["noisy", "random", "target"])
+@pytest.mark.parametrize(
+    "draft", ["noisy", "random", pytest.param("target", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("tree", TREES)
-def test_strict_is_greedy_for_a_batch(models, prompts, tree, draft, hf_greedy):
+def test_strict_is_greedy_for_a_batch(models, prompts, tree, draft, hf_greedy_once):
     for prompt, generation in zip(prompts, _run(models, prompts, tree, draft=draft), strict=True):
-        assert generation.tokens[0].tolist() == hf_greedy(models["target"], prompt, 24)
+        assert generation.tokens[0].tolist() == hf_greedy_once(models["target"], prompt, 24)
 
 
-@pytest.mark.parametrize("policy", ["strict", "loose"])
+@pytest.mark.parametrize("policy", [pytest.param("strict", marks=pytest.mark.slow), "loose"])
 @pytest.mark.parametrize("tree", TREES)
 def test_each_of_a_batch_as_alone(models, prompts, tree, policy):
     together = _run(models, prompts, tree, policy=policy)
@@ -159,9 +163,19 @@ def _expected(rows, tree, gamma=4):
     return _expected_static(rows, tree)
 
 
-@pytest.mark.parametrize("policy", ["strict", "no gate"])
 @pytest.mark.parametrize(
-    "tree", [PATHS, DynamicTree(4, 3), DynamicTree(5, 2, top_k=2), AnchorTree(2, 8)], ids=str
+    "policy, tree",
+    [
+        ("strict", DynamicTree(4, 3)),
+        ("strict", AnchorTree(2, 8)),
+        ("no gate", PATHS),
+        ("no gate", DynamicTree(5, 2, top_k=2)),
+        pytest.param("strict", PATHS, marks=pytest.mark.slow),
+        pytest.param("strict", DynamicTree(5, 2, top_k=2), marks=pytest.mark.slow),
+        pytest.param("no gate", DynamicTree(4, 3), marks=pytest.mark.slow),
+        pytest.param("no gate", AnchorTree(2, 8), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_nodes_are_the_drafts_own_choices(models, make_prompt, tree, policy, hf_rows):
     """After any path was accepted: rows that stand where they belong, that move, and leaves.
@@ -193,13 +207,15 @@ def test_tokens_of_another_vocabulary(models, prompts, hf_rows):
         generation = _run(models, prompt, tree, draft="random")
         tokens = generation.tokens[0].tolist()
         assert max(tokens) >= 224
-        for step in generation.trace.steps()[:6]:
+        for step in generation.trace.steps()[:3]:
             rows = _Continuations(hf_rows, draft, prompt, tokens[: step.position])
             assert _named(step) == _expected(rows, tree)
 
 
 @pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "policy", ["loose", "no gate", pytest.param("strict", marks=pytest.mark.slow)]
+)
 def test_replay_of_the_trace(models, prompts, tree, policy, hf_rows):
     """Choices, relevance and regret of the emitted tokens, from one HF forward over them."""
     generation = _run(models, prompts[0], tree, policy=policy, max_new_tokens=40)
@@ -227,7 +243,9 @@ def test_replay_of_the_trace(models, prompts, tree, policy, hf_rows):
     assert (regret > 0) == (policy == "no gate") or policy == "loose"
 
 
-@pytest.mark.parametrize("tree", ["specvlm", "anchors", "few children", "skips"])
+@pytest.mark.parametrize(
+    "tree", ["specvlm", "anchors", "skips", pytest.param("few children", marks=pytest.mark.slow)]
+)
 def test_recorded_as_pass_by_pass(models, prompts, tree):
     recorded, passes = (
         _run(models, prompts, tree, policy="loose", capture=flag) for flag in (True, False)
@@ -243,7 +261,13 @@ def test_recorded_as_pass_by_pass(models, prompts, tree):
     assert any(key[1] == names[tree] and phase is not None for key, phase in phases.items())
 
 
-@pytest.mark.parametrize("tree", ["specvlm", "dynamic", "anchors", "skips"])
+@pytest.mark.parametrize(
+    "tree",
+    [
+        *("specvlm", "skips"),
+        *(pytest.param(tree, marks=pytest.mark.slow) for tree in ("dynamic", "anchors")),
+    ],
+)
 def test_end_of_sequence_inside_a_path(models, prompts, tree, hf_greedy):
     """Each token of a greedy sequence in turn is the end."""
     prompt, kinds = prompts[0], set()

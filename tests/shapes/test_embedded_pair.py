@@ -98,6 +98,7 @@ def test_summary_counts_passes_as_the_target_made_them(results, clips):
     assert results["lvspec"].summary(clips, results["hf"])["parts"].keys() == {"target", "draft"}
 
 
+@pytest.mark.slow
 def test_gates_of_the_ablation(pair, clips):
     """The oracle marks the rows that want anchor words; a random gate its share of all rows."""
     config = DecodeConfig(gamma=12, max_new_tokens=40, scorer=oracle_gate(pair), trace=True)
@@ -116,6 +117,7 @@ def test_gates_of_the_ablation(pair, clips):
     assert float(random_gate(0.2)(Output).mean()) == pytest.approx(0.2, abs=0.04)
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_keeps_the_complete_clips(pair, clips):
     calls = 0
     autoregression = lvspec_method(pair, None, DecodeConfig(max_new_tokens=4))

@@ -19,8 +19,8 @@ SCENE = scenes.Scene("gray", (RED_RING, BLUE_CROSS))
 
 
 def test_splits_share_no_description():
-    drawn = {split: {s.description for s in scenes.scenes(split, 300)} for split in scenes.SPLITS}
-    assert all(len(descriptions) == 300 for descriptions in drawn.values())
+    drawn = {split: {s.description for s in scenes.scenes(split, 100)} for split in scenes.SPLITS}
+    assert all(len(descriptions) == 100 for descriptions in drawn.values())
     for first in scenes.SPLITS:
         for second in scenes.SPLITS:
             assert first == second or not drawn[first] & drawn[second]
@@ -31,11 +31,11 @@ def test_training_draws_no_held_out_description():
     held_out = {
         scene.description
         for split in ("evaluation", "calibration")
-        for scene in scenes.scenes(split, 400, seed=7)
+        for scene in scenes.scenes(split, 200, seed=7)
     }
     maker = data.BatchMaker(build_tokenizer(), seed=1, anchor_weight=1.0)
-    seen = {scene.description for _ in range(12) for scene in maker.batch(32).scenes}
-    assert len(seen) > 300
+    seen = {scene.description for _ in range(8) for scene in maker.batch(16).scenes}
+    assert len(seen) > 100
     assert not seen & held_out
 
 
@@ -103,7 +103,7 @@ def test_tokenizer_spells_every_caption_and_decodes_it_back():
     tokenizer = build_tokenizer()
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(8))
     rng = random.Random(5)
-    for scene in scenes.scenes("evaluation", 200):
+    for scene in scenes.scenes("evaluation", 40):
         text = " " + captions.write_caption(scene, rng).text
         ids = tokenizer(text).input_ids
         assert tokenizer.unk_token_id not in ids
@@ -163,6 +163,7 @@ def test_batches_label_the_caption_and_nothing_else():
         assert torch.equal(weights == 0, labels == data.IGNORE)
 
 
+@pytest.mark.slow
 def test_training_resumes_where_it_stopped(tmp_path):
     recipe = train.Recipe(3, 4, 2, 1e-3, vision_batch_size=2, warmup_steps=1)
     trainer = train.Trainer("draft", tmp_path, recipe)

@@ -98,7 +98,9 @@ def test_a_picture_is_no_video(processor, tmp_path):
         processor(tmp_path / "one.jpg", "describe")
 
 
-@pytest.mark.parametrize("size", [(1080, 1920), (500, 300)])
+@pytest.mark.parametrize(
+    "size", [pytest.param((1080, 1920), marks=pytest.mark.slow), (270, 480), (500, 300)]
+)
 def test_no_more_than_a_frame_is_kept_at_full_size(processor, tmp_path, monkeypatch, size):
     """The same pixels as from all frames at once, bit for bit."""
     frames = torch.randint(0, 256, (6, *size, 3), dtype=torch.uint8)
@@ -134,6 +136,7 @@ PEAK = r"""
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_does_not_grow_with_frames_of_full_size(tmp_path):
     """64 frames of 1080p are 380 MB, and 190 MB as the decoder has them; resized: 1 MB."""

@@ -5,6 +5,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
 
 HIDDEN = """
@@ -48,6 +50,7 @@ def run(folder, script, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
 
 
+@pytest.mark.slow
 def test_what_needs_no_file_works_and_what_does_says_what_to_install(tmp_path):
     done = run(tmp_path, USE)
     assert done.returncode == 0, done.stderr
@@ -56,6 +59,7 @@ def test_what_needs_no_file_works_and_what_does_says_what_to_install(tmp_path):
     assert done.stderr.count(message) == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_every_test_can_be_collected(tmp_path):
     done = run(tmp_path, COLLECT, TESTS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
