@@ -28,7 +28,7 @@ def gate(relevance: Tensor, num_slots: Tensor, rule: Tensor, seen: Tensor) -> re
 
 
 def _shapes(rule: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(rule), torch.empty_like(seen)
+    return rule.new_empty(rule.shape), seen.new_empty(seen.shape)
 
 
 define("gate", reference.gate, _shapes)
