@@ -50,14 +50,8 @@ class Rule(NamedTuple):
 
 
 def strict_rule(rule: Rule) -> Rule:
-    """The rule with which nothing but exact matches is accepted, and no threshold is looked for."""
-    return rule._replace(
-        anchor_threshold=-math.inf,
-        anchor_regret=-math.inf,
-        shift_window=0.0,
-        gate_rows=0.0,
-        random_share=-1.0,
-    )
+    """The rule with which nothing but exact matches is accepted; what a gate goes by stays."""
+    return rule._replace(anchor_threshold=-math.inf, anchor_regret=-math.inf, shift_window=0.0)
 
 
 def rule_header() -> str:

@@ -24,9 +24,7 @@ SCHEMAS = {
     "accept": (
         "(Tensor logits, Tensor tokens, Tensor parents, Tensor num_slots, Tensor top_ids, "
         "Tensor top_logits, Tensor lse, Tensor entropy, Tensor? relevance, Tensor? regret_used, "
-        "Tensor strict_ids, Tensor eos_ids, float anchor_threshold, float max_regret, int top_k, "
-        "float min_log_prob, float typical_log_eps, float typical_log_delta, float min_entropy, "
-        "int entropy_top, int shift_window, int window, int max_run, float regret_budget) -> "
+        "Tensor strict_ids, Tensor eos_ids, Tensor rule) -> "
         "(Tensor path, Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret)"
     ),
     "commit_kv": (

@@ -103,23 +103,23 @@ class Generation:
             a bonus token that the target chose itself. The first token is the prefill's: a bonus.
         relevance: float32 `[1, new]`, visual relevance of the row that predicted the token; NaN
             for the first token and where the policy did not need it.
-        anchors: bool `[1, new]` on the CPU, whether that row was held for an anchor; False for the
-            first token and without a visual gate.
         stats: Counters and times; read from the device when asked for.
         trace: Every iteration, with `DecodeConfig(trace=True)`, else None.
         tokenizer: What `text` decodes with.
         index: Which of the requests this answers, from 0.
+        anchors: bool `[1, new]` on the CPU, whether the row that predicted the token was held for
+            an anchor; False for the first token and without a visual gate.
     """
 
     sequences: Tensor
     tokens: Tensor
     kinds: Tensor
     relevance: Tensor
-    anchors: Tensor
     stats: DecodeStats
     trace: Trace | None = None
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
     index: int = 0
+    anchors: Tensor | None = None
 
     @property
     def text(self) -> str:
@@ -140,6 +140,6 @@ class Generation:
             "tokens": self.tokens[0].tolist(),
             "kinds": [KIND_NAMES[code] for code in self.kinds[0].tolist()],
             "relevance": relevance,
-            "anchors": self.anchors[0].tolist(),
+            "anchors": None if self.anchors is None else self.anchors[0].tolist(),
             "stats": self.stats.to_dict(),
         }

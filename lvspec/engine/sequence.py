@@ -172,11 +172,11 @@ class Sequence:
                 tokens,
                 kinds,
                 relevance,
-                torch.tensor([self.anchors], dtype=torch.bool),
                 self.stats,
                 self.trace,
                 self.request.tokenizer,
                 self.request.index,
+                torch.tensor([self.anchors], dtype=torch.bool),
             )
 
 

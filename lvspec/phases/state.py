@@ -105,7 +105,8 @@ class DecodeState:
         rules = ops.Rules.of([policy], (), is_text.device, num_strict_ids=columns)
         numbers = rules.numbers
         if policy.needs_relevance:
-            numbers = torch.where(is_text, numbers.new_tensor([strict_rule(policy.rule)]), numbers)
+            strict = strict_rule(policy.rule)._replace(gate_rows=0.0)
+            numbers = torch.where(is_text, numbers.new_tensor([strict]), numbers)
         self.rules.numbers[sequence] = numbers[0]
         self.rules.strict_ids[sequence] = rules.strict_ids[0]
         self.seen[sequence] = 0

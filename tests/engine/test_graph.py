@@ -6,12 +6,14 @@ done again on them. What it replays a graph would replay, what it cannot capture
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from ways import WAYS
 
+import lvspec.engine.engine
 from lvspec import AcceptancePolicy, DecodeConfig, Decoder
 from lvspec.engine.graph import WARM_UP, IterationRunner, _obstacle, make_runner
 from lvspec.models.model import Model
@@ -192,7 +194,7 @@ def test_a_second_graph_where_nothing_is_found(decoder, prompts, batch_size):
 
 
 def test_a_loose_pass_leaves_out_no_find(decoder):
-    """What is accepted then depends on what was verified."""
+    """What is accepted then depends on what was verified; so it does once a request is loose."""
     for policy, sampling, is_certain in (
         (AcceptancePolicy.strict(), {}, True),
         (AcceptancePolicy.lvspec(), {}, False),
@@ -200,7 +202,12 @@ def test_a_loose_pass_leaves_out_no_find(decoder):
     ):
         engine = decoder("n-grams", policy=policy, **sampling).engine
         assert not engine._finds_late, "a CPU looks"
-        assert engine._is_certain is is_certain
+        engine.target = SimpleNamespace(device=torch.device("cuda"))
+        engine._lag = 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lvspec.engine.engine, "Mailbox", lambda **_: None)
+            engine._meet(engine.iteration.needs)
+        assert engine._finds_late is is_certain
 
 
 def test_iterations_before_a_capture_are_warm_up(decoder, prompts):

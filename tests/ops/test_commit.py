@@ -96,8 +96,8 @@ def test_written_by_hand():
     assert state.regret_used.tolist() == [0.5, 0.25]
     assert kv_len.tolist() == [30, 40], "nothing of them is read again"
     assert [Report.of(row, report.shape[1] - HEAD) for row in report.tolist()] == [
-        Report(3, True, NO_NAN, 3, 5, 0.5, [21, 22, 23, 50, 50]),
-        Report(6, True, NO_NAN, 2, 4, 0.25, [31, 32, 60, 60, 60]),
+        Report(3, True, NO_NAN, 3, 5, 4, 0.5, [21, 22, 23, 50, 50]),
+        Report(6, True, NO_NAN, 2, 4, 3, 0.25, [31, 32, 60, 60, 60]),
     ]
 
 
@@ -134,7 +134,7 @@ def test_what_the_host_wants_to_know_of_each_token():
     report = commit(*given, regrets=costs, thresholds=torch.tensor([0.2]))
     (found,) = [Report.of(row, 4) for row in report.tolist()]
     assert found == Report(
-        *(4, False, NO_NAN, 2, 4, 0.75, [3, 4, 5, 5]),
+        *(4, False, NO_NAN, 2, 4, 3, 0.75, [3, 4, 5, 5]),
         regrets=[0.75, 0, 0, 0],
         anchors=[False, True, True, False],
         threshold=float(torch.tensor(0.2)),

@@ -62,7 +62,11 @@ def test_draft_starts_with_two_rows(random_pair, inputs):
             ([int(prompt[0, -1]), 9], length),
             ([5, 6], length + 3),
         ):
-            state = SimpleNamespace(last_two=torch.tensor([last_two]), sampler=None)
+            state = SimpleNamespace(
+                last_two=torch.tensor([last_two]),
+                sampler=None,
+                eos_ids=torch.tensor([], dtype=torch.int64),
+            )
             draft_made = drafter.propose(state, torch.tensor([kv_len]))
             assert draft_made.tokens.shape == (1, 4)
             assert draft_made.tokens[0, 0] == last_two[1]

@@ -159,12 +159,16 @@ def test_a_sighting_is_missing_only_where_nothing_is_found(seed):
     rng = random.Random(seed)
     sightings, prompts = Sightings(), [rng.choices(range(9), k=4) for _ in range(2)]
     state = DecodeState(
-        batch_size=3, max_new_tokens=30, num_slots=3, eos_ids=NONE, regret_dtype=torch.float32
+        batch_size=3,
+        max_new_tokens=30,
+        num_slots=3,
+        rules=strict_rules(3, []),
+        regret_dtype=torch.float32,
     )
     state.out_ids.random_(9)
     for place, prompt in enumerate(prompts):
         sightings.begin(place, torch.tensor([prompt]))
-        state.begin(place, torch.tensor(prompt[-1:]), torch.tensor([rng.randrange(9)]))
+        begin(state, place, prompt[-1], rng.randrange(9))
     missing = 0
     for _ in range(12):
         least = torch.tensor([rng.randint(1, 3) for _ in range(3)])
@@ -305,13 +309,13 @@ def test_a_draft_ends_with_its_end_of_sequence():
         batch_size=2,
         max_new_tokens=10,
         num_slots=5,
-        eos_ids=torch.tensor([9, 4]),
+        rules=strict_rules(2, [9, 4]),
         regret_dtype=torch.float32,
     )
     for place, prompt in enumerate(([3, 5, 9, 6, 1, 2], [3, 5, 7, 6, 4, 2])):
         prompt = torch.tensor([prompt])
         drafter.prefill(None, place, prompt=prompt, target_cache=None)
-        state.begin(place, prompt[0, -1:], torch.tensor([3]))
+        begin(state, place, int(prompt[0, -1]), 3)
     drafter._least.fill_(1)
     draft = drafter.propose(state, torch.tensor([6, 6], dtype=torch.int32))
     assert draft.tokens.tolist() == [[3, 5, 9, 6, 1], [3, 5, 7, 6, 4]]

@@ -21,7 +21,9 @@ from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many, ops,
 from lvspec.phases import sampling
 from lvspec.phases.accept import accept
 from lvspec.phases.draft import Draft, DraftShape
+from lvspec.phases.needs import Needs
 from lvspec.phases.sampling import Sampler, draw, draw_coupled
+from lvspec.phases.state import DecodeState
 from lvspec.phases.verify import Verification
 from lvspec.shapes.model_configs import target_config
 
@@ -101,6 +103,19 @@ def sampled_chain(rows, draft_rows, sampler, gamma):
     return draft, Verification(rows[draft.tokens], None)
 
 
+def judged(verification, draft, policy, sampler=None):
+    """Acceptance and statistics by the policy, of every sequence."""
+    state = DecodeState(
+        batch_size=len(draft.tokens),
+        max_new_tokens=1,
+        num_slots=draft.tokens.shape[1],
+        rules=ops.Rules.of([policy] * len(draft.tokens), (), torch.device("cpu")),
+        regret_dtype=torch.float32,
+        sampler=sampler,
+    )
+    return accept(verification, draft, state, Needs.of([policy]))[:2]
+
+
 @pytest.fixture
 def rows():
     """(target `[V, V]`, draft `[V, V - 1]`): a row for every token; some tokens are impossible."""
@@ -113,10 +128,10 @@ def rows():
 def test_a_chain_of_samples(rows):
     sampler = a_sampler(MANY, 4)
     draft, verification = sampled_chain(*rows, sampler, 3)
-    acceptance, stats = accept(verification, draft, STRICT, torch.zeros(MANY), None, sampler)
+    acceptance, stats = judged(verification, draft, STRICT, sampler)
     fit = fit_of_rows(emitted_pairs(draft, acceptance), rows[0])
     assert fit.is_good, (fit.statistic, fit.bound)
-    greedy, _ = accept(verification, draft, STRICT, torch.zeros(MANY))
+    greedy, _ = judged(verification, draft, STRICT)
     kept, by_chance = (found.num_accepted.float().mean() for found in (acceptance, greedy))
     assert kept > 1.2 * by_chance, "samples of the target meet those of the draft"
 
@@ -144,7 +159,7 @@ def test_wrong_rules_are_told_from_the_right_one(rows, rule, monkeypatch):
     monkeypatch.setattr(lvspec.phases.accept, "draw_coupled", rule)
     sampler = a_sampler(MANY, 4)
     draft, verification = sampled_chain(*rows, sampler, 3)
-    acceptance, _ = accept(verification, draft, STRICT, torch.zeros(MANY), None, sampler)
+    acceptance, _ = judged(verification, draft, STRICT, sampler)
     assert not fit_of_rows(emitted_pairs(draft, acceptance), rows[0]).is_good
 
 
@@ -163,11 +178,11 @@ def test_a_tree_that_was_not_sampled(rows, parents):
     )
     draft = Draft(tokens, draft_shape)
     verification, sampler = Verification(rows[0][tokens], None), a_sampler(MANY, slots)
-    acceptance, _ = accept(verification, draft, STRICT, torch.zeros(MANY), None, sampler)
+    acceptance, _ = judged(verification, draft, STRICT, sampler)
     fit = fit_of_rows(emitted_pairs(draft, acceptance), rows[0])
     assert fit.is_good, (fit.statistic, fit.bound)
     assert acceptance.num_accepted.float().mean() > 0.1
-    greedy, _ = accept(verification, draft, STRICT, torch.zeros(MANY))
+    greedy, _ = judged(verification, draft, STRICT)
     assert not fit_of_rows(emitted_pairs(draft, greedy), rows[0]).is_good
 
 
@@ -180,7 +195,7 @@ def test_padding_of_a_sampled_chain(rows):
     tokens = draft.tokens.masked_fill(torch.arange(4) >= count[:, None], 1)  # not drawn
     draft = Draft(tokens, shape, draft.logits)
     verification = Verification(rows[0][tokens], None)
-    acceptance, _ = accept(verification, draft, STRICT, torch.zeros(MANY), None, sampler)
+    acceptance, _ = judged(verification, draft, STRICT, sampler)
     assert (acceptance.num_accepted < count).all()
     fit = fit_of_rows(emitted_pairs(draft, acceptance), rows[0])
     assert fit.is_good, (fit.statistic, fit.bound)
@@ -196,7 +211,7 @@ def _one(logits, tokens, policy, wanted, monkeypatch):
     draft = Draft(torch.tensor([tokens]), shape)
     verification = Verification(torch.tensor([logits]), None)
     sampler = a_sampler(1, len(tokens))
-    return accept(verification, draft, policy, torch.zeros(1), None, sampler)
+    return judged(verification, draft, policy, sampler)
 
 
 @pytest.mark.parametrize(

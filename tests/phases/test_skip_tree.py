@@ -9,6 +9,7 @@ import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, SkipTree, generate, ops
 from lvspec.engine.api import generate_many
+from lvspec.phases.accept import Judgement
 from lvspec.phases.draft.skip_tree import (
     Branches,
     in_slots,
@@ -182,7 +183,8 @@ def any_path(monkeypatch):
         bonus = stats.top_ids[..., 0].gather(1, path.gather(1, accepted[:, None].long()).long())
         kind = torch.zeros_like(path, dtype=torch.uint8)
         regret = torch.zeros_like(self.state.regret_used)
-        return ops.Acceptance(path, accepted, bonus[:, 0].long(), kind, regret), stats
+        acceptance = ops.Acceptance(path, accepted, bonus[:, 0].long(), kind, regret)
+        return Judgement(acceptance, stats, torch.full_like(regret, -math.inf))
 
     monkeypatch.setattr(Iteration, "accept", accept)
 
