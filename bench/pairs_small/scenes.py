@@ -12,7 +12,7 @@ import hashlib
 import random
 from dataclasses import dataclass, replace
 
-from lvspec.shapes.scenes import DIRECTIONS, SPLITS
+from lvspec.shapes.scenes import DIRECTIONS, PATIENCE, SPLITS, different
 from lvspec.shapes.world import TEMPORAL
 
 ROLES = 2  # the round shape, then the angular one
@@ -202,11 +202,11 @@ def random_scene(rng: random.Random, setting: Setting, split: str) -> Scene:
     """A scene of a split. What is said of training scenes is drawn; of others it is the truth.
 
     Raises:
-        ValueError: if `split` is none of `SPLITS`.
+        ValueError: if `split` is none of `SPLITS`, or the setting has none of it.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
-    while True:
+    for _ in range(PATIENCE):
         shapes = tuple(_random_shape(rng, setting, role) for role in range(ROLES))
         if not _apart(shapes, setting):
             continue
@@ -218,13 +218,16 @@ def random_scene(rng: random.Random, setting: Setting, split: str) -> Scene:
         # A caption is held out too, so that no held-out description was ever read.
         if split_of(scene.description) == split == split_of(describe(said)):
             return Scene(scene.background, shapes, tuple(said))
+    raise ValueError(
+        f"setting: expected one that has scenes of split {split!r}, got none in {PATIENCE} draws"
+    )
 
 
 def scenes(setting: Setting, split: str, count: int, seed: int = 0) -> list[Scene]:
-    """`count` scenes of a split with different descriptions, the same ones for the same seed."""
+    """`count` scenes of a split with different descriptions, the same ones for the same seed.
+
+    Raises:
+        ValueError: `split` is none of `SPLITS`, or the setting has fewer of it.
+    """
     rng = random.Random(f"{split}-{seed}")
-    found: dict[str, Scene] = {}
-    while len(found) < count:
-        scene = random_scene(rng, setting, split)
-        found.setdefault(scene.description, scene)
-    return list(found.values())
+    return different(split, count, lambda _: random_scene(rng, setting, split))

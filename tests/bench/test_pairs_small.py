@@ -1,6 +1,7 @@
 """bench/pairs_small: what the small pairs are trained on, and a whole training of a few steps."""
 
 import importlib
+import itertools
 import random
 import sys
 from dataclasses import replace
@@ -77,6 +78,27 @@ def test_held_out_splits_share_nothing_and_say_the_truth(name):
 def test_unknown_split_is_named():
     with pytest.raises(ValueError, match="split: expected one of .* got 'test'"):
         scenes.random_scene(random.Random(0), wide.SETTING, "test")
+
+
+def test_more_scenes_than_a_setting_has_is_an_error():
+    """Both looped for ever: too many of a split, and a frame in which no two shapes are apart."""
+    grounds = dict(list(wide.SETTING.backgrounds.items())[:2])
+    colors = dict(list(wide.SETTING.colors.items())[:2])
+    kinds = tuple(dict(list(kinds.items())[:2]) for kinds in wide.SETTING.kinds)
+    few = replace(
+        wide.SETTING, backgrounds=grounds, colors=colors, kinds=kinds, sizes={"klein": 7}
+    )
+    have = sum(
+        scenes.split_of(" ".join((ground, "klein", *first, "klein", *second))) == "evaluation"
+        for ground in grounds
+        for first in itertools.product(colors, kinds[0], few.directions)
+        for second in itertools.product(colors, kinds[1], few.directions)
+    )
+    assert len(scenes.scenes(few, "evaluation", have)) == have > 20
+    with pytest.raises(ValueError, match=f"count: expected at most the {have} .* got {have + 1}"):
+        scenes.scenes(few, "evaluation", have + 1)
+    with pytest.raises(ValueError, match="setting: expected one that has scenes of split"):
+        scenes.scenes(replace(few, sizes={"klein": 56}, steps=1), "evaluation", 1)
 
 
 def test_shapes_stay_inside_apart_and_on_course(name):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lvspec.shapes import captions, clips, data, scenes, train
+from lvspec.shapes.real import scenes as real_scenes
 from lvspec.shapes.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from lvspec.video import read_video
 from lvspec.video.config import VideoProcessorConfig
@@ -50,6 +51,16 @@ def test_a_split_depends_on_every_attribute_and_on_no_position():
 def test_unknown_split_is_named():
     with pytest.raises(ValueError, match="split: expected one of .* got 'test'"):
         scenes.random_scene(random.Random(0), "test")
+
+
+def test_more_scenes_than_there_are_is_an_error(monkeypatch):
+    """It looped for ever. Whatever draws them: the scenes of this pair, and of the real one."""
+    few = [replace(SCENE, background=name) for name in scenes.BACKGROUNDS]
+    for module in (scenes, real_scenes):
+        monkeypatch.setattr(module, "random_scene", lambda rng, *_: rng.choice(few))
+        assert len(module.scenes("evaluation", 4)) == 4
+        with pytest.raises(ValueError, match="count: expected at most the 4 .*'evaluation', got 5"):
+            module.scenes("evaluation", 5)
 
 
 def test_positions_move_half_a_patch_a_frame_and_turn():
