@@ -22,7 +22,8 @@ class PairRecipe:
 
     Attributes:
         world: What it describes.
-        glimpses: Short clips of the same scenes, by which its towers learn to see.
+        glimpses: Short clips of the same scenes, from which its towers learn to see and its
+            language models where to look.
         configs, trainings: By role, `target` and `draft`.
     """
 
@@ -33,7 +34,7 @@ class PairRecipe:
 
 
 def small_training(**fields: Any) -> Recipe:
-    """A recipe in which the towers learn from glimpses, many scenes a step."""
+    """A recipe in which both parts learn from glimpses first, many scenes a step."""
     glimpses = {"vision_batch_size": 32, "vision_learning_rate": 3e-3, "warmup_steps": 50}
     return Recipe(**glimpses, **fields)
 

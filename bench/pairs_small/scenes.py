@@ -16,6 +16,7 @@ from lvspec.shapes.scenes import DIRECTIONS, PATIENCE, SPLITS, different
 from lvspec.shapes.world import TEMPORAL
 
 ROLES = 2  # the round shape, then the angular one
+WEIGHTS = (0.2, 0.5)  # of the smaller part of a blend: least and most
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def split_of(description: str) -> str:
 def _blend(rng: random.Random, setting: Setting, values: list[str]) -> Blend:
     place = rng.randrange(len(values))
     neighbours = [p for p in (place - 1, place + 1) if 0 <= p < len(values)]
-    weight = rng.uniform(0, 0.5) if rng.random() < setting.blended else 0.0
+    weight = rng.uniform(*WEIGHTS) if rng.random() < setting.blended else 0.0
     return Blend(values[place], values[rng.choice(neighbours)], weight)
 
 
@@ -153,7 +154,7 @@ def _course(rng: random.Random, setting: Setting) -> tuple[Blend, tuple[str | No
     across = [d for d in setting.directions if _apart_ways(setting, d, value)]
     other = rng.choice(across)
     most = (setting.steps - 1) // 2
-    astray = rng.randint(0, most) if rng.random() < setting.blended else 0
+    astray = rng.randint(min(1, most), most) if rng.random() < setting.blended else 0
     steps = [other] * astray + [value] * (setting.steps - astray)
     rng.shuffle(steps)
     moving = sorted(rng.sample(range(setting.num_pairs), setting.steps))
