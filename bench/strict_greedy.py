@@ -2,6 +2,7 @@
 
     python bench/strict_greedy.py [--pair real] [--clips 200] [--lines FILE] [--json FILE]
 
+HF's captions are of clips with the same prompt together, ours of one after another, in float32.
 Where the two part, both tokens are judged by the target itself, which reads what they have in
 common in one pass: a near tie is one in which neither loses more than `NEAR` nats. With `--lines`
 every clip is written down as it is done, and the same command goes on behind what is there.
@@ -10,6 +11,8 @@ every clip is written down as it is done, and the same command goes on behind wh
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from lvspec.engine.decoder import Decoder
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.evaluation import MAX_NEW_TOKENS, Clip
 
+BATCH = 8
 NEAR = 1e-3  # nats; float32 sums in another order are apart by less
 
 
@@ -52,13 +56,31 @@ def regrets(target: PreTrainedModel, clip: Clip, common: list[int], tokens: list
     return (logits.max() - logits[tokens]).tolist()
 
 
-def compare(target: PreTrainedModel, strict: Decoder, clip: Clip) -> dict[str, Any]:
+def batches(clips: list[Clip], indices: Iterable[int]) -> list[list[int]]:
+    """Those of `indices` whose prompts have the same ids, at most `BATCH` together."""
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for index in indices:
+        groups[tuple(clips[index].inputs["input_ids"][0].tolist())].append(index)
+    return [g[i : i + BATCH] for g in groups.values() for i in range(0, len(g), BATCH)]
+
+
+def greedy(target: PreTrainedModel, clips: list[Clip]) -> list[list[int]]:
+    """HF's new tokens of clips with the same prompt, up to and with the end of each."""
+    inputs = {name: torch.cat([clip.inputs[name] for clip in clips]) for name in clips[0].inputs}
+    sequences = target.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+    end = target.generation_config.eos_token_id
+    found = []
+    for row in sequences[:, inputs["input_ids"].shape[1] :].tolist():
+        found.append(row[: row.index(end) + 1] if end in row else row)
+    return found
+
+
+def compare(
+    target: PreTrainedModel, strict: Decoder, clip: Clip, theirs: list[int]
+) -> dict[str, Any]:
     """Of one clip: how many tokens, where the two part, and what their tokens there lose."""
     generation = strict.generate(clip.inputs)
     ours = generation.tokens[0].tolist()
-    options = {"do_sample": False, "max_new_tokens": MAX_NEW_TOKENS}
-    sequence = target.generate(**clip.inputs, **options)[0].tolist()
-    theirs = sequence[clip.inputs["input_ids"].shape[1] :]
     found = {"tokens": len(theirs), "passes": generation.stats.num_iterations}
     parted = first_difference(ours, theirs)
     if parted is not None:
@@ -98,11 +120,13 @@ def main() -> int:
     if arguments.lines and arguments.lines.exists():
         rows = [json.loads(line) for line in arguments.lines.read_text().splitlines()]
     clips = setup.clips("evaluation", arguments.clips)
-    for clip in tqdm(clips[len(rows) :], desc="captions", leave=False):
-        rows.append(compare(target, strict, clip))
-        if arguments.lines:
-            with open(arguments.lines, "a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+    left = sorted(set(range(len(clips))) - {row["clip"] for row in rows})
+    for batch in tqdm(batches(clips, left), desc="batches", leave=False):
+        for index, theirs in zip(batch, greedy(target, [clips[i] for i in batch]), strict=True):
+            rows.append({"clip": index, **compare(target, strict, clips[index], theirs)})
+            if arguments.lines:
+                with open(arguments.lines, "a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
     figures = summary(rows)
     print({name: value for name, value in figures.items() if name != "parted"})
     script.finish(arguments, {**figures, "pair": setup.name, "gamma": config.gamma})
