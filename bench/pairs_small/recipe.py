@@ -40,9 +40,9 @@ def small_training(**fields: Any) -> Recipe:
 
 
 def glimpses_of(setting: Setting) -> Setting:
-    """Two pairs of small frames, in one of which the shapes move."""
-    side = 6 * setting.patch
-    return replace(setting, num_frames=4, height=side, width=side, steps=1)
+    """Two pairs of small frames, in one of which the shapes move; less is blended."""
+    side, blended = 6 * setting.patch, setting.blended / 2
+    return replace(setting, num_frames=4, height=side, width=side, steps=1, blended=blended)
 
 
 def make_world(name: str, setting: Setting, grammar: Grammar, grain: float) -> World:

@@ -16,7 +16,7 @@ from lvspec.shapes.scenes import DIRECTIONS, PATIENCE, SPLITS, different
 from lvspec.shapes.world import TEMPORAL
 
 ROLES = 2  # the round shape, then the angular one
-WEIGHTS = (0.2, 0.5)  # of the smaller part of a blend: least and most
+WEIGHTS = (0.25, 0.5)  # of the smaller part of a blend: least and most
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ SETTING = Setting(
     sizes={"tiny": 7, "huge": 14},
     directions={"north": "top", "east": "right", "south": "bottom", "west": "left"},
     steps=5,
-    blended=0.4,
+    blended=0.8,
 )
 GRAMMAR = Grammar(
     parts=(
