@@ -22,7 +22,8 @@ class PairRecipe:
 
     Attributes:
         world: What it describes.
-        glimpses: Short clips of the same scenes, by which its towers learn to see.
+        glimpses: Short clips of the same scenes, from which its towers learn to see and its
+            language models where to look.
         configs, trainings: By role, `target` and `draft`.
     """
 
@@ -33,15 +34,15 @@ class PairRecipe:
 
 
 def small_training(**fields: Any) -> Recipe:
-    """A recipe in which the towers learn from glimpses, many scenes a step."""
+    """A recipe in which both parts learn from glimpses first, many scenes a step."""
     glimpses = {"vision_batch_size": 32, "vision_learning_rate": 3e-3, "warmup_steps": 50}
     return Recipe(**glimpses, **fields)
 
 
 def glimpses_of(setting: Setting) -> Setting:
-    """Two pairs of small frames, in one of which the shapes move."""
-    side = 6 * setting.patch
-    return replace(setting, num_frames=4, height=side, width=side, steps=1)
+    """Two pairs of small frames, in one of which the shapes move; less is blended."""
+    side, blended = 6 * setting.patch, setting.blended / 2
+    return replace(setting, num_frames=4, height=side, width=side, steps=1, blended=blended)
 
 
 def make_world(name: str, setting: Setting, grammar: Grammar, grain: float) -> World:

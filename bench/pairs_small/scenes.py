@@ -12,10 +12,11 @@ import hashlib
 import random
 from dataclasses import dataclass, replace
 
-from lvspec.shapes.scenes import DIRECTIONS, SPLITS
+from lvspec.shapes.scenes import DIRECTIONS, PATIENCE, SPLITS, different
 from lvspec.shapes.world import TEMPORAL
 
 ROLES = 2  # the round shape, then the angular one
+WEIGHTS = (0.25, 0.5)  # of the smaller part of a blend: least and most
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def split_of(description: str) -> str:
 def _blend(rng: random.Random, setting: Setting, values: list[str]) -> Blend:
     place = rng.randrange(len(values))
     neighbours = [p for p in (place - 1, place + 1) if 0 <= p < len(values)]
-    weight = rng.uniform(0, 0.5) if rng.random() < setting.blended else 0.0
+    weight = rng.uniform(*WEIGHTS) if rng.random() < setting.blended else 0.0
     return Blend(values[place], values[rng.choice(neighbours)], weight)
 
 
@@ -153,7 +154,7 @@ def _course(rng: random.Random, setting: Setting) -> tuple[Blend, tuple[str | No
     across = [d for d in setting.directions if _apart_ways(setting, d, value)]
     other = rng.choice(across)
     most = (setting.steps - 1) // 2
-    astray = rng.randint(0, most) if rng.random() < setting.blended else 0
+    astray = rng.randint(min(1, most), most) if rng.random() < setting.blended else 0
     steps = [other] * astray + [value] * (setting.steps - astray)
     rng.shuffle(steps)
     moving = sorted(rng.sample(range(setting.num_pairs), setting.steps))
@@ -202,11 +203,11 @@ def random_scene(rng: random.Random, setting: Setting, split: str) -> Scene:
     """A scene of a split. What is said of training scenes is drawn; of others it is the truth.
 
     Raises:
-        ValueError: if `split` is none of `SPLITS`.
+        ValueError: if `split` is none of `SPLITS`, or the setting has none of it.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
-    while True:
+    for _ in range(PATIENCE):
         shapes = tuple(_random_shape(rng, setting, role) for role in range(ROLES))
         if not _apart(shapes, setting):
             continue
@@ -218,13 +219,16 @@ def random_scene(rng: random.Random, setting: Setting, split: str) -> Scene:
         # A caption is held out too, so that no held-out description was ever read.
         if split_of(scene.description) == split == split_of(describe(said)):
             return Scene(scene.background, shapes, tuple(said))
+    raise ValueError(
+        f"setting: expected one that has scenes of split {split!r}, got none in {PATIENCE} draws"
+    )
 
 
 def scenes(setting: Setting, split: str, count: int, seed: int = 0) -> list[Scene]:
-    """`count` scenes of a split with different descriptions, the same ones for the same seed."""
+    """`count` scenes of a split with different descriptions, the same ones for the same seed.
+
+    Raises:
+        ValueError: `split` is none of `SPLITS`, or the setting has fewer of it.
+    """
     rng = random.Random(f"{split}-{seed}")
-    found: dict[str, Scene] = {}
-    while len(found) < count:
-        scene = random_scene(rng, setting, split)
-        found.setdefault(scene.description, scene)
-    return list(found.values())
+    return different(split, count, lambda _: random_scene(rng, setting, split))

@@ -25,7 +25,7 @@ from pairs_small.pair import calibrate, write_facts
 from pairs_small.recipes import RECIPES
 
 from lvspec.shapes.real.training_ops import ATTENTION
-from lvspec.shapes.train import Trainer
+from lvspec.shapes.train import STAGES, Trainer
 
 ROLES = ("target", "draft")
 
@@ -51,7 +51,7 @@ def train(name: str, out: Path, *, steps: int | None = None) -> None:
     for role in ROLES:
         training = recipe.trainings[role]
         if steps is not None:
-            training = replace(training, vision_steps=steps, caption_steps=steps)
+            training = replace(training, **{f"{stage}_steps": steps for stage in STAGES})
         trainer = Trainer(
             role,
             out / role,

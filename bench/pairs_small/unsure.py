@@ -1,6 +1,6 @@
 """`unsure`: 144 video tokens of clips between two descriptions, so that the target is unsure.
 
-Colours, kinds, courses and grounds are blended, under heavy grain. English of other words than the
+Colours, kinds, courses and grounds are often blended, under grain. English of other words than the
 embedded pair's.
 """
 
@@ -10,7 +10,7 @@ from pairs_small.scenes import Setting
 
 from lvspec.shapes.model_configs import small_config
 
-GRAIN = 8.0
+GRAIN = 4.0
 SETTING = Setting(
     num_frames=12,
     height=56,
@@ -97,7 +97,7 @@ PAIR = PairRecipe(
         "draft": small_config(
             vocab_size=160,
             hidden_size=64,
-            layers=1,
+            layers=2,
             heads=1,
             kv_heads=1,
             intermediate_size=128,
@@ -108,17 +108,19 @@ PAIR = PairRecipe(
     },
     trainings={
         "target": small_training(
-            vision_steps=600,
-            caption_steps=1100,
+            vision_steps=700,
+            glimpse_steps=700,
+            caption_steps=500,
             batch_size=8,
-            learning_rate=2e-3,
+            learning_rate=1e-3,
             seed=11,
         ),
         "draft": small_training(
-            vision_steps=250,
-            caption_steps=600,
+            vision_steps=300,
+            glimpse_steps=800,
+            caption_steps=300,
             batch_size=8,
-            learning_rate=3e-3,
+            learning_rate=2e-3,
             seed=12,
         ),
     },

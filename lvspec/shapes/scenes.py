@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 35),
@@ -46,6 +48,7 @@ TURN_FRAME = 4  # the seen frame at which a turn happens
 LAST_TIME = 7.75  # a clip of 32 written frames, four per seen frame, ends here
 
 SPLITS = ("evaluation", "calibration", "training")
+PATIENCE = 5000  # draws in a row without a new description, after which there is none
 
 
 @dataclass(frozen=True)
@@ -159,11 +162,36 @@ def random_scene(rng: random.Random, split: str | None = None) -> Scene:
             return scene
 
 
-def scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
-    """`count` scenes of a split with different descriptions, the same ones for the same seed."""
-    rng = random.Random(f"{split}-{seed}")
-    found: dict[str, Scene] = {}
+def different(split: str, count: int, draw: Callable[[int], Any]) -> list[Any]:
+    """`count` scenes of a split with different descriptions.
+
+    Args:
+        split: Named in the error.
+        count: How many.
+        draw: One, from how many there are so far.
+
+    Raises:
+        ValueError: There are fewer: `PATIENCE` draws in a row brought no new one.
+    """
+    found: dict[str, Any] = {}
+    missed = 0
     while len(found) < count:
-        scene = random_scene(rng, split)
+        if missed == PATIENCE:
+            raise ValueError(
+                f"count: expected at most the {len(found)} scenes of different descriptions that "
+                f"{PATIENCE} draws in a row had nothing to add to in split {split!r}, got {count}"
+            )
+        scene = draw(len(found))
+        missed = missed + 1 if scene.description in found else 0
         found.setdefault(scene.description, scene)
     return list(found.values())
+
+
+def scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
+    """`count` scenes of a split with different descriptions, the same ones for the same seed.
+
+    Raises:
+        ValueError: `split` is none of `SPLITS`, or has fewer.
+    """
+    rng = random.Random(f"{split}-{seed}")
+    return different(split, count, lambda _: random_scene(rng, split))

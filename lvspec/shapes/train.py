@@ -3,8 +3,10 @@
     make train        (both models, into lvspec/shapes; the model card has the times)
 
 Two stages. First the vision tower alone learns to say, for every patch, what it shows: without it
-the direction of motion is not learnt. Then the whole model learns to caption. Both stages are
-seeded, save a checkpoint every few minutes, and go on from it when the command is given again.
+the direction of motion is not learnt. Then the whole model learns to caption. Between them a world
+of long clips may have a third, in which it captions glimpses: that is where to look is learnt from
+how many scenes are seen, not from how long each is. All are seeded, save a checkpoint every few
+minutes, and go on from it when the command is given again.
 """
 
 from __future__ import annotations
@@ -39,8 +41,11 @@ from lvspec.shapes.tokenizer import build_tokenizer
 from lvspec.shapes.world import MERGE, World
 from lvspec.video.config import VideoProcessorConfig
 
-STAGES = ("vision", "caption")
+STAGES = {"vision": 0, "glimpse": 2, "caption": 1}  # in this order; where each draws its batches
 LOG_EVERY = 50  # steps
+VIDEO_START = 3  # <|im_start|> user <|vision_start|>
+TEXT_TOKENS = 364  # of prompt and caption, at most
+SEEING = 0.3  # of the tower's own loss, beside a glimpse's caption
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,13 @@ class Recipe:
     vision_learning_rate: float = 2e-3
     warmup_steps: int = 100
     seed: int = 1
+    glimpse_steps: int = 0
+    glimpse_batch_size: int = 32
+    glimpse_learning_rate: float = 2e-3
+
+    def steps(self, stage: str) -> int:
+        """How many a stage has."""
+        return getattr(self, f"{stage}_steps")
 
 
 # The draft is given too few clips, not too little annealing: its schedule runs to zero like the
@@ -117,29 +129,27 @@ class Trainer:
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.role, self.out, self.recipe, self.world = role, out, recipe, world
-        self.worlds = {"vision": glimpses or world, "caption": world}
+        short = glimpses or world
+        self.worlds = {"vision": short, "glimpse": short, "caption": world}
         self.tokenizer: PreTrainedTokenizerFast = build_tokenizer(world.vocabulary())
         self.model = Qwen2_5_VLForConditionalGeneration(config or CONFIGS[role]())
         # On the CPU, and for so short sequences, SDPA's backward takes ten times eager's time.
         self.model.model.language_model.set_attn_implementation("eager")
         self.reader = PatchReader(self.model.config.text_config.hidden_size, world.classes)
-        self.stage, self.step = STAGES[0], 0
-        self.positions = self._position_ids(longest=world.video_tokens + 364)
+        self.stage, self.step = next(iter(STAGES)), 0
+        self.positions = {stage: self._position_ids(seen) for stage, seen in self.worlds.items()}
 
-    def _position_ids(self, longest: int) -> Tensor:
+    def _position_ids(self, world: World) -> Tensor:
         """MRoPE positions `[3, 1, longest]`: HF's own for the prompt, then one after another."""
-        ids = torch.full((1, longest), self.tokenizer.eos_token_id)
-        start = 3  # <|im_start|> user <|vision_start|>
+        ids = torch.full((1, world.video_tokens + TEXT_TOKENS), self.tokenizer.eos_token_id)
         kinds = torch.zeros_like(ids)
-        video = slice(start, start + self.world.video_tokens)
-        kinds[:, video] = 2
+        kinds[:, VIDEO_START : VIDEO_START + world.video_tokens] = 2
         positions, _ = self.model.model.get_rope_index(
             ids,
             kinds,
-            video_grid_thw=torch.tensor([self.world.grid]),
+            video_grid_thw=torch.tensor([world.grid]),
             second_per_grid_ts=torch.tensor([SECONDS_PER_GRID]),
         )
-        self.video_slice = video
         return positions
 
     def video_tokens(self, pixels: Tensor, size: int, world: World) -> Tensor:
@@ -150,11 +160,12 @@ class Trainer:
 
     def caption_loss(self, batch: Batch) -> Tensor:
         size, length = batch.ids.shape
-        video = self.video_tokens(batch.pixels, size, self.world)
+        world = self.worlds[self.stage]
+        video = self.video_tokens(batch.pixels, size, world)
         embeds = self.model.get_input_embeddings()(batch.ids).to(video.dtype)
-        before, after = self.video_slice.start, self.video_slice.stop
-        embeds = torch.cat([embeds[:, :before], video, embeds[:, after:]], dim=1)
-        positions = self.positions[..., :length].expand(3, size, length)
+        after = VIDEO_START + world.video_tokens
+        embeds = torch.cat([embeds[:, :VIDEO_START], video, embeds[:, after:]], dim=1)
+        positions = self.positions[self.stage][..., :length].expand(3, size, length)
         # Padding stands on the right, so the causal mask alone is right and no mask is passed.
         hidden = self.model.model.language_model(
             inputs_embeds=embeds, position_ids=positions, use_cache=False
@@ -163,7 +174,11 @@ class Trainer:
         logits = self.model.lm_head(hidden[wanted])
         losses = functional.cross_entropy(logits.float(), batch.labels[wanted], reduction="none")
         weights = batch.weights[wanted]
-        return (losses * weights).sum() / weights.sum()
+        loss = (losses * weights).sum() / weights.sum()
+        if self.stage == "glimpse":
+            # Captions do not ask for directions until they say the rest, and would forget them.
+            loss = loss + SEEING * self.reader.loss(video, world.patch_labels(batch.scenes))
+        return loss
 
     def vision_loss(self, maker: BatchMaker) -> Tensor:
         size = self.recipe.vision_batch_size
@@ -172,45 +187,50 @@ class Trainer:
         return self.reader.loss(tokens, maker.world.patch_labels(drawn))
 
     def run(self, save_every: float = 180.0) -> None:
-        while True:
-            self._run_stage(self.stage, save_every)
-            following = STAGES.index(self.stage) + 1
-            if following == len(STAGES):
-                break
-            self.stage, self.step = STAGES[following], 0
-            self.optimizer = None
-            self.save()
+        left = list(STAGES)[list(STAGES).index(self.stage) :]
+        for stage in left:
+            if stage != self.stage:
+                self.stage, self.step, self.optimizer = stage, 0, None
+                self.save()
+            if self.recipe.steps(stage):
+                self._run_stage(stage, save_every)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        if self.stage == "vision":
-            rate = self.recipe.vision_learning_rate
-            modules: list[nn.Module] = [self.model.model.visual, self.reader]
-        else:
-            rate, modules = self.recipe.learning_rate, [self.model]
+        modules: list[nn.Module] = [self.model]
+        if self.stage != "caption":
+            seeing = self.model.model.visual if self.stage == "vision" else self.model
+            modules = [seeing, self.reader]
         parameters = [p for module in modules for p in module.parameters()]
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.02},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+        return torch.optim.AdamW(groups, lr=self._size_and_rate()[1], betas=(0.9, 0.98))
+
+    def _size_and_rate(self) -> tuple[int, float]:
+        """Batch size and highest learning rate of the stage."""
+        recipe = self.recipe
+        return {
+            "vision": (recipe.vision_batch_size, recipe.vision_learning_rate),
+            "glimpse": (recipe.glimpse_batch_size, recipe.glimpse_learning_rate),
+            "caption": (recipe.batch_size, recipe.learning_rate),
+        }[self.stage]
 
     def _run_stage(self, stage: str, save_every: float) -> None:
         recipe = self.recipe
-        steps = recipe.vision_steps if stage == "vision" else recipe.caption_steps
+        steps, (size, rate) = recipe.steps(stage), self._size_and_rate()
         optimizer = self.optimizer = self._optimizer()
         state = getattr(self, "optimizer_state", None)
         if state is not None:
             optimizer.load_state_dict(state)
             self.optimizer_state = None
         for group in optimizer.param_groups:
-            group["base"] = (
-                recipe.vision_learning_rate if stage == "vision" else recipe.learning_rate
-            )
+            group["base"] = rate
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # A resumed run draws other batches than an unbroken one, never the same ones again.
         maker = BatchMaker(
             self.tokenizer,
-            recipe.seed * 1_000_000 + STAGES.index(stage) * 100_000 + self.step,
+            recipe.seed * 1_000_000 + STAGES[stage] * 100_000 + self.step,
             recipe.anchor_weight,
             self.worlds[stage],
         )
@@ -224,7 +244,7 @@ class Trainer:
                 if stage == "vision":
                     loss = self.vision_loss(maker)
                 else:
-                    loss = self.caption_loss(maker.batch(recipe.batch_size))
+                    loss = self.caption_loss(maker.batch(size))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)

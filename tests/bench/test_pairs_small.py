@@ -1,6 +1,7 @@
 """bench/pairs_small: what the small pairs are trained on, and a whole training of a few steps."""
 
 import importlib
+import itertools
 import random
 import sys
 from dataclasses import replace
@@ -77,6 +78,27 @@ def test_held_out_splits_share_nothing_and_say_the_truth(name):
 def test_unknown_split_is_named():
     with pytest.raises(ValueError, match="split: expected one of .* got 'test'"):
         scenes.random_scene(random.Random(0), wide.SETTING, "test")
+
+
+def test_more_scenes_than_a_setting_has_is_an_error():
+    """Both looped for ever: too many of a split, and a frame in which no two shapes are apart."""
+    grounds = dict(list(wide.SETTING.backgrounds.items())[:2])
+    colors = dict(list(wide.SETTING.colors.items())[:2])
+    kinds = tuple(dict(list(kinds.items())[:2]) for kinds in wide.SETTING.kinds)
+    few = replace(
+        wide.SETTING, backgrounds=grounds, colors=colors, kinds=kinds, sizes={"klein": 7}
+    )
+    have = sum(
+        scenes.split_of(" ".join((ground, "klein", *first, "klein", *second))) == "evaluation"
+        for ground in grounds
+        for first in itertools.product(colors, kinds[0], few.directions)
+        for second in itertools.product(colors, kinds[1], few.directions)
+    )
+    assert len(scenes.scenes(few, "evaluation", have)) == have > 20
+    with pytest.raises(ValueError, match=f"count: expected at most the {have} .* got {have + 1}"):
+        scenes.scenes(few, "evaluation", have + 1)
+    with pytest.raises(ValueError, match="setting: expected one that has scenes of split"):
+        scenes.scenes(replace(few, sizes={"klein": 56}, steps=1), "evaluation", 1)
 
 
 def test_shapes_stay_inside_apart_and_on_course(name):
@@ -211,7 +233,7 @@ def test_a_training_of_a_few_steps_loads_and_captions(name, tmp_path, capsys, mo
     weights = tmp_path / "draft" / "export" / "model.safetensors"
     before = weights.read_bytes()
     log = (tmp_path / "target" / "log.csv").read_text().splitlines()
-    assert [line.split(",")[:2] for line in log] == [["vision", "2"], ["caption", "2"]]
+    assert [line.split(",")[:2] for line in log] == [[s, "2"] for s in train.STAGES]
     assert train.main(command) == 0
     assert "target: going on from caption step 2" in capsys.readouterr().out
     assert weights.read_bytes() == before

@@ -31,7 +31,8 @@ def test_which_scripts_these_are():
     assert set(SCRIPTS) == {
         path.stem for path in BENCH.glob("*.py") if "[--json" in path.read_text()
     }
-    assert set(ANY_PAIR) == {"ablation", "batch", "calibrate_embedded", "drafters", "penalty"}
+    asked = {"ablation", "batch", "calibrate_embedded", "drafters", "penalty", "strict_greedy"}
+    assert set(ANY_PAIR) == asked
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "launches"])

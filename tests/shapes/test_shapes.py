@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lvspec.shapes import captions, clips, data, scenes, train
+from lvspec.shapes.real import scenes as real_scenes
 from lvspec.shapes.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from lvspec.video import read_video
 from lvspec.video.config import VideoProcessorConfig
@@ -50,6 +51,16 @@ def test_a_split_depends_on_every_attribute_and_on_no_position():
 def test_unknown_split_is_named():
     with pytest.raises(ValueError, match="split: expected one of .* got 'test'"):
         scenes.random_scene(random.Random(0), "test")
+
+
+def test_more_scenes_than_there_are_is_an_error(monkeypatch):
+    """It looped for ever. Whatever draws them: the scenes of this pair, and of the real one."""
+    few = [replace(SCENE, background=name) for name in scenes.BACKGROUNDS]
+    for module in (scenes, real_scenes):
+        monkeypatch.setattr(module, "random_scene", lambda rng, *_: rng.choice(few))
+        assert len(module.scenes("evaluation", 4)) == 4
+        with pytest.raises(ValueError, match="count: expected at most the 4 .*'evaluation', got 5"):
+            module.scenes("evaluation", 5)
 
 
 def test_positions_move_half_a_patch_a_frame_and_turn():
@@ -178,6 +189,44 @@ def test_training_resumes_where_it_stopped(tmp_path):
     other = train.Trainer("draft", tmp_path, replace(recipe, seed=9))
     with pytest.raises(ValueError, match="out: the checkpoint .* was made by"):
         other.resume()
+
+
+def test_glimpses_are_captioned_between_seeing_and_whole_clips(tmp_path):
+    """By a recipe that says so; their own clips, batch size, positions and loss."""
+    short = replace(data.EMBEDDED, num_frames=2, frames=lambda scene: clips.seen_frames(scene)[:2])
+    short = replace(short, patch_labels=lambda shown: data.patch_labels(shown)[:, :9])
+    recipe = train.Recipe(
+        1, 2, 2, 1e-3, vision_batch_size=2, warmup_steps=1, glimpse_steps=3, glimpse_batch_size=5
+    )
+    trainer = train.Trainer("draft", tmp_path, recipe, glimpses=short)
+    seen = []
+
+    def watch(model, args, kwargs):
+        seen.append((*kwargs["inputs_embeds"].shape[:2], kwargs["position_ids"]))
+
+    trainer.model.model.language_model.register_forward_pre_hook(watch, with_kwargs=True)
+    read = trainer.reader.read.weight
+    before = read.clone()
+    trainer.run()
+    assert [size for size, _, _ in seen] == [5, 5, 5, 2, 2]
+    assert max(length for _, length, _ in seen[:3]) < min(length for _, length, _ in seen[3:])
+    for (_, _, positions), world in zip(seen, [short] * 3 + [data.EMBEDDED] * 2):
+        time, rows, columns = world.grid
+        video = positions[:, 0, train.VIDEO_START : train.VIDEO_START + world.video_tokens]
+        assert video[1].unique().numel() == rows // 2 and video[2].unique().numel() == columns // 2
+        after = positions[:, 0, train.VIDEO_START + world.video_tokens]
+        assert (after == after[0]).all()
+    log = [line.split(",")[:2] for line in (tmp_path / "log.csv").read_text().splitlines()]
+    assert log == [["vision", "1"], ["glimpse", "3"], ["caption", "2"]]
+    assert not torch.equal(before, read)
+
+
+def test_the_embedded_pair_has_no_glimpses(tmp_path):
+    assert all(recipe.glimpse_steps == 0 for recipe in train.RECIPES.values())
+    recipe = train.Recipe(1, 1, 2, 1e-3, vision_batch_size=2, warmup_steps=1)
+    train.Trainer("draft", tmp_path, recipe).run()
+    log = [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()]
+    assert log == ["vision", "caption"]
 
 
 def test_schedule_warms_up_and_ends_at_zero():

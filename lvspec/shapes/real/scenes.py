@@ -13,7 +13,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from lvspec.shapes.scenes import BACKGROUNDS, COLORS, DIRECTIONS, KINDS, SIZES, SPLITS
+from lvspec.shapes.scenes import BACKGROUNDS, COLORS, DIRECTIONS, KINDS, SIZES, SPLITS, different
 
 PATCH = 14  # pixels
 PAIR = 2  # frames of one temporal patch
@@ -204,10 +204,11 @@ def scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
     """`count` scenes of a split, all formats in turn, the same ones for the same seed.
 
     Their descriptions differ.
+
+    Raises:
+        ValueError: `split` is none of `SPLITS`, or has fewer.
     """
     rng = random.Random(f"real-{split}-{seed}")
-    found: dict[str, Scene] = {}
-    while len(found) < count:
-        scene = random_scene(rng, split, FORMATS[len(found) % len(FORMATS)])
-        found.setdefault(scene.description, scene)
-    return list(found.values())
+    return different(
+        split, count, lambda drawn: random_scene(rng, split, FORMATS[drawn % len(FORMATS)])
+    )
