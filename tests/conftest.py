@@ -20,6 +20,7 @@ from lvspec import tree
 from lvspec.cli import captioning
 from lvspec.models.hf_names import CACHE
 from lvspec.phases.draft import Draft, Drafter, DraftShape
+from lvspec.shapes import pair as embedded
 from lvspec.shapes.model_configs import draft_config, target_config
 from lvspec.shapes.tokenizer import build_tokenizer
 from lvspec.video.config import VideoProcessorConfig
@@ -297,7 +298,8 @@ def loaded_once(_loaded, monkeypatch):
     load = captioning.load_models
 
     def loaded(*arguments, **options):
-        key = (arguments, tuple(sorted(options.items())))
+        # The embedded pair is what is asked for without a name, and may be elsewhere or missing.
+        key = (embedded.TARGET, arguments, tuple(sorted(options.items())))
         if key not in _loaded:
             _loaded[key] = load(*arguments, **options)
         return _loaded[key]
