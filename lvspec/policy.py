@@ -242,11 +242,11 @@ class AcceptancePolicy:
         """
         fields = {
             "anchor_threshold": AUTO,
-            "anchor_regret": 0.25,
-            "max_regret": 2.0,
+            "anchor_regret": 0.1,
+            "max_regret": 1.0,
             "top_k": 5,
             "shift_window": 2,
-            "shift_regret": 2.0,
+            "shift_regret": 1.0,
             "name": "lvspec",
         }
         return cls(**{**fields, **overrides})

@@ -27,8 +27,8 @@ def test_presets():
     assert [p.name for p in (strict, lvspec, fly, typical, relaxed, chance)] == list(PRESETS)
     assert strict.is_exact and not any(p.is_exact for p in (lvspec, fly, typical, relaxed, chance))
     assert lvspec.anchor_threshold == "auto" and lvspec.needs_relevance and lvspec.is_calibrating
-    assert (lvspec.top_k, lvspec.shift_window, lvspec.shift_regret) == (5, 2, 2.0)
-    assert (lvspec.max_regret, lvspec.anchor_regret) == (2.0, 0.25)
+    assert (lvspec.top_k, lvspec.shift_window, lvspec.shift_regret) == (5, 2, 1.0)
+    assert (lvspec.max_regret, lvspec.anchor_regret) == (1.0, 0.1)
     assert (chance.random_share, chance.random_seed) == (0.75, 0)
     assert AcceptancePolicy.random_relaxation(0.5, 7).rule.random_seed == 7
     assert (fly.min_entropy, fly.entropy_top, fly.window) == (0.3, 3, 5)

@@ -193,6 +193,25 @@ def test_a_second_graph_where_nothing_is_found(decoder, prompts, batch_size):
     assert sum(g.stats.num_accepted != [0] * g.stats.num_iterations for g in found) > 0
 
 
+def test_a_graph_serves_other_policies(decoder, prompts):
+    """Numbers of a policy are in tensors; only what none before needed is captured anew."""
+    less = [
+        AcceptancePolicy.strict(),
+        AcceptancePolicy.lvspec(max_regret=0.5, anchor_regret=None),
+        AcceptancePolicy(anchor_threshold=0.12, top_k=2, shift_window=1),
+    ]
+    more = AcceptancePolicy(anchor_threshold=0.12, top_k=9, strict_ids=(5, 6))
+    plain = decoder(batch_size=1, eos_ids=(), max_new_tokens=20)
+    tape = TapeCapturer()
+    made = decoder(batch_size=1, tape=tape, eos_ids=(), max_new_tokens=20)
+    made.generate(prompts[0])
+    assert tape.captures == 1
+    for policy in (*less, more, less[0]):
+        found, expected = (each.generate(prompts[1], policy=policy) for each in (made, plain))
+        assert _facts([found])[0][1:] == _facts([expected])[0][1:]
+        assert tape.captures == 1 + (made.engine.iteration.needs.top_k == 9)
+
+
 def test_a_loose_pass_leaves_out_no_find(decoder):
     """What is accepted then depends on what was verified; so it does once a request is loose."""
     for policy, sampling, is_certain in (
