@@ -16,6 +16,7 @@ from pairs.shifted_drafts import KINDS, Shifts, shifted
 
 from lvspec import SkipTree
 from lvspec.config import DecodeConfig
+from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.evaluation import MAX_NEW_TOKENS, lvspec_method, run_methods
 
 BASELINE = "autoregression"
@@ -35,7 +36,7 @@ def main() -> int:
     plain = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
     tree = SkipTree(arguments.branches, arguments.nodes)
     skipping = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS, tree=tree)
-    unshifted, shipped = setup.lvspec(shift_window=0), setup.lvspec()
+    unshifted, shipped = AcceptancePolicy.lvspec(shift_window=0), AcceptancePolicy.lvspec()
     ways = {
         "strict": (strict, plain),
         "strict, skip tree": (strict, skipping),

@@ -9,8 +9,9 @@ from typing import NamedTuple
 MAX_MISMATCHES = 63
 """Draft slots of a verify pass at most, hence mismatches on a path at most."""
 
-GATE_ROWS = 16
-"""Rows of a sequence that a gate wants to have seen before it trusts what it finds in them."""
+GATE_ROWS = 12
+"""Rows of a sequence that a gate wants to have seen before it trusts what it finds in them: those
+of a pass over a chain of 12 are enough."""
 
 GATE_BINS = 64
 """Of the histogram of a sequence's rows by their relevance."""

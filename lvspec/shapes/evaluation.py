@@ -254,20 +254,6 @@ def run_methods(methods: Mapping[str, Method], clips: list[Clip]) -> dict[str, M
     return results
 
 
-def random_gate(share: float, seed: int = 0) -> Callable[..., Tensor]:
-    """A scorer that takes a random `share` of the rows for anchors, for the ablation.
-
-    Relevance is 1 for these and 0 for the others: use it with a threshold of 0.5.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def score(output: object) -> Tensor:
-        shape = output.logits.shape[:2]
-        return (torch.rand(shape, generator=generator) < share).float()
-
-    return score
-
-
 def token_anchors(generation: Generation, *, world: World = EMBEDDED) -> list[bool]:
     """For each new token whether it is an anchor word of the grammar."""
     words = world.anchor_words()
