@@ -160,7 +160,7 @@ def test_captions_of_several(printed):
 def test_ways_to_draft(printed):
     """That each says the target's tokens is asserted in the examples."""
     lines = printed("ways = {")
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert min(taus(lines, r"[^:]+: ")) > 1
     lines = printed("draft_vocab=")
     assert len(lines) == 2 and min(taus(lines, r"\d+ tokens, gamma \d+: ")) > 2

@@ -23,7 +23,8 @@ from lvspec.config import DecodeConfig
 from lvspec.engine.engine import Engine
 from lvspec.engine.sequence import Request
 from lvspec.models.cache import SlotCache
-from lvspec.ops import Acceptance, LogitStats
+from lvspec.ops import Acceptance
+from lvspec.phases.accept import Judgement
 from lvspec.phases.draft import make_drafter
 from lvspec.phases.slots import Draft
 from lvspec.phases.verify import Verification
@@ -103,11 +104,9 @@ class ReplayEngine(Engine):
         self._at = torch.zeros(1, dtype=torch.int64, device=device)
         self._plain, self.iteration.accept = self.iteration.accept, self._accept
 
-    def _accept(
-        self, verification: Verification, draft: Draft, cache: SlotCache
-    ) -> tuple[Acceptance, LogitStats]:
+    def _accept(self, verification: Verification, draft: Draft, cache: SlotCache) -> Judgement:
         """The accept of an iteration, and then what the trace says in place of what it found."""
-        found, stats = self._plain(verification, draft, cache)
+        found, stats, thresholds = self._plain(verification, draft, cache)
         at = self._at.remainder(len(self._counts))
         last = self._last.index_select(0, at)[0]
         replaced = Acceptance(
@@ -118,7 +117,7 @@ class ReplayEngine(Engine):
             torch.zeros_like(found.regret),
         )
         self._at.add_(1)
-        return replaced, stats
+        return Judgement(replaced, stats, thresholds)
 
     def replayed(self, first: int, count: int) -> Tensor:
         """int64 `[count, B]`: what iterations `first`, `first + 1`, ... accept."""

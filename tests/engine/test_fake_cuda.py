@@ -15,7 +15,7 @@ def test_every_way_of_drafting(fake_cuda, random_pair_folders):
     lines = done.stdout.splitlines()
     assert len(lines) == 2 * len(WAYS), "of every way two batches"
     # Six columns, and of 26 slots tokens, regrets and anchors.
-    assert "static tree, batch 2: (2, 84)" in lines
+    assert "static tree, batch 2: (2, 85)" in lines
 
 
 @pytest.mark.slow
