@@ -78,20 +78,20 @@ def test_literals(relevance, seen, threshold):
 
 
 def test_it_waits_for_its_rows_and_remembers():
-    """Two calls of eight rows each: the sixteenth makes the gate; a NaN is no row."""
+    """Two calls of six rows each: the twelfth makes the gate; a NaN is no row."""
     seen = torch.zeros(1, GATE_BINS, dtype=torch.int32)
-    relevance = [1 / 64] * 6 + [1 / 4] * 2
+    relevance = [1 / 64] * 4 + [1 / 4] * 2
     rules = [POLICY.rule]
-    assert POLICY.rule.gate_rows == GATE_ROWS == 16
+    assert POLICY.rule.gate_rows == GATE_ROWS == 12
     first = call([relevance], rules=rules, seen=seen)
     assert numbers(first.rule[0]) == strict_rule(POLICY.rule)
     assert not seen.any()  # arguments are left alone
     almost = call([relevance[:-1] + [NAN]], rules=rules, seen=first.seen)
     assert numbers(almost.rule[0]) == strict_rule(POLICY.rule)
-    assert counts(almost.seen[0]) == {40: 12, 56: 3}
+    assert counts(almost.seen[0]) == {40: 8, 56: 3}
     # What a rule says of its threshold does not matter, only what was given does.
     second = call([relevance], rules=rules, seen=first.seen)
-    assert counts(second.seen[0]) == {40: 12, 56: 4}
+    assert counts(second.seen[0]) == {40: 8, 56: 4}
     assert numbers(second.rule[0]) == POLICY.rule._replace(anchor_threshold=5 / 256)
 
 
