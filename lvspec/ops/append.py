@@ -1,11 +1,8 @@
-(
-    """append: what was accepted becomes output.
+"""append: what was accepted becomes output.
 
 `lvspec.phases.commit` calls it with tensors of which it knows shapes and dtypes, so it has no
 checked function.
 """
-    ""
-)
 
 from __future__ import annotations
 

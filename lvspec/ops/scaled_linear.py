@@ -1,11 +1,8 @@
-(
-    """scaled_linear: a linear layer whose weights are bytes.
+"""scaled_linear: a linear layer whose weights are bytes.
 
 `lvspec.models.byte_linear` calls it with tensors of which it knows shapes and dtypes, so it has no
 checked function.
 """
-    ""
-)
 
 from __future__ import annotations
 
