@@ -95,7 +95,7 @@ def gate_kernel(
         between = tl.where(is_cut, between, -1.0)
         is_best = is_cut & (between == tl.max(between, axis=0))
         cut = tl.min(tl.where(is_best, bins, BINS), axis=0)
-        is_apart = is_cut & (bins == cut) & (apart >= DISTANCE * n0 * n1)
+        is_apart = is_cut & (bins == cut) & (apart >= n0 * n1 * DISTANCE)
         found = (tl.sum(is_apart.to(tl.int32), axis=0) > 0) & (n.to(tl.float64) >= gate_rows)
 
         threshold = ((cut + 1 + _FIRST) << _SHIFT).to(tl.float32, bitcast=True)

@@ -46,8 +46,12 @@ def warn_of_gate(target: nn.Module, threshold: float | str, stats: DecodeStats) 
         if stats.gate == "flags nothing"
         else "nothing is loose but by anchor_regret"
     )
+    if isinstance(threshold, str):
+        given = f"{threshold!r} ({stats.threshold:g} in the end)"
+    else:
+        given = f"{threshold:g}"
     warnings.warn(
-        f"lvspec: anchor_threshold: expected a threshold that fits this target, got {threshold:g}, "
+        f"lvspec: anchor_threshold: expected a threshold that fits this target, got {given}, "
         f"which took {stats.num_anchors} of {stats.num_emitted} rows for anchors: {effect}. "
         "Generation.relevance holds what the rows of your captions have; "
         "AcceptancePolicy.strict() needs no threshold",

@@ -15,6 +15,7 @@ from policies import gated
 from lvspec import AcceptancePolicy, DecodeConfig, Decoder, DynamicTree, generate
 from lvspec.cli.terminal import statistics_line
 from lvspec.engine import gate
+from lvspec.engine.stats import DecodeStats
 
 GATED = 0.16  # of the random target a fifth of the rows have more
 LOOSE = gated(GATED, top_k=8, shift_window=3)
@@ -125,6 +126,20 @@ def test_a_threshold_that_does_not_fit_is_said_once(random_pair, run, visual):
     other = copy.deepcopy(random_pair[0])
     assert len(_warnings_of(lambda: run(visual[0], low, target=other))[1]) == 1
     assert "gate flags everything" in statistics_line(found)
+
+
+@pytest.mark.parametrize("threshold", [-math.inf, 0.25])
+def test_one_that_was_found_may_not_fit_either(random_pair, threshold):
+    """First nothing was found, so that every row was strict; then too little of it was left."""
+    stats = DecodeStats(torch.device("cpu"), 40)
+    stats.is_gated = stats.is_calibrating = True
+    stats.add(31, 41, 0.0, num_anchors=32, threshold=-math.inf)
+    stats.add(7, 41, 0.0, num_anchors=8, threshold=threshold)
+    stats.num_strict -= threshold == -math.inf  # as if one of both had one
+    target = copy.deepcopy(random_pair[0])
+    _, said = _warnings_of(lambda: gate.warn_of_gate(target, "auto", stats))
+    assert stats.gate == "flags everything" and len(said) == 1
+    assert f"got 'auto' ({threshold:g} in the end), which took 40 of 40 rows" in said[0]
 
 
 def test_what_says_nothing_is_not_said(random_pair, run, visual, texts):
