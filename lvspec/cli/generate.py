@@ -38,6 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--cache-capacity", type=int, metavar="N", help="positions of the KV cache (as needed)")
     add("--stream", action="store_true", help="print text as it is committed, without colours")
     add("--json", metavar="FILE", help="write captions, tokens, statistics and the environment")
+    add("--trace", action="store_true", help="write all that was drafted, too (needs --json)")
 
     models = parser.add_argument_group(
         "models",
@@ -163,6 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.draft_vocab is not None:
         chosen["draft_vocab"] = _tokens_in(arguments.draft_vocab)
     chosen["generation_config"] = not arguments.ignore_generation_config
+    chosen["trace"] = arguments.trace
     with errors_by_option(CALL_OPTIONS):
         config = DecodeConfig(**chosen)
 
@@ -243,6 +245,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
     if arguments.fps is not None and not 0 < arguments.fps < float("inf"):
         raise ValueError(f"--fps: expected a number > 0, got {arguments.fps}")
+    if arguments.trace and arguments.json is None:
+        raise ValueError("--trace: expected --json FILE beside it, where the trace goes, got none")
     if arguments.json is not None:
         from lvspec.environment import check_json_path
 

@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from lvspec.engine.result import Generation
 from lvspec.engine.stats import WARM_UP_PHASES
+from lvspec.engine.token_text import TokenText
 from lvspec.environment import NotWritten
 from lvspec.reference.kinds import KIND_NAMES
 
@@ -28,39 +29,6 @@ _MEANINGS = {
     "shift": "displaced",
     "bonus": "target's own",
 }
-
-
-class TokenText:
-    """Tokens to text, one at a time.
-
-    The text of a token depends on the one before it, and a character may take several tokens: text
-    comes with the token that completes it.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._context, self._done = 0, 0
-
-    def push(self, token: int) -> str:
-        """The text that `token` completes; empty for special tokens and unfinished characters."""
-        self._ids.append(token)
-        text = self._decode(len(self._ids))
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
-            return ""
-        return self._take(text)
-
-    def flush(self) -> str:
-        """What is left where the tokens end in the middle of a character."""
-        return self._take(self._decode(len(self._ids)))
-
-    def _take(self, text: str) -> str:
-        known = self._decode(self._done)
-        self._context, self._done = self._done, len(self._ids)
-        return text[len(known) :]
-
-    def _decode(self, end: int) -> str:
-        return self._tokenizer.decode(self._ids[self._context : end], skip_special_tokens=True)
 
 
 def caption_text(generation: Generation, anchors: Sequence[bool] | None = None) -> Text:

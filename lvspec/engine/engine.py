@@ -27,7 +27,7 @@ from lvspec.phases.defaults import eos_ids_of
 from lvspec.phases.draft import Drafter
 from lvspec.phases.iteration import Iteration
 from lvspec.phases.logits import LogitsProcessors
-from lvspec.phases.needs import Needs
+from lvspec.phases.needs import TRACED_TOP_K, Needs
 from lvspec.phases.outcome import Outcome
 from lvspec.phases.relevance import get_scorer
 from lvspec.phases.sampling import Sampler, draw
@@ -117,6 +117,8 @@ class Engine:
             sampler=sampler,
         )
         needs = Needs.of([self.policy])
+        if config.trace:
+            needs |= Needs(top_k=min(TRACED_TOP_K, target.vocab_size), trace=True)
         self.iteration = Iteration(target, drafter, needs, self.processors, None, self.state)
         self._meet(needs)
 
@@ -128,7 +130,7 @@ class Engine:
 
     def _meet(self, needs: Needs) -> None:
         """Iterations compute what these needs are, from the next on; none is under way."""
-        wants_scores = self.drafter.gamma > 0 and (needs.relevance or self.config.trace)
+        wants_scores = self.drafter.gamma > 0 and (needs.relevance or needs.trace)
         self.iteration.needs = needs
         self.iteration.scorer = self._scorer if wants_scores else None
         # Where no token depends on what was drafted a pass may leave out what is found.
@@ -349,7 +351,7 @@ class Engine:
             return
         stats.loop = self.runner.description
         if sequence.trace is not None:
-            sequence.trace.add(*launched.trace)
+            sequence.trace.add(launched.trace)
         is_stopped = sequence.take(report, is_warm_up=launched.is_warm_up)
         if report.finished or is_stopped:
             self._release(sequence)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lvspec.engine.stats import DecodeStats
-from lvspec.ops import Acceptance
+from lvspec.engine.token_text import pieces
 from lvspec.phases.outcome import Traced
-from lvspec.phases.slots import Draft
 from lvspec.reference.kinds import KIND_NAMES
 
 
@@ -31,6 +32,12 @@ class TraceStep:
             where none was.
         path: The accepted slots, in order, without the root.
         kinds: Names of their kinds.
+        log_probs: Of each drafted token in the row of the slot before it, nats.
+        regrets: By how much the best token of that row is better, nats.
+        entropies: Of each slot's row, nats.
+        top_ids: The target's five best tokens of each slot's row, best first (where it samples,
+            the sample first).
+        top_log_probs: Of those, nats.
     """
 
     position: int
@@ -41,10 +48,33 @@ class TraceStep:
     anchor_threshold: float
     path: list[int]
     kinds: list[str]
+    log_probs: list[float]
+    regrets: list[float]
+    entropies: list[float]
+    top_ids: list[list[int]]
+    top_log_probs: list[list[float]]
 
     @property
     def num_accepted(self) -> int:
         return len(self.path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: what is no finite number is text, such as "-inf"."""
+        return {name: _to_json(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TraceStep:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: A field is missing, or there are others.
+        """
+        names = [field.name for field in fields(cls)]
+        if sorted(values) != sorted(names):
+            raise ValueError(
+                f"trace: expected steps with {', '.join(names)}, got {', '.join(values)}"
+            )
+        return cls(**{name: _from_json(name, value) for name, value in values.items()})
 
 
 class Trace:
@@ -58,21 +88,14 @@ class Trace:
         self._place = place
         self._steps: list[Traced] = []
 
-    def add(
-        self,
-        draft: Draft,
-        wanted: Tensor,
-        relevance: Tensor | None,
-        thresholds: Tensor,
-        acceptance: Acceptance,
-    ) -> None:
-        """Keep one iteration's tensors, those of `Outcome`."""
-        self._steps.append((draft, wanted, relevance, thresholds, acceptance))
+    def add(self, traced: Traced) -> None:
+        """Keep one iteration's tensors."""
+        self._steps.append(traced)
 
     def steps(self) -> list[TraceStep]:
         """All iterations, in order."""
         steps, position, place = [], 1, self._place
-        for draft, wanted, relevance, thresholds, acceptance in self._steps:
+        for draft, wanted, relevance, thresholds, acceptance, rows in self._steps:
             slots = int(draft.shape.num_slots[place])
             count = int(acceptance.num_accepted[place])
             kinds = acceptance.kind[place, 1 : count + 1].tolist()
@@ -86,6 +109,11 @@ class Trace:
                     anchor_threshold=float(thresholds[place]),
                     path=acceptance.path[place, 1 : count + 1].tolist(),
                     kinds=[KIND_NAMES[code] for code in kinds],
+                    log_probs=rows.log_probs[place, 1:slots].tolist(),
+                    regrets=rows.regrets[place, 1:slots].tolist(),
+                    entropies=rows.entropy[place, :slots].tolist(),
+                    top_ids=rows.top_ids[place, :slots].tolist(),
+                    top_log_probs=rows.top_log_probs[place, :slots].tolist(),
                 )
             )
             position += count + 1
@@ -132,14 +160,50 @@ class Generation:
             raise ValueError("tokenizer: expected one in generate(..., tokenizer=...), got None")
         return self.tokenizer.decode(self.tokens[0], skip_special_tokens=True).strip()
 
+    @property
+    def pieces(self) -> list[str]:
+        """The text that each new token adds, special tokens left out: joined and stripped, `text`.
+
+        Raises:
+            ValueError: `generate` was not given a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("tokenizer: expected one in generate(..., tokenizer=...), got None")
+        return pieces(self.tokens[0].tolist(), self.tokenizer)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; relevance is null where it was not computed."""
+        """Plain values for JSON; relevance is null where it was not computed.
+
+        With a trace, `trace` has its steps, see `TraceStep.to_dict`.
+        """
+        text, words = None, None
+        if self.tokenizer is not None:
+            text, words = self.text, self.pieces
+        traced = {}
+        if self.trace is not None:
+            traced["trace"] = [step.to_dict() for step in self.trace.steps()]
         relevance = [None if value != value else value for value in self.relevance[0].tolist()]
         return {
-            "text": self.text if self.tokenizer is not None else None,
+            "text": text,
+            "pieces": words,
             "tokens": self.tokens[0].tolist(),
             "kinds": [KIND_NAMES[code] for code in self.kinds[0].tolist()],
             "relevance": relevance,
             "anchors": None if self.anchors is None else self.anchors[0].tolist(),
             "stats": self.stats.to_dict(),
+            **traced,
         }
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_to_json(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(name: str, value: Any) -> Any:
+    if name == "kinds":
+        return list(value)
+    if isinstance(value, list):
+        return [_from_json(name, each) for each in value]
+    return float(value) if isinstance(value, str) else value

@@ -15,7 +15,7 @@ from lvspec.phases.commit import commit
 from lvspec.phases.draft import Drafter
 from lvspec.phases.logits import LogitsProcessors
 from lvspec.phases.needs import Needs
-from lvspec.phases.outcome import Outcome
+from lvspec.phases.outcome import Outcome, Rows
 from lvspec.phases.relevance import Scorer
 from lvspec.phases.slots import Draft
 from lvspec.phases.state import DecodeState
@@ -82,7 +82,8 @@ class Iteration:
             if draft.num_found is not None:
                 report[:, NUM_SLOTS] = draft.num_found + 1
         wanted = stats.top_ids[..., 0]
-        return Outcome(draft, acceptance, wanted, relevance, thresholds, report)
+        rows = Rows.of(verification.logits, draft, stats) if self.needs.trace else None
+        return Outcome(draft, acceptance, wanted, relevance, thresholds, report, rows)
 
     def accept(self, verification: Verification, draft: Draft, cache: SlotCache) -> Judgement:
         """Phase 3 on the device. A measurement may put another in its place, of the same kind."""

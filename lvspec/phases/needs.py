@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 
 from lvspec.policy import AcceptancePolicy
 
+TRACED_TOP_K = 5
+"""Best tokens of a row that a trace keeps."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -22,6 +25,7 @@ class Needs:
         chance: Whether rows are anchors by chance.
         rate: Whether a budget grows with the output.
         strict_ids: Guarded ids of one sequence, at most.
+        trace: Whether everything about the rows is kept.
     """
 
     top_k: int = 1
@@ -31,6 +35,7 @@ class Needs:
     chance: bool = False
     rate: bool = False
     strict_ids: int = 0
+    trace: bool = False
 
     @classmethod
     def of(cls, policies: Iterable[AcceptancePolicy]) -> Needs:

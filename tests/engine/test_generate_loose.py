@@ -4,13 +4,18 @@ Relevance, choices and regret are recomputed from one HF forward over the emitte
 attention, and the acceptance is replayed from the trace in plain Python.
 """
 
+import json
 import math
+from functools import partial
 
 import pytest
 import torch
 from policies import gated
 
-from lvspec import AcceptancePolicy, DecodeConfig, generate
+from lvspec import AcceptancePolicy, DecodeConfig, generate, ops
+from lvspec.engine.result import TraceStep
+from lvspec.phases.outcome import Rows
+from lvspec.phases.slots import Draft, DraftShape
 from lvspec.reference.kinds import KIND_NAMES
 
 GATED = 0.12  # about the median relevance of the random target
@@ -100,6 +105,43 @@ def test_replay_of_the_trace(random_pair, draft, inputs, policy, hf_rows):
     assert stats.num_anchors == (int(is_anchor.sum()) if is_gated else 0)
     assert stats.anchor_share == (stats.num_anchors / 39 if is_gated else None)
     assert stats.gate == ("on" if is_gated else "none")
+
+
+def test_a_trace_holds_the_rows(random_pair, noisy_draft, inputs, hf_rows):
+    """Whatever of a chain stands: what HF computes over the whole of it, and through JSON."""
+    target = random_pair[0]
+    generation = _generate(target, noisy_draft, inputs, POLICIES["gate"], trace=True)
+    tokens, steps = generation.tokens[0].tolist(), generation.trace.steps()
+    assert any(step.num_accepted < len(step.drafted) for step in steps)
+    for step in steps[:4]:
+        chain = tokens[: step.position] + step.drafted
+        logits, _ = hf_rows(target, inputs, chain)
+        rows = logits[step.position :].log_softmax(-1)
+        best = rows.topk(5)
+        assert step.top_ids == best.indices.tolist()
+        close = partial(torch.testing.assert_close, atol=1e-4, rtol=0)
+        close(torch.tensor(step.top_log_probs), best.values)
+        own = rows[:-1].gather(1, torch.tensor(step.drafted)[:, None])[:, 0]
+        close(torch.tensor(step.log_probs), own)
+        close(torch.tensor(step.regrets), best.values[:-1, 0] - own)
+        close(torch.tensor(step.entropies), -(rows.exp() * rows).sum(-1))
+    told = json.loads(json.dumps(generation.to_dict(), allow_nan=False))["trace"]
+    assert [TraceStep.from_dict(values) for values in told] == steps
+    with pytest.raises(ValueError, match="trace: expected steps with position, drafted"):
+        TraceStep.from_dict({"position": 1})
+
+
+def test_a_trace_of_a_sample_and_of_no_number():
+    """The sample stands first, and a token that is banned has no finite number."""
+    draft = Draft(torch.tensor([[0, 1, 3]]), DraftShape.chain(2, batch_size=1, device="cpu"))
+    logits = torch.tensor([[[0.0, 2.0, 1.0, -math.inf]] * 3])
+    stats = ops.logit_stats(logits, top_k=2)
+    stats = stats._replace(top_ids=stats.top_ids.flip(-1))
+    rows = Rows.of(logits, draft, stats)
+    lse = math.log(1 + math.e + math.e**2)
+    assert rows.top_log_probs[0, 0].tolist() == pytest.approx([1 - lse, 2 - lse])
+    assert rows.log_probs[0, 1:].tolist() == [pytest.approx(2 - lse), -math.inf]
+    assert rows.regrets[0, 1:].tolist() == [0, math.inf]
 
 
 def test_policies_differ(random_pair, noisy_draft, inputs):
