@@ -1,0 +1,155 @@
+"""The page: one HTML file with everything in it, that asks for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from lvspec.engine.stats import WARM_UP_PHASES
+from lvspec.environment import version
+from lvspec.reporting.caption_view import CaptionView, caption_view
+from lvspec.reporting.figures import Chart, per_cent, short, trade_chart
+from lvspec.reporting.load import Captions
+from lvspec.reporting.replay import Replays, replay_thresholds
+from lvspec.reporting.tokens import Caption, read_caption
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MOST_CAPTIONS = 12
+"""Captions that a page shows token by token; the others are in its table."""
+
+
+def captions_page(captions: Captions, title: str | None = None) -> str:
+    """The page of what `lvspec generate` wrote.
+
+    Args:
+        captions: What was read.
+        title: Of the page; None: its clip's name, or how many captions there are.
+
+    Raises:
+        ImportError: Jinja2 is not installed.
+        ValueError: A result is not what lvspec writes.
+    """
+    named = captions.source or "generation"
+    read: list[Caption] = []
+    failed: list[Mapping[str, Any]] = []
+    for number, result in enumerate(captions.results, 1):
+        if result.get("tokens"):
+            read.append(read_caption(result, f"{named}: result {number}"))
+        else:
+            failed.append(result)
+    views = [
+        caption_view(caption, number, captions.facts)
+        for number, caption in enumerate(read[:MOST_CAPTIONS], 1)
+    ]
+    replays = replay_thresholds(read, captions.facts)
+    if title is None:
+        title = views[0].name if len(read) == 1 else f"{len(captions.results)} captions"
+    return _render(
+        "captions.html",
+        title=title,
+        views=views,
+        others=read[MOST_CAPTIONS:],
+        read=read,
+        failed=failed,
+        captions=captions,
+        replays=replays,
+        replay_chart=replay_chart(replays),
+        facts=_facts(captions.facts),
+    )
+
+
+def replay_chart(replays: Replays) -> Chart | None:
+    """tau against agreement for thresholds around the one that was used."""
+    if not replays.points:
+        return None
+    points = []
+    for point in replays.points:
+        if point.factor is None:
+            kind, label = "chosen", "as it ran"
+        else:
+            kind = "swept"
+            label = {0.0: "all anchors", float("inf"): "no gate"}.get(
+                point.factor, f"× {short(point.factor)}"
+            )
+        told = f"{label}: tau {point.tau:.2f}, {per_cent(point.agreement)} the target's own choice"
+        points.append((point.tau, point.agreement, kind, label, told))
+    return trade_chart(
+        points,
+        title="Tokens a pass against the share of tokens that are the target's own choice",
+        x_label="tau (tokens a pass)",
+        y_label="target's own",
+    )
+
+
+def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of what the results have in common, in words."""
+    found = []
+    for name, value in facts.items():
+        if name in ("lvspec", "version", "interrupted"):
+            continue
+        if isinstance(value, Mapping):
+            found += [(f"{name}.{key}", _said(item)) for key, item in value.items()]
+        else:
+            found.append((name, _said(value)))
+    return [(name, value) for name, value in found if value]
+
+
+def _said(value: Any) -> str:
+    if value is None or value == [] or value == {}:
+        return ""
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def render(template: str, **context: Any) -> str:
+    """A page of a template in `templates/`; every value is escaped.
+
+    Raises:
+        ImportError: Jinja2 is not installed.
+    """
+    return _render(template, **context)
+
+
+def _render(template: str, **context: Any) -> str:
+    environment = _environment()
+    from markupsafe import Markup
+
+    script = environment.loader.get_source(environment, "page.js")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        script=Markup(script),
+        script_hash=digest,
+        version=version("lvspec"),
+        warm_up_phases=WARM_UP_PHASES,
+        **context,
+    )
+
+
+@cache
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise ImportError(
+            "report: expected Jinja2, which is not installed (pip install 'lvspec[report]')"
+        ) from error
+    environment = Environment(
+        loader=PackageLoader("lvspec.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(short=short, per_cent=per_cent, seconds=_seconds)
+    return environment
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+
+
