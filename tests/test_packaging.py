@@ -30,6 +30,7 @@ FLOORS = [
     {"phases"},
     {"engine"},
     {"evaluation"},
+    {"reporting"},
     {"__init__", "shapes"},
     {"cli"},
     {"__main__"},

@@ -134,7 +134,9 @@ class CaptionView:
         if result.get("pieces") is None:
             notes.append("There was no tokenizer, so tokens are shown by their numbers.")
         if self.scale is None:
-            notes.append("No relevance was computed: the policy has no gate, or nothing is drafted.")
+            notes.append(
+                "No relevance was computed: the policy has no gate, or nothing is drafted."
+            )
         return [*notes, *self.frames.missing]
 
 

@@ -124,9 +124,7 @@ def _evaluation(path: str, text: str) -> Evaluation:
     if not records:
         raise ValueError(f"{path}: expected at least one record, got none")
     settings = head.get("settings")
-    return Evaluation(
-        tuple(records), settings if isinstance(settings, dict) else {}, path, torn
-    )
+    return Evaluation(tuple(records), settings if isinstance(settings, dict) else {}, path, torn)
 
 
 def _check_version(path: str, found: Any, known: int) -> None:

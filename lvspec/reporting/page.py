@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from lvspec.engine.stats import WARM_UP_PHASES
@@ -13,6 +14,7 @@ from lvspec.environment import version
 from lvspec.reporting.caption_view import CaptionView, caption_view
 from lvspec.reporting.figures import Chart, per_cent, short, trade_chart
 from lvspec.reporting.load import Captions
+from lvspec.reporting.picture import caption_picture
 from lvspec.reporting.replay import Replays, replay_thresholds
 from lvspec.reporting.tokens import Caption, read_caption
 
@@ -23,7 +25,20 @@ MOST_CAPTIONS = 12
 """Captions that a page shows token by token; the others are in its table."""
 
 
-def captions_page(captions: Captions, title: str | None = None) -> str:
+@dataclass(frozen=True)
+class Page:
+    """A page.
+
+    Attributes:
+        text: HTML.
+        picture: Makes a PNG of it.
+    """
+
+    text: str
+    picture: Callable[[], bytes]
+
+
+def captions_page(captions: Captions, title: str | None = None) -> Page:
     """The page of what `lvspec generate` wrote.
 
     Args:
@@ -49,7 +64,7 @@ def captions_page(captions: Captions, title: str | None = None) -> str:
     replays = replay_thresholds(read, captions.facts)
     if title is None:
         title = views[0].name if len(read) == 1 else f"{len(captions.results)} captions"
-    return _render(
+    text = _render(
         "captions.html",
         title=title,
         views=views,
@@ -61,6 +76,13 @@ def captions_page(captions: Captions, title: str | None = None) -> str:
         replay_chart=replay_chart(replays),
         facts=_facts(captions.facts),
     )
+    return Page(text, partial(_first_picture, views))
+
+
+def _first_picture(views: Sequence[CaptionView]) -> bytes:
+    if not views:
+        raise ValueError("png: expected at least one caption, got none")
+    return caption_picture(views[0])
 
 
 def replay_chart(replays: Replays) -> Chart | None:
@@ -106,15 +128,6 @@ def _said(value: Any) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def render(template: str, **context: Any) -> str:
-    """A page of a template in `templates/`; every value is escaped.
-
-    Raises:
-        ImportError: Jinja2 is not installed.
-    """
-    return _render(template, **context)
-
-
 def _render(template: str, **context: Any) -> str:
     environment = _environment()
     from markupsafe import Markup
@@ -151,5 +164,3 @@ def _environment() -> Environment:
 
 def _seconds(value: float) -> str:
     return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.1f} ms"
-
-

@@ -63,10 +63,12 @@ def report(
         if not isinstance(found, Captions):
             raise ValueError("captions: expected none of an evaluation, got " + repr(captions))
         found = choose(found, [str(each) for each in captions])
-    text = captions_page(found, title)
+    made = captions_page(found, title)
     if page is not None:
-        _write("page", page, text.encode("utf-8", "backslashreplace"))
-    return text
+        _write("page", page, made.text.encode("utf-8", "backslashreplace"))
+    if png is not None:
+        _write("png", png, made.picture())
+    return made.text
 
 
 def _write(name: str, path: str | os.PathLike, content: bytes) -> None:

@@ -108,9 +108,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width, "height": height}
-        self.call(
-            "Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=False
-        )
+        self.call("Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=False)
         self.errors.clear()
         self.requests.clear()
         self._loaded = False
