@@ -23,13 +23,16 @@ ROOT = Path(__file__).resolve().parents[1]
 # the names of a policy's numbers. What is not named here has no place in lvspec/.
 FLOORS = [
     {"checkpoint", "checks", "environment", "rule", "tree", "warmup"},
+    {"profile"},
     {"policy", "tree_shapes", "video"},
     {"config", "reference"},
     {"ops"},
     {"models"},
     {"phases"},
     {"engine"},
-    {"__init__", "shapes"},
+    {"evaluation", "shapes"},
+    {"calibration"},
+    {"__init__"},
     {"cli"},
     {"__main__"},
 ]
