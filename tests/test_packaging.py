@@ -30,9 +30,9 @@ FLOORS = [
     {"models"},
     {"phases"},
     {"engine"},
-    {"evaluation", "shapes"},
+    {"evaluation"},
     {"calibration"},
-    {"__init__"},
+    {"__init__", "shapes"},
     {"cli"},
     {"__main__"},
 ]

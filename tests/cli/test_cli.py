@@ -184,7 +184,7 @@ def test_a_bad_video_does_not_lose_the_others(lvspec, tmp_path):
 
 
 def test_ways_to_draft(lvspec, tmp_path):
-    options = ["--tree", "specvlm", "--policy", "strict"]
+    options = ["--tree", "specvlm", "--policy", "strict", "--trace"]
     code, _, err = lvspec("--json", tmp_path / "out.json", *options)
     assert code == 0 and err == ""
     document = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
@@ -193,6 +193,8 @@ def test_ways_to_draft(lvspec, tmp_path):
     stats = result["stats"]
     assert (stats["gamma"], stats["gamma_choice"]) == (25, None)
     assert stats["drafted"] == 25 * stats["iterations"]
+    assert [len(step["regrets"]) for step in result["trace"]] == [25] * stats["iterations"]
+    assert "".join(result["pieces"]).strip() == result["text"]
 
 
 def test_the_target_and_n_grams_draft(lvspec, tmp_path, folders):
@@ -309,6 +311,7 @@ def test_nothing_to_quantise(lvspec, draft):
         (["--draft-keep", 2], ["--draft-keep", "got 2"]),
         (["--draft-weights", "int3"], ["--draft-weights", "int8", "int3"]),
         (["--max-new-tokens", 0], ["--max-new-tokens", "got 0"]),
+        (["--trace"], ["--trace", "--json FILE"]),
         (["--num-frames", 0], ["--num-frames", "at least 2", "got 0"]),
         (["--num-frames", 1], ["--num-frames", "at least 2", "got 1"]),
         (["--num-frames", 999], ["a.mp4", "999", "8 frame"]),
