@@ -43,7 +43,7 @@ def caption_picture(view: CaptionView) -> bytes:
         ImportError: matplotlib is not installed.
     """
     rows = _rows_of(view)
-    height = 2.6 + 0.62 * len(rows) + (2.5 if _charts(view) else 0)
+    height = 1.95 + 0.62 * len(rows) + (2.45 if _charts(view) else 0)
     figure = _figure(height)
     top = _head(figure, view, height)
     top = _words(figure, view, rows, top, height)
