@@ -75,6 +75,7 @@ def captions_page(captions: Captions, title: str | None = None) -> Page:
         replays=replays,
         replay_chart=replay_chart(replays),
         facts=_facts(captions.facts),
+        made_with=_made_with(captions.facts),
     )
     return Page(text, partial(_first_picture, views))
 
@@ -121,6 +122,18 @@ def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if value]
 
 
+def _made_with(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of what a reader wants to know first."""
+    policy, machine = facts.get("policy") or {}, facts.get("environment") or {}
+    found = [
+        ("target", facts.get("target")),
+        ("draft", facts.get("draft")),
+        ("policy", policy.get("name")),
+        ("on", machine.get("device_name")),
+    ]
+    return [(name, _said(value)) for name, value in found if value]
+
+
 def _said(value: Any) -> str:
     if value is None or value == [] or value == {}:
         return ""
@@ -134,13 +147,15 @@ def _render(template: str, **context: Any) -> str:
 
     script = environment.loader.get_source(environment, "page.js")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(
+    text = environment.get_template(template).render(
         script=Markup(script),
         script_hash=digest,
         version=version("lvspec"),
         warm_up_phases=WARM_UP_PHASES,
         **context,
     )
+    # Bytes of a file name that are not UTF-8 are shown as Python's escapes.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @cache

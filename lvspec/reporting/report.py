@@ -65,7 +65,7 @@ def report(
         found = choose(found, [str(each) for each in captions])
     made = captions_page(found, title)
     if page is not None:
-        _write("page", page, made.text.encode("utf-8", "backslashreplace"))
+        _write("page", page, made.text.encode())
     if png is not None:
         _write("png", png, made.picture())
     return made.text

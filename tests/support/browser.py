@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -36,6 +37,7 @@ class Browser:
         from websockets.sync.client import connect
 
         self.errors, self.requests, self._number = [], [], 0
+        self._open = ExitStack()
         flags = ["--headless=new", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
         flags += ["--disable-background-networking", "--remote-debugging-port=0"]
         if os.geteuid() == 0:
@@ -47,7 +49,8 @@ class Browser:
             port = self._port(Path(folder) / "DevToolsActivePort")
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
                 pages = [page for page in json.load(answer) if page["type"] == "page"]
-            self._socket = connect(pages[0]["webSocketDebuggerUrl"], max_size=None)
+            address = pages[0]["webSocketDebuggerUrl"]
+            self._socket = self._open.enter_context(connect(address, max_size=None))
         except BaseException:
             self._end()
             raise
@@ -65,7 +68,7 @@ class Browser:
         raise RuntimeError(f"the browser does not start: see {self._log.name}")
 
     def close(self):
-        self._socket.close()
+        self._open.close()
         self._end()
 
     def _end(self):
