@@ -26,7 +26,7 @@ TRITON_MACHINES = (
     'platform_system == "Linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
 )
 
-EVALUATE = ["rouge-score>=0.1.2", "sacrebleu>=2.4", "scipy>=1.11"]
+EVALUATE = ["pyarrow>=15", "rouge-score>=0.1.2", "sacrebleu>=2.4", "scipy>=1.11"]
 
 REQUIRED = os.environ.get("LVSPEC_REQUIRE_EXT", "") not in ("", "0")
 
