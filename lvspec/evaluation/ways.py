@@ -36,7 +36,8 @@ class Way:
     def to_dict(self) -> dict[str, Any]:
         """As plain values; what is a function by its name."""
         if self.is_hf:
-            return {"hf": self.is_assisted, "max_new_tokens": self.config.max_new_tokens}
+            facts = {"is_hf": True, "is_assisted": self.is_assisted}
+            return facts | {"max_new_tokens": self.config.max_new_tokens}
         config = {name: _named(value) for name, value in asdict(self.config).items()}
         return {
             "policy": None if self.policy is None else self.policy.to_dict(),
