@@ -27,7 +27,7 @@ TRITON_MACHINES = (
 )
 
 REPORT = ["jinja2>=3.1", "matplotlib>=3.8"]
-EVALUATE = ["rouge-score>=0.1.2", "sacrebleu>=2.4", "scipy>=1.11"]
+EVALUATE = ["pyarrow>=15", "rouge-score>=0.1.2", "sacrebleu>=2.4", "scipy>=1.11"]
 
 REQUIRED = os.environ.get("LVSPEC_REQUIRE_EXT", "") not in ("", "0")
 

@@ -31,9 +31,10 @@ FLOORS = [
     {"phases"},
     {"engine"},
     {"evaluation"},
+    {"shapes"},
     {"calibration"},
     {"reporting"},
-    {"__init__", "shapes"},
+    {"__init__"},
     {"cli"},
     {"__main__"},
 ]
