@@ -38,8 +38,8 @@ class Clip:
     path: Path
     inputs: Mapping[str, Tensor]
     judge: Callable[[str, Any], tuple[int, int, bool]] = judge
-    draft_inputs: None = None  # the draft takes the same
     prompt: str = ""
+    draft_inputs: None = None  # the draft takes the same
 
 
 def make_clips(
