@@ -61,15 +61,13 @@ class CaptionView:
         caption: What was read.
         number: Of the section, from 1.
         frames: Of its clip.
+        name: What the section is called.
     """
 
     caption: Caption
     number: int
     frames: Frames
-
-    @property
-    def name(self) -> str:
-        return os.path.basename(self.caption.video) or f"caption {self.number}"
+    name: str
 
     @property
     def words(self) -> list[list[Token]]:
@@ -140,15 +138,19 @@ class CaptionView:
         return [*notes, *self.frames.missing]
 
 
-def caption_view(caption: Caption, number: int, facts: Mapping[str, Any]) -> CaptionView:
+def caption_view(
+    caption: Caption, number: int, facts: Mapping[str, Any], name: str | None = None
+) -> CaptionView:
     """The view of a caption; its clip is read where it is there.
 
     Args:
         caption: What was read.
         number: Of its section.
         facts: `frames` of the run, as it was asked for.
+        name: What to call it; None: by its clip.
     """
-    return CaptionView(caption, number, _frames(caption, facts.get("frames") or {}))
+    name = name or os.path.basename(caption.video) or f"caption {number}"
+    return CaptionView(caption, number, _frames(caption, facts.get("frames") or {}), name)
 
 
 def _frames(caption: Caption, asked: Mapping[str, Any]) -> Frames:

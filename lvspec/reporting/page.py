@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from lvspec.engine.stats import WARM_UP_PHASES
 from lvspec.environment import version
+from lvspec.evaluation.intervals import CONFIDENCE
 from lvspec.reporting.caption_view import CaptionView, caption_view
-from lvspec.reporting.figures import Chart, per_cent, short, trade_chart
-from lvspec.reporting.load import Captions
-from lvspec.reporting.picture import caption_picture
+from lvspec.reporting.evaluation_view import WORDS, EvaluationView, evaluation_view
+from lvspec.reporting.figures import Chart, acceptance_chart, per_cent, short, trade_chart
+from lvspec.reporting.load import Captions, Evaluation
+from lvspec.reporting.picture import caption_picture, chart_picture
 from lvspec.reporting.replay import Replays, replay_thresholds
 from lvspec.reporting.tokens import Caption, read_caption
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+MOST_TRACED = 3
+"""Of an evaluation's worst captions those that are shown token by token, if there are traces."""
 
 MOST_CAPTIONS = 12
 """Captions that a page shows token by token; the others are in its table."""
@@ -80,6 +85,59 @@ def captions_page(captions: Captions, title: str | None = None) -> Page:
     return Page(text, partial(_first_picture, views))
 
 
+def evaluation_page(evaluation: Evaluation, title: str | None = None) -> Page:
+    """The page of what `lvspec evaluate` wrote.
+
+    Args:
+        evaluation: What was read.
+        title: Of the page; None: "Methods side by side".
+
+    Raises:
+        ImportError: Jinja2 or scipy is not installed.
+        ValueError: A record is not what lvspec writes.
+    """
+    view = evaluation_view(evaluation)
+    title = "Methods side by side" if title is None else title
+    captions, traced = [], {}
+    for index, worst in enumerate(view.worst):
+        record = worst.record
+        if record.get("trace") and len(captions) < MOST_TRACED:
+            name = f"{record['method']} · {record['id']}"
+            caption = read_caption(record, f"{evaluation.source}: {name}")
+            captions.append(caption_view(caption, len(captions) + 1, evaluation.settings, name))
+            traced[index] = len(captions)
+    text = _render(
+        "evaluation.html",
+        title=title,
+        view=view,
+        words=WORDS,
+        confidence=CONFIDENCE,
+        acceptances=_acceptances(view),
+        captions=captions,
+        traced=traced,
+        facts=_facts(evaluation.settings),
+        made_with=_made_with(evaluation.settings),
+    )
+    return Page(text, partial(_chart_picture, view, title))
+
+
+def _acceptances(view: EvaluationView) -> list[tuple[str, Chart]]:
+    """(method, of how many passes each drafted token was accepted)."""
+    found = []
+    for row in view.rows:
+        known = row.get("acceptance")
+        if known and known["steps"] and known["accepted_by_position"]:
+            shares = [count / known["steps"] for count in known["accepted_by_position"]]
+            found.append((row["method"], acceptance_chart(shares, row["tau"])))
+    return found
+
+
+def _chart_picture(view: EvaluationView, title: str) -> bytes:
+    if view.chart is None:
+        raise ValueError("png: expected an evaluation with scores, got none")
+    return chart_picture(view.chart, title)
+
+
 def _first_picture(views: Sequence[CaptionView]) -> bytes:
     if not views:
         raise ValueError("png: expected at least one caption, got none")
@@ -126,12 +184,17 @@ def _made_with(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what a reader wants to know first."""
     policy, machine = facts.get("policy") or {}, facts.get("environment") or {}
     found = [
-        ("target", facts.get("target")),
-        ("draft", facts.get("draft")),
+        ("target", _name(facts.get("target"))),
+        ("draft", _name(facts.get("draft"))),
         ("policy", policy.get("name")),
-        ("on", machine.get("device_name")),
+        ("on", machine.get("device_name") or facts.get("device")),
     ]
     return [(name, _said(value)) for name, value in found if value]
+
+
+def _name(model: Any) -> Any:
+    """Of a model that is described by more than its name."""
+    return model.get("name") if isinstance(model, Mapping) else model
 
 
 def _said(value: Any) -> str:

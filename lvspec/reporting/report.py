@@ -12,7 +12,7 @@ from lvspec.engine.result import Generation
 from lvspec.environment import NotWritten
 from lvspec.policy import AcceptancePolicy
 from lvspec.reporting.load import Captions, choose, load
-from lvspec.reporting.page import captions_page
+from lvspec.reporting.page import captions_page, evaluation_page
 
 
 def report(
@@ -61,9 +61,12 @@ def report(
     found = load(source, **about)
     if captions:
         if not isinstance(found, Captions):
-            raise ValueError("captions: expected none of an evaluation, got " + repr(captions))
+            raise ValueError(f"captions: expected none of an evaluation, got {list(captions)}")
         found = choose(found, [str(each) for each in captions])
-    made = captions_page(found, title)
+    if isinstance(found, Captions):
+        made = captions_page(found, title)
+    else:
+        made = evaluation_page(found, title)
     if page is not None:
         _write("page", page, made.text.encode())
     if png is not None:
