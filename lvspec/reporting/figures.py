@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 from lvspec.reporting.tokens import Caption
@@ -39,13 +40,22 @@ class Bar(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point: place, a class for its colour and form, a label, and what it says."""
+    """A point: place, a class for its colour and form, a label, what it says, and where its label
+    begins, or ends where `is_left`."""
 
     x: float
     y: float
     kind: str
     label: str
     title: str
+    label_x: float = 0.0
+    label_y: float = 0.0
+    is_left: bool = False
+
+    @property
+    def is_far(self) -> bool:
+        """Whether a line has to lead from its point to its label."""
+        return bool(self.label) and self.label_y - self.y > 20
 
 
 @dataclass(frozen=True)
@@ -255,17 +265,49 @@ def _widened(low: float, high: float, share: float) -> tuple[float, float]:
     return low - room, high + room
 
 
+_LETTER, _LINE = 6.4, 13.0
+"""Room that a letter of a label takes, and a line of them."""
+
+
 def _labelled_apart(points: Sequence[Point]) -> tuple[Point, ...]:
-    """The points, without labels that would stand on another one; the first of them stay."""
-    kept: list[Point] = []
-    for point in points:
-        is_free = all(
-            abs(point.x - other.x) > 46 or abs(point.y - other.y) > 15
-            for other in kept
-            if other.label
+    """The points with their labels where these stand on nothing else, beside them or below.
+
+    One for which there is no such place has none. The first points choose first.
+    """
+    placed, taken = list(points), [(p.x - 6, p.y - 6, p.x + 6, p.y + 6) for p in points]
+
+    def place(index: int, dy: float, is_left: bool, *, is_far: bool) -> bool:
+        point = placed[index]
+        x, y = point.x + (3 if is_far else -9 if is_left else 9), point.y + dy
+        width = _LETTER * len(point.label)
+        left = x - width if is_left else x
+        boxes = [(left, y - 10, left + width, y - 10 + _LINE)]
+        if is_far:  # a line leads down to it
+            boxes.append((point.x - 1, point.y + 7, point.x + 1, y))
+        others = taken[:index] + taken[index + 1 :]
+        is_within = LEFT <= left and left + width <= WIDTH and 0 <= y - 10 and y < HEIGHT - BOTTOM
+        if not is_within or any(_overlap(box, other) for box in boxes for other in others):
+            return False
+        taken.extend(boxes)
+        placed[index] = point._replace(label_x=x, label_y=y, is_left=is_left)
+        return True
+
+    waiting = [
+        index
+        for index in range(len(points))
+        if not any(
+            place(index, *each, is_far=False) for each in product((-7, 15, 4), (False, True))
         )
-        kept.append(point if is_free else point._replace(label=""))
-    return tuple(kept)
+    ]
+    # From the right, so that what is further left goes further down and no line crosses a label.
+    for index in sorted(waiting, key=lambda index: -points[index].x):
+        if not any(place(index, dy, False, is_far=True) for dy in range(26, 120, 13)):
+            placed[index] = points[index]._replace(label="")
+    return tuple(placed)
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 PHASE_NAMES = ("prefill", "draft", "verify", "accept", "commit", "iteration")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from lvspec.engine.stats import WARM_UP_PHASES
@@ -17,7 +19,7 @@ from lvspec.reporting.evaluation_view import WORDS, EvaluationView, evaluation_v
 from lvspec.reporting.figures import Chart, acceptance_chart, per_cent, short, trade_chart
 from lvspec.reporting.load import Captions, Evaluation
 from lvspec.reporting.picture import caption_picture, chart_picture
-from lvspec.reporting.replay import Replays, replay_thresholds
+from lvspec.reporting.replay import Replayed, Replays, replay_thresholds
 from lvspec.reporting.tokens import Caption, read_caption
 
 if TYPE_CHECKING:
@@ -149,22 +151,33 @@ def replay_chart(replays: Replays) -> Chart | None:
     if not replays.points:
         return None
     points = []
-    for point in replays.points:
-        if point.factor is None:
-            kind, label = "chosen", "as it ran"
-        else:
-            kind = "swept"
-            label = {0.0: "all anchors", float("inf"): "no gate"}.get(
-                point.factor, f"× {short(point.factor)}"
-            )
-        told = f"{label}: tau {point.tau:.2f}, {per_cent(point.agreement)} the target's own choice"
-        points.append((point.tau, point.agreement, kind, label, told))
+    # Thresholds that give the same are one point.
+    for (factor, tau, agreement), group in groupby(replays.points, _place):
+        names = [_factor_name(point.factor) for point in group]
+        kind, label = "swept", names[0]
+        if factor is None:
+            kind = "chosen"
+        elif len(names) > 1:
+            label = f"{names[0]} to {names[-1]}"
+        told = f"{label}: tau {tau:.2f}, {per_cent(agreement)} the target’s own choice"
+        points.append((tau, agreement, kind, label, told))
     return trade_chart(
         points,
         title="Tokens a pass against the share of tokens that are the target's own choice",
         x_label="tau (tokens a pass)",
         y_label="target's own",
     )
+
+
+def _place(point: Replayed) -> tuple[float | None, float, float]:
+    return None if point.factor is None else 1.0, point.tau, point.agreement
+
+
+def _factor_name(factor: float | None) -> str:
+    """Of a threshold, as a factor of the one that was used."""
+    if factor is None:
+        return "as it ran"
+    return {0.0: "all anchors", math.inf: "no gate"}.get(factor, f"× {short(factor)}")
 
 
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -225,8 +225,8 @@ def _draw(axes: Axes, chart: Chart) -> None:
     """A figure of the page, on its own canvas."""
     from matplotlib.patches import Rectangle
 
-    axes.set_xlim(chart.left, chart.right)
-    axes.set_ylim(chart.bottom, chart.top - 8)
+    axes.set_xlim(chart.left, chart.right, auto=False)
+    axes.set_ylim(chart.bottom, chart.top - 8, auto=False)
     for bar in chart.bars:
         place = (bar.x, bar.y)
         axes.add_patch(Rectangle(place, bar.width, bar.height, color=COLORS[bar.kind], linewidth=0))
@@ -245,14 +245,15 @@ def _draw(axes: Axes, chart: Chart) -> None:
             markersize=9,
             clip_on=False,
         )
+        if point.is_far:
+            ends = [point.x, point.x], [point.y + 6, point.label_y]
+            axes.plot(*ends, color=SOFT, linewidth=0.7)
         if point.label:
-            axes.annotate(
-                point.label,
-                (point.x, point.y),
-                (8, 6),
-                textcoords="offset points",
+            axes.text(
+                *(point.label_x, point.label_y, point.label),
                 fontsize=9,
                 fontweight="bold" if is_ours else "normal",
+                ha="right" if point.is_left else "left",
                 parse_math=False,
             )
     axes.set_xticks([t.at for t in chart.x_ticks], [t.text for t in chart.x_ticks], fontsize=8)

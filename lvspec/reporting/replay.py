@@ -14,6 +14,7 @@ from typing import Any
 
 from lvspec.calibration.contexts import Contexts
 from lvspec.calibration.replay import replay
+from lvspec.engine.result import TraceStep
 from lvspec.policy import AcceptancePolicy
 from lvspec.reporting.tokens import Caption
 
@@ -92,6 +93,16 @@ def replay_thresholds(captions: Sequence[Caption], facts: Mapping[str, Any]) -> 
     return Replays(tuple(_at(factor, traced, used, policy, int(gamma)) for factor in factors))
 
 
+def _up_to(step: TraceStep, ends: Sequence[int]) -> TraceStep:
+    """The step without what stands behind an end of the sequence, which nobody looks at."""
+    count = next((i for i, token in enumerate(step.drafted, 1) if token in ends), None)
+    if count is None:
+        return step
+    names = ("drafted", "parents", "log_probs", "regrets", "wanted", "relevance", "entropies")
+    cut = {name: getattr(step, name)[:count] for name in (*names, "top_ids", "top_log_probs")}
+    return replace(step, **cut)
+
+
 def _threshold(caption: Caption) -> float:
     return caption.steps[-1].anchor_threshold
 
@@ -113,7 +124,7 @@ def _at(
             scaled = -math.inf if factor == 0 else threshold * factor
             policy = replace(policy, anchor_threshold=scaled)
         (walk,) = replay(
-            [Contexts([(tokens, caption.steps)])],
+            [Contexts([(tokens, [_up_to(step, ends) for step in caption.steps])])],
             policy,
             gamma,
             eos_ids=ends,

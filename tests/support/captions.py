@@ -11,15 +11,19 @@ IDS = {word: 10 + number for number, word in enumerate(WORDS)}
 END = IDS["<|im_end|>"]
 
 
-def row(best, others=(" a", " red", "ü", " clip")):
-    """(ids, log-probabilities) of a row whose best token is `best`."""
-    ids = [IDS[best], *(IDS[word] for word in others if word != best)]
-    return (ids + [IDS["room"]])[:5], [-0.1, -2.5, -3.0, -4.0, -5.0]
+def row(best, second, regret):
+    """(ids, log-probabilities) of a row whose best token is `best`, before what was drafted."""
+    others = [
+        word for word in (second, " a", " red", "ü", " clip", "room") if word not in ("", best)
+    ]
+    ids = [IDS[word] for word in (best, *dict.fromkeys(others))]
+    return ids[:5], [-0.4, -0.4 - (regret or 1.0), -7.0, -8.0, -9.0]
 
 
 def step(position, drafted, wanted, relevance, *, path, kinds, regrets, threshold=0.06):
     """A chain; words by their text."""
-    rows = [row(word) for word in wanted]
+    behind = zip(wanted, [*drafted, ""], [*regrets, 0.0])
+    rows = [row(word, second, regret) for word, second, regret in behind]
     return TraceStep(
         position=position,
         drafted=[IDS[word] for word in drafted],
@@ -29,7 +33,7 @@ def step(position, drafted, wanted, relevance, *, path, kinds, regrets, threshol
         anchor_threshold=threshold,
         path=path,
         kinds=kinds,
-        log_probs=[-0.1 - regret for regret in regrets],
+        log_probs=[-0.4 - regret for regret in regrets],
         regrets=regrets,
         entropies=[0.5] * len(wanted),
         top_ids=[ids for ids, _ in rows],
