@@ -71,11 +71,16 @@ def acceptance_of(stats: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     """
     steps = stats["iterations"]
     if "drafted" not in stats:  # HF's do not say; what is output is the steps' own and accepted
-        drafted, accepted, positions = None, max(tokens - 1 - steps, 0), []
-    else:
-        drafted = stats["drafted"]
-        accepted = drafted - stats["counts"]["rejected"]
-        positions = [round(share * steps) for share in stats["acceptance_by_position"]]
+        return acceptance(steps, None, max(tokens - 1 - steps, 0), [])
+    drafted = stats["drafted"]
+    positions = [round(share * steps) for share in stats["acceptance_by_position"]]
+    return acceptance(steps, drafted, drafted - stats["counts"]["rejected"], positions)
+
+
+def acceptance(
+    steps: int, drafted: int | None, accepted: int, positions: list[int]
+) -> dict[str, Any]:
+    """As `acceptance_of` returns it, of counts."""
     return {
         "steps": steps,
         "drafted": drafted,
