@@ -38,7 +38,7 @@ def record_of(
     if warm_up is not None:
         record["warm_up_s"] = warm_up
     if isinstance(output, Exception):
-        return record | {"error": " ".join(str(output).split()) or type(output).__name__}
+        return record | {"error": _reason(output)}
     record |= {
         "seconds": output.seconds,
         "prefill_s": output.prefill_seconds,
@@ -53,6 +53,14 @@ def record_of(
             "stats": {"iterations": output.passes, "regret": 0.0, "cache": output.cache},
         }
     return record | {"acceptance": acceptance_of(record["stats"], len(output.ids))}
+
+
+def _reason(error: Exception) -> str:
+    """In one line; of errors that are about no argument and no file with their kind."""
+    words = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError)) and words:
+        return words
+    return f"{type(error).__name__}: {words}".rstrip(": ")
 
 
 def acceptance_of(stats: Mapping[str, Any], tokens: int) -> dict[str, Any]:

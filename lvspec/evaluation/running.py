@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from lvspec.engine.errors import NonFiniteLogits
 from lvspec.evaluation.journal import Journal
 from lvspec.evaluation.methods import in_turns
 from lvspec.evaluation.records import Record, merged, record_of
@@ -19,9 +18,6 @@ from lvspec.evaluation.samples import Sample
 from lvspec.evaluation.ways import Way
 from lvspec.phases.draft import DraftChoice
 from lvspec.video.processor import HFProcessor, Processor
-
-_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, NonFiniteLogits)
-"""What ends a caption and not the run; memory that ran out is a RuntimeError of torch's."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class Run:
                 {name: way.method(self.models) for name, way in self.ways.items()} if left else {},
                 self._prompts(left, missing, readable, journal, bar),
                 is_wanted=lambda turn, name: name in missing[readable[turn]],
-                errors=_ERRORS,
+                errors=(Exception,),  # one method's failure is not the others'
             )
             for turn in turns:
                 sample = self.samples[readable[turn.index]]

@@ -4,6 +4,8 @@ import json
 from collections import Counter
 
 import pytest
+import transformers
+from packaging.version import Version
 
 import lvspec
 from lvspec.config import DecodeConfig
@@ -39,14 +41,21 @@ def lines(tmp_path):
     return [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").open()]
 
 
+# HF's, with an assistant whose vocabulary is padded differently, fails on a video before 5.24.
+ASSISTS = Version(transformers.__version__) >= Version("5.24")
+
+
 def test_all_methods_side_by_side(run, samples, tmp_path):
     """Lossless ones say what the target says by itself, and every caption has its line."""
-    done = run(samples=samples[:2])
-    assert [row["method"] for row in done.rows] == list(NAMES) and done.is_complete
+    names = [name for name in NAMES if name != "hf-assisted" or ASSISTS]
+    done = run(*names, samples=samples[:2])
+    assert [row["method"] for row in done.rows] == names and done.is_complete
     assert done.reference == "autoregression" and done.left_out == {}
     header, *records = lines(tmp_path)
     assert header["lvspec"] == "evaluation" and header["version"] == 1
-    assert Counter(record["id"] for record in records) == {"0.mp4": 8, "1.mp4": 8}
+    assert Counter(record["id"] for record in records) == dict.fromkeys(
+        ["0.mp4", "1.mp4"], len(names)
+    )
     own = {r["id"]: r["tokens"] for r in records if r["method"] == "autoregression"}
     for record in records:
         assert record["error"] is None and 1 < len(record["tokens"]) <= 8
@@ -61,7 +70,9 @@ def test_all_methods_side_by_side(run, samples, tmp_path):
         low, high = (rows[name]["scores"]["own_same"][end] for end in ("low", "high"))
         assert low == pytest.approx(0.025 ** (1 / 2)) and high == 1
     assert rows["autoregression"]["speedup"] == rows["autoregression"]["decode_speedup"] == 1
-    assert rows["hf-assisted"]["decode_speedup"] is None and rows["hf-assisted"]["speedup"] > 0
+    if ASSISTS:
+        assert rows["hf-assisted"]["decode_speedup"] is None and rows["hf-assisted"]["speedup"] > 0
+        assert rows["hf-assisted"]["cache"] == "static"
     assert rows["strict"]["tau"] == rows["strict"]["tau_without_bonus"] + 1 >= 1
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["rows"] == done.rows and summary["samples"] == 2
@@ -214,13 +225,13 @@ def test_a_method_that_fails(run, samples, monkeypatch):
         "method": "hf-generate",
         "captions": 0,
         "failed": 2,
-        "error": "no room for the cache",
+        "error": "RuntimeError: no room for the cache",
     }
 
 
 def test_what_the_models_cannot_do_is_left_out(run, samples):
     done = run(draft="ngram", samples=samples[:1])
-    assert done.left_out == {"hf-assisted": "needs a draft model", "specvlm": "needs a draft model"}
+    assert done.left_out == dict.fromkeys(["hf-assisted", "specvlm"], "needs a draft model")
     assert done.is_complete and len(done.rows) == len(NAMES) - 2
     with pytest.raises(ValueError, match="methods: expected one that these models can do"):
         run("strict", draft=None, samples=samples[:1])
