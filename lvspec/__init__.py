@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lvspec.engine.errors import GenerationInterrupted, NonFiniteLogits
     from lvspec.engine.hf import custom_generate
     from lvspec.engine.result import Generation
+    from lvspec.evaluation.evaluate import evaluate
     from lvspec.models.loading import Pair, load_pair
     from lvspec.models.quantize import quantize
     from lvspec.phases.draft.vocabulary import frequent_tokens
@@ -37,6 +38,7 @@ _HOMES = {
     "Pair": "models.loading",
     "SkipTree": "tree_shapes",
     "custom_generate": "engine.hf",
+    "evaluate": "evaluation.evaluate",
     "frequent_tokens": "phases.draft.vocabulary",
     "generate": "engine.api",
     "generate_many": "engine.api",
@@ -57,6 +59,7 @@ __all__ = [
     "Pair",
     "SkipTree",
     "custom_generate",
+    "evaluate",
     "frequent_tokens",
     "generate",
     "generate_many",

@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lvspec.checks import check_type
 from lvspec.config import DecodeConfig
-from lvspec.engine.errors import NonFiniteLogits
 from lvspec.environment import environment, write_json
 from lvspec.evaluation.intervals import CONFIDENCE, check_confidence
 from lvspec.evaluation.journal import Journal
 from lvspec.evaluation.judge import Judge
-from lvspec.evaluation.methods import EvaluationInterrupted, in_turns
+from lvspec.evaluation.methods import EvaluationInterrupted
 from lvspec.evaluation.metrics import check_installed, find_metric
-from lvspec.evaluation.records import Record, merged, record_of
+from lvspec.evaluation.records import Record, merged
+from lvspec.evaluation.running import Models, Run
 from lvspec.evaluation.samples import Problem, Sample, Samples, read_manifest
 from lvspec.evaluation.scoring import judged, scored
-from lvspec.evaluation.summary import summary
+from lvspec.evaluation.summary import summaries
 from lvspec.evaluation.ways import AUTOREGRESSION, HF, Way, ways
 from lvspec.phases.draft import DraftChoice
 from lvspec.policy import AcceptancePolicy
-from lvspec.profile import identity
+from lvspec.profile import Profile, identity
 from lvspec.video.processor import HFProcessor, Processor
 
 RECORDS, SUMMARY = "records.jsonl", "summary.json"
 KIND = "evaluation"
 _OWN = (AUTOREGRESSION, HF, "strict")
 """Methods that say what the target says by itself, the first that there is."""
-_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, NonFiniteLogits)
-"""What ends a caption and not the run; memory that ran out is a RuntimeError of torch's."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +69,6 @@ class Evaluation:
         return captions == wanted and not (self.problems or self.notes)
 
 
-@dataclass(frozen=True)
-class _Models:
-    """As `lvspec.evaluation.methods.Models`, with the draft's processor where it differs."""
-
-    target: PreTrainedModel
-    draft: DraftChoice
-    processor: Processor | HFProcessor
-    draft_processor: Processor | HFProcessor | None
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    inputs: Mapping[str, Tensor]
-    draft_inputs: Mapping[str, Tensor] | None
-
-
 def evaluate(
     target: PreTrainedModel,
     draft: DraftChoice,
@@ -100,6 +80,7 @@ def evaluate(
     methods: Sequence[str] | Mapping[str, Way] | None = None,
     config: DecodeConfig | None = None,
     policy: AcceptancePolicy | None = None,
+    profile: str | os.PathLike | Mapping[str, Any] | Profile | None = None,
     metrics: Sequence[str] = (),
     judge: Judge | None = None,
     num_frames: int | None = None,
@@ -126,6 +107,8 @@ def evaluate(
             of `NAMES`. What these models cannot do is left out, and `left_out` says why.
         config: How drafts are made, and how many tokens there are at most; greedy.
         policy: What the method `lvspec` stands for; None: `AcceptancePolicy.lvspec()`.
+        profile: What `lvspec calibrate` found for this pair, in place of `policy`: the method
+            `lvspec` has its policy, and drafts as it says.
         metrics: A user's own, by `module:name`, see `lvspec.evaluation.metrics.find_metric`; those
             of `METRICS` that apply are there anyway.
         judge: Asked about every caption that it has not judged; None: nobody is.
@@ -153,9 +136,12 @@ def evaluate(
         raise ValueError(
             f"samples: expected at least one, got none ({len(asked.problems)} with problems)"
         )
-    models = _Models(target, draft, processor, draft_processor)
-    own = isinstance(methods, Mapping)
-    chosen = dict(methods) if own else ways(methods, config=config, policy=policy)
+    models = Models(target, draft, processor, draft_processor)
+    if isinstance(methods, Mapping):
+        chosen = dict(methods)
+    else:
+        lvspec = _lvspec(config, policy, profile, models)
+        chosen = ways(methods, config=config, lvspec=lvspec)
     for name, way in chosen.items():
         check_type(f"methods[{name!r}]", way, Way)
     same = draft_processor is None
@@ -165,33 +151,14 @@ def evaluate(
         raise ValueError(f"methods: expected one that these models can do, got {left_out}")
     reference = next((name for name in _OWN if name in chosen), None)
     folder = _folder(out)
-    settings = {
-        "target": identity(target),
-        "draft": identity(draft),
-        "methods": {name: way.to_dict() for name, way in chosen.items()},
-        "frames": {"num_frames": num_frames, "fps": fps},
-        "dtype": str(target.dtype).removeprefix("torch."),
-        "device": environment(target.device)["device_name"],
-        "threads": torch.get_num_threads(),
-    }
+    frames = {"num_frames": num_frames, "fps": fps}
+    settings = _settings(models, chosen, frames)
     notes: list[str] = []
-    run = _Run(models, asked.samples, chosen, {"num_frames": num_frames, "fps": fps})
+    run = Run(models, asked.samples, chosen, frames)
 
     def evaluation() -> Evaluation:
         records = merged(journal.records)
-        categories = {sample.id: sample.category for sample in asked.samples}
-        ids = [sample.id for sample in asked.samples]
-        rows = [
-            summary(
-                name,
-                records,
-                ids,
-                reference=reference,
-                categories=categories,
-                confidence=confidence,
-            )
-            for name in chosen
-        ]
+        rows = summaries(list(chosen), records, asked.samples, reference, confidence)
         done = Evaluation(
             *(rows, records, asked.samples, asked.problems, left_out, reference, notes, folder)
         )
@@ -210,81 +177,53 @@ def evaluate(
         return evaluation()
 
 
-@dataclass(frozen=True)
-class _Run:
-    models: _Models
-    samples: Sequence[Sample]
-    ways: Mapping[str, Way]
-    frames: Mapping[str, Any]
-
-    def caption(self, journal: Journal, show_progress: bool | None) -> None:
-        """What the journal does not have yet."""
-        records = merged(journal.records)
-        missing = [
-            {name for name in self.ways if not _is_done(records.get((sample.id, name)), sample)}
-            for sample in self.samples
-        ]
-        left = [index for index, names in enumerate(missing) if names]
-        total = sum(map(len, missing))
-        disable = None if show_progress is None else not show_progress
-        with tqdm(total=total, desc="captions", disable=disable or not total, leave=False) as bar:
-            readable: list[int] = []
-            turns = in_turns(
-                {name: way.method(self.models) for name, way in self.ways.items()} if left else {},
-                self._prompts(left, missing, readable, journal, bar),
-                is_wanted=lambda turn, name: name in missing[readable[turn]],
-                errors=_ERRORS,
-            )
-            for turn in turns:
-                sample = self.samples[readable[turn.index]]
-                journal.add(record_of(sample, turn.method, turn.output, turn.warm_up))
-                bar.update()
-
-    def _prompts(
-        self,
-        left: Sequence[int],
-        missing: Sequence[set[str]],
-        readable: list[int],
-        journal: Journal,
-        bar: tqdm,
-    ) -> Iterator[_Prompt]:
-        """Inputs of samples, one after the other; what cannot be read is written down as such."""
-        for index in left:
-            sample = self.samples[index]
-            try:
-                prompt = self._prompt(sample)
-            except (OSError, ValueError) as error:
-                for name in missing[index]:
-                    journal.add(record_of(sample, name, error, None))
-                    bar.update()
-                continue
-            readable.append(index)
-            yield prompt
-
-    def _prompt(self, sample: Sample) -> _Prompt:
-        models = self.models
-        given = {**self.frames, "device": models.target.device}
-        inputs = models.processor(sample.video, sample.prompt, **given)
-        if models.draft_processor is None:
-            return _Prompt(inputs, None)
-        # Read twice, because each keeps frames at its own size; what is wrong with them was said.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _Prompt(inputs, models.draft_processor(sample.video, sample.prompt, **given))
-
-
-def _is_done(record: Record | None, sample: Sample) -> bool:
-    return (
-        record is not None
-        and record["error"] is None
-        and (record["video"], record["prompt"]) == (sample.video, sample.prompt)
-    )
+def _lvspec(
+    config: DecodeConfig | None,
+    policy: AcceptancePolicy | None,
+    profile: str | os.PathLike | Mapping[str, Any] | Profile | None,
+    models: Models,
+) -> Way:
+    """What the method `lvspec` stands for."""
+    config = DecodeConfig() if config is None else config
+    if profile is None:
+        return Way(AcceptancePolicy.lvspec() if policy is None else policy, config)
+    if policy is not None:
+        raise ValueError(f"policy, profile: expected one of them, got both ({policy.name})")
+    found = Profile.read(profile)
+    found.check(models.target, models.draft)
+    given = {**found.config, "max_new_tokens": config.max_new_tokens}
+    return Way(AcceptancePolicy.from_dict(found.policy), replace(config, **given))
 
 
 def _samples(given: str | os.PathLike | Samples | Iterable[Sample]) -> Samples:
     if isinstance(given, (str, os.PathLike)):
         return read_manifest(given)
-    return given if isinstance(given, Samples) else Samples(tuple(given))
+    if isinstance(given, Samples):
+        return given
+    samples = tuple(given)
+    for sample in samples:
+        check_type("samples", sample, Sample)
+    ids = Counter(sample.id for sample in samples)
+    for name, count in ids.items():
+        if count > 1:
+            raise ValueError(f"samples: expected ids that differ, got {name!r} {count} times")
+    return Samples(samples)
+
+
+def _settings(
+    models: Models, chosen: Mapping[str, Way], frames: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What captions and their times depend on."""
+    target = models.target
+    return {
+        "target": identity(target),
+        "draft": identity(models.draft),
+        "methods": {name: way.to_dict() for name, way in chosen.items()},
+        "frames": dict(frames),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "device": environment(target.device)["device_name"],
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _folder(out: str | os.PathLike) -> Path:

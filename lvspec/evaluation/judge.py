@@ -60,9 +60,9 @@ class Judge:
 
     def __post_init__(self) -> None:
         if not re.match(r"https?://[^/]", self.url):
-            raise ValueError(f"judge-url: expected http:// or https://, got {self.url!r}")
+            raise ValueError(f"judge_url: expected http:// or https://, got {self.url!r}")
         if not self.model.strip():
-            raise ValueError("judge-model: expected a name, got an empty one")
+            raise ValueError("judge_model: expected a name, got an empty one")
 
     def scores(self, text: str, sample: Sample) -> dict[str, float]:
         """What the judge says of a caption.

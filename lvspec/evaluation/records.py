@@ -38,7 +38,7 @@ def record_of(
     if warm_up is not None:
         record["warm_up_s"] = warm_up
     if isinstance(output, Exception):
-        return record | {"error": " ".join(str(output).split()) or type(output).__name__}
+        return record | {"error": _reason(output)}
     record |= {
         "seconds": output.seconds,
         "prefill_s": output.prefill_seconds,
@@ -53,6 +53,14 @@ def record_of(
             "stats": {"iterations": output.passes, "regret": 0.0, "cache": output.cache},
         }
     return record | {"acceptance": acceptance_of(record["stats"], len(output.ids))}
+
+
+def _reason(error: Exception) -> str:
+    """In one line; of errors that are about no argument and no file with their kind."""
+    words = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError)) and words:
+        return words
+    return f"{type(error).__name__}: {words}".rstrip(": ")
 
 
 def acceptance_of(stats: Mapping[str, Any], tokens: int) -> dict[str, Any]:
@@ -71,11 +79,16 @@ def acceptance_of(stats: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     """
     steps = stats["iterations"]
     if "drafted" not in stats:  # HF's do not say; what is output is the steps' own and accepted
-        drafted, accepted, positions = None, max(tokens - 1 - steps, 0), []
-    else:
-        drafted = stats["drafted"]
-        accepted = drafted - stats["counts"]["rejected"]
-        positions = [round(share * steps) for share in stats["acceptance_by_position"]]
+        return acceptance(steps, None, max(tokens - 1 - steps, 0), [])
+    drafted = stats["drafted"]
+    positions = [round(share * steps) for share in stats["acceptance_by_position"]]
+    return acceptance(steps, drafted, drafted - stats["counts"]["rejected"], positions)
+
+
+def acceptance(
+    steps: int, drafted: int | None, accepted: int, positions: list[int]
+) -> dict[str, Any]:
+    """As `acceptance_of` returns it, of counts."""
     return {
         "steps": steps,
         "drafted": drafted,

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
 from lvspec.evaluation.intervals import CONFIDENCE, mean_interval, share_interval
-from lvspec.evaluation.records import Record, Timing
+from lvspec.evaluation.records import Record, Timing, acceptance
+from lvspec.evaluation.samples import Sample
 from lvspec.evaluation.speeds import speeds
 
 SHARES = ("choice", "own_choice", "own_same")
 """Metrics that say right or wrong."""
+
+
+def summaries(
+    methods: Sequence[str],
+    records: Mapping[tuple[str, str], Record],
+    samples: Sequence[Sample],
+    reference: str | None,
+    confidence: float = CONFIDENCE,
+) -> list[dict[str, Any]]:
+    """One row for each method, see `summary`."""
+    ids = [sample.id for sample in samples]
+    given = {"reference": reference, "confidence": confidence}
+    categories = {sample.id: sample.category for sample in samples}
+    return [summary(name, records, ids, categories=categories, **given) for name in methods]
 
 
 def summary(
@@ -104,14 +119,7 @@ def _acceptance(all_of_them: list[Mapping[str, Any]]) -> dict[str, Any]:
     for each in all_of_them:
         for position, count in enumerate(each["accepted_by_position"]):
             positions[position] += count
-    return {
-        "steps": steps,
-        "drafted": drafted,
-        "accepted": accepted,
-        "mean_acceptance_length": 1 + accepted / steps if steps else None,
-        "acceptance_rate": accepted / drafted if drafted else None,
-        "accepted_by_position": positions,
-    }
+    return acceptance(steps, drafted, accepted, positions)
 
 
 def _scores(records: list[Record], confidence: float) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -80,7 +80,7 @@ def ways(
     names: Iterable[str] | None = None,
     *,
     config: DecodeConfig | None = None,
-    policy: AcceptancePolicy | None = None,
+    lvspec: Way | None = None,
 ) -> dict[str, Way]:
     """The methods with these names; None: all that stand in `NAMES`.
 
@@ -88,7 +88,7 @@ def ways(
         names: Names of `NAMES`, or of a policy: `typical` or `relaxed`.
         config: How drafts are made, of all methods but `specvlm`, which has its own tree and share
             of the video.
-        policy: What `lvspec` stands for; None: `AcceptancePolicy.lvspec()`.
+        lvspec: What `lvspec` stands for; None: `AcceptancePolicy.lvspec()`, drafted so.
 
     Raises:
         ValueError: There is no method of a name, or a name comes twice; or `config` samples.
@@ -99,7 +99,7 @@ def ways(
             f"config: expected temperature=0, because methods are compared by what they say, got "
             f"{config.temperature}"
         )
-    known = _known(config, policy)
+    known = _known(config) | ({} if lvspec is None else {"lvspec": lvspec})
     names = list(NAMES if names is None else names)
     for name in names:
         if name not in known:
@@ -115,7 +115,7 @@ NAMES = (AUTOREGRESSION, HF, HF_ASSISTED, "strict", "specvlm", "fly", "random", 
 """The methods that stand side by side if nothing else is said."""
 
 
-def _known(config: DecodeConfig, policy: AcceptancePolicy | None) -> Mapping[str, Way]:
+def _known(config: DecodeConfig) -> dict[str, Way]:
     strict = AcceptancePolicy.strict()
     return {
         AUTOREGRESSION: Way(None, config),
@@ -127,7 +127,7 @@ def _known(config: DecodeConfig, policy: AcceptancePolicy | None) -> Mapping[str
         "random": Way(AcceptancePolicy.random_relaxation(), config),
         "typical": Way(AcceptancePolicy.typical(), config),
         "relaxed": Way(AcceptancePolicy.relaxed(), config),
-        "lvspec": Way(AcceptancePolicy.lvspec() if policy is None else policy, config),
+        "lvspec": Way(AcceptancePolicy.lvspec(), config),
     }
 
 
