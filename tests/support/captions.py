@@ -50,11 +50,11 @@ STEPS = [
         regrets=[0.0, 0.0, 0.4, 5.0],
     ),
     step(
-        *(5, [" ball", "room", ","], ["room", ",", "\n", f" {EVIL}"]),
-        [0.02, 0.2, 0.015, 0.02],
+        *(5, [" ball", "room", ",", " a"], ["room", "room", "\n", f" {EVIL}", " a"]),
+        [0.02, 0.2, 0.015, 0.02, 0.02],
         path=[1, 2],
         kinds=["shift", "exact"],
-        regrets=[0.9, 0.0, 6.0],
+        regrets=[0.9, 0.0, 6.0, 3.0],
     ),
     step(
         *(8, [f" {EVIL}", "ü", "<|im_end|>"], [f" {EVIL}", "ü", "<|im_end|>", " ends"]),
