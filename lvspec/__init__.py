@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lvspec.models.quantize import quantize
     from lvspec.phases.draft.vocabulary import frequent_tokens
     from lvspec.policy import AcceptancePolicy
+    from lvspec.reporting.report import report
     from lvspec.tree_shapes import AnchorTree, DynamicTree, SkipTree
 
     __version__: str
@@ -43,6 +44,7 @@ _HOMES = {
     "generate_many": "engine.api",
     "load_pair": "models.loading",
     "quantize": "models.quantize",
+    "report": "reporting.report",
 }
 __all__ = [
     "__version__",
@@ -63,6 +65,7 @@ __all__ = [
     "generate_many",
     "load_pair",
     "quantize",
+    "report",
 ]
 
 
