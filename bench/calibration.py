@@ -52,7 +52,7 @@ def main() -> int:
     trained.add_pair(parser)
     parser.add_argument("--folder", type=Path, default=Path("calibration"))
     parser.add_argument("--calibrations", type=int, default=2)
-    parser.add_argument("--sets", type=int, default=10, help="of clips that a profile is applied to")
+    parser.add_argument("--sets", type=int, default=10, help="of unseen clips")
     parser.add_argument("--unseen", type=int, default=30, help="clips of each set")
     parser.add_argument("--fidelity", type=float, default=0.9)
     parser.add_argument("--confidence", type=float, default=0.95)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lvspec.calibration.calibrate import calibrate
     from lvspec.config import DecodeConfig
     from lvspec.engine.api import generate, generate_many
     from lvspec.engine.decoder import Decoder
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lvspec.models.quantize import quantize
     from lvspec.phases.draft.vocabulary import frequent_tokens
     from lvspec.policy import AcceptancePolicy
+    from lvspec.profile import Profile
     from lvspec.tree_shapes import AnchorTree, DynamicTree, SkipTree
 
     __version__: str
@@ -34,7 +36,9 @@ _HOMES = {
     "GenerationInterrupted": "engine.errors",
     "NonFiniteLogits": "engine.errors",
     "Pair": "models.loading",
+    "Profile": "profile",
     "SkipTree": "tree_shapes",
+    "calibrate": "calibration.calibrate",
     "custom_generate": "engine.hf",
     "frequent_tokens": "phases.draft.vocabulary",
     "generate": "engine.api",
@@ -53,7 +57,9 @@ __all__ = [
     "GenerationInterrupted",
     "NonFiniteLogits",
     "Pair",
+    "Profile",
     "SkipTree",
+    "calibrate",
     "custom_generate",
     "frequent_tokens",
     "generate",
