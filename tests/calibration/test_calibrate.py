@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, calibrate
+from lvspec.calibration.calibrate import _metric_for
 from lvspec.calibration.candidates import OWN, Candidate
 from lvspec.calibration.replay import Walk
 from lvspec.calibration.search import Prediction, _front, _spread
@@ -159,6 +160,12 @@ def test_a_clip_that_cannot_be_read_is_named_and_the_rest_goes_on(calibrated):
 def test_what_is_refused(calibrated, others, words):
     with pytest.raises(ValueError, match=words):
         calibrated(None, **others)
+
+
+def test_what_multiple_choice_is_measured_by():
+    choices = [replace(sample, choices=("red", "blue")) for sample in SAMPLES]
+    assert _metric_for(choices) == "own_choice"
+    assert _metric_for([*choices, SAMPLES[0]]) == "anchors"
 
 
 def test_ngrams_are_refused(pair, make_prompt):
