@@ -1,0 +1,307 @@
+"""lvspec as a model of lmms-eval, for real: `make test-lmms`, whose venv has lmms-eval."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lvspec import AcceptancePolicy, DecodeConfig, generate_many
+from lvspec.shapes.clips import write_clip
+from lvspec.shapes.pair import DRAFT, TARGET, load_embedded_pair
+from lvspec.shapes.scenes import scenes
+
+pytest.importorskip("lmms_eval", reason="lmms-eval is in a venv of its own: make test-lmms")
+pytestmark = pytest.mark.slow
+
+PROMPT = "describe the video ."
+PAIR = f"pretrained={TARGET},draft={DRAFT},dtype=float32,device=cpu,num_frames=8"
+TASK = """
+task: shapes
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {folder}/clips.jsonl
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.video
+doc_to_text: prompt
+doc_to_target: words
+generation_kwargs:
+  max_new_tokens: 160
+process_results: !function utils.judge
+metric_list:
+  - metric: words_score
+    aggregation: mean
+    higher_is_better: true
+"""
+UTILS = """
+def video(doc):
+    return [doc["video"]]
+
+
+def judge(doc, results):
+    said = results[0].replace(".", " ").replace(",", " ").split()
+    return {"words_score": sum(word in said for word in doc["words"]) / len(doc["words"])}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four clips, and a task of lmms-eval that asks for what they show."""
+    folder = tmp_path_factory.mktemp("task")
+    lines = []
+    for index, scene in enumerate(scenes("evaluation", 4)):
+        write_clip(scene, folder / f"{index}.mp4", seed=index)
+        words = [word for shape in scene.shapes for word in (shape.size, shape.color, shape.kind)]
+        document = {"video": str(folder / f"{index}.mp4"), "prompt": PROMPT, "words": words}
+        lines.append(json.dumps(document) + "\n")
+    (folder / "clips.jsonl").write_text("".join(lines))
+    (folder / "shapes.yaml").write_text(TASK.format(folder=folder))
+    (folder / "utils.py").write_text(UTILS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captions(folder):
+    """What lvspec.generate_many gives for them, strictly."""
+    pair = load_embedded_pair()
+    inputs = [pair.processor(folder / f"{index}.mp4", PROMPT, num_frames=8) for index in range(4)]
+    found = generate_many(
+        *(pair.target, pair.draft, inputs),
+        policy=AcceptancePolicy.strict(),
+        config=DecodeConfig(max_new_tokens=160),
+        tokenizer=pair.processor.tokenizer,
+    )
+    return [generation.text for generation in found]
+
+
+class Run:
+    """What lmms-eval printed and wrote."""
+
+    def __init__(self, folder, arguments, *options):
+        out = folder / f"out{len(list(folder.glob('out*')))}"
+        command = [Path(sys.executable).with_name("lmms-eval"), "--model", "lvspec"]
+        command += ["--model_args", arguments, "--tasks", "shapes", "--include_path", folder]
+        command += ["--output_path", out, "--log_samples", *options]
+        done = subprocess.run(
+            list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=280
+        )
+        self.printed = done.stdout + done.stderr
+        assert done.returncode == 0, self.printed
+        self.results = self.samples = None
+        for path in out.rglob("*results.json"):
+            self.results = json.loads(path.read_text())
+        for path in out.rglob("*samples_shapes.jsonl"):
+            self.path = path
+            self.samples = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def score(self):
+        assert self.results is not None, self.printed
+        return self.results["results"]["shapes"]["words_score,none"]
+
+
+@pytest.fixture(scope="module")
+def strict(folder):
+    return Run(folder, f"{PAIR},policy=strict,gamma=8")
+
+
+def test_strict_gives_the_captions_of_generate(strict, captions):
+    assert strict.score() == 1.0
+    samples = sorted(strict.samples, key=lambda sample: sample["doc_id"])
+    assert [sample["filtered_resps"] for sample in samples] == captions
+    throughput = strict.results["throughput"]
+    tokens = sum(sample["token_counts"][0]["output_tokens"] for sample in samples)
+    assert throughput["total_gen_tokens"] == tokens > 4 * 50
+    assert 3 < throughput["avg_tau"] < 9 and throughput["avg_regret_per_token"] == 0
+    assert 0.3 < throughput["avg_acceptance_rate"] <= 1
+
+
+def test_a_loose_policy_against_strict_as_baseline(folder, strict):
+    """Batched, too: lmms-eval hands its --batch_size on."""
+    baseline = ("--batch_size", "2", "--baseline", strict.path)
+    run = Run(folder, f"{PAIR},policy=lvspec,gamma=8", *baseline)
+    assert run.score() == 1.0
+    throughput = run.results["throughput"]
+    assert throughput["avg_tau"] > strict.results["throughput"]["avg_tau"] + 1
+    assert throughput["avg_regret_per_token"] > 0
+    (row,) = [line for line in run.printed.splitlines() if line.startswith("|avg_tau")]
+    assert float(row.split("|")[2]) == pytest.approx(throughput["avg_tau"], abs=1e-3)
+    assert run.results["results"]["shapes"]["paired_baseline_score"] == 100
+
+
+def test_the_harness_says_what_is_wrong_with_an_argument(folder):
+    run = Run(folder, f"{PAIR},max_frames=8")
+    assert run.results is None
+    names = "batch_size, device, draft, dtype, fps, gamma, num_frames, policy, pretrained"
+    message = f"model_args: expected names among {names}, got max_frames"
+    assert message in " ".join(run.printed.split())
+
+
+def model(arguments=PAIR, **additional):
+    from lmms_eval.models import get_model
+
+    return get_model("lvspec").create_from_arg_string(arguments, additional)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return model(f"{PAIR},policy=strict", batch_size="2")
+
+
+def ask(model, documents, **settings):
+    """Answers to messages, each with its own settings where `settings` has lists."""
+    from lmms_eval.api.instance import Instance
+
+    model.task_dict = {"asked": {"test": documents}}
+    requests = []
+    for index in range(len(documents)):
+        own = {k: v[index] if isinstance(v, tuple) else v for k, v in settings.items()}
+        arguments = ("", lambda document: document, own, index, "asked", "test")
+        metadata = {"task": "asked", "doc_id": index, "repeats": 1}
+        requests.append(Instance("generate_until", arguments, 0, metadata))
+    return [result.text for result in model.generate_until(requests)]
+
+
+def message(*contents, text=PROMPT, role="user"):
+    parts = [content if isinstance(content, dict) else {"type": "video", "url": str(content)}
+             for content in contents]
+    return [{"role": role, "content": [*parts, {"type": "text", "text": text}]}]
+
+
+def test_every_request_has_its_own_settings_and_answers_keep_their_order(loaded, folder, captions):
+    documents = [message(folder / f"{index}.mp4") for index in range(4)]
+    ends = (["."], ["\n\n"], ["."], [])
+    found = ask(loaded, documents, until=ends, max_new_tokens=160)
+    firsts = [caption.partition(".")[0] for caption in captions]
+    assert found == [firsts[0], captions[1], firsts[2], captions[3]]
+    (short,) = ask(loaded, documents[:1], max_new_tokens=5)
+    assert captions[0].startswith(short) and len(short.split()) <= 5
+
+
+def test_a_seed_of_the_harness_repeats_samples(folder):
+    """Of one document asked twice they differ, as with lmms-eval's --repeats."""
+    documents = [message(folder / "0.mp4")] * 2
+    found = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        fresh = model(f"{PAIR},policy=strict")
+        found.append(ask(fresh, documents, max_new_tokens=40, temperature=1.5, top_p=1.0))
+    assert found[0] == found[1] and found[0][0] != found[0][1]
+
+
+@pytest.mark.parametrize("draft", ["none", "ngram"])
+def test_without_a_draft_model(folder, captions, draft):
+    from lmms_eval.models.model_utils import gen_metrics
+
+    arguments = f"pretrained={TARGET},draft={draft},dtype=float32,device=cpu,num_frames=8"
+    found = ask(model(arguments), [message(folder / "0.mp4")], max_new_tokens=160)
+    assert found == captions[:1]
+    logged = gen_metrics.get_logged_metrics_history()[-1]
+    assert ("acceptance_rate" in logged) == (draft == "ngram")
+    assert logged["tau"] == 1 if draft == "none" else logged["tau"] >= 1
+
+
+def test_fps_and_a_draft_of_other_frames(folder, captions, tmp_path):
+    """A draft whose frames are prepared in another way gets its own inputs."""
+    import shutil
+
+    shutil.copytree(DRAFT, tmp_path / "draft")
+    path = tmp_path / "draft" / "video_preprocessor_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "image_mean": [0.5, 0.5, 0.5]}))
+    arguments = f"pretrained={TARGET},draft={tmp_path / 'draft'},dtype=float32,fps=2,policy=strict"
+    found = ask(model(arguments, device="cpu"), [message(folder / "0.mp4")], max_new_tokens=160)
+    assert found == captions[:1]
+
+
+IMAGE = {"type": "image", "url": "a.png"}
+PART = {"type": "video", "url": "a.mp4", "start_time": 1.0, "end_time": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("document", "settings", "said"),
+    [
+        (message("a.mp4", "b.mp4"), {}, "expected one video, got 2 (a.mp4, b.mp4)"),
+        (message(), {}, "expected one video, got 0"),
+        (message(IMAGE), {}, "expected text and one video, got an image"),
+        (message(PART), {}, "expected a whole video, got a.mp4 from 1.0 to 2.0 s"),
+        (
+            message({"type": "video", "url": {"path": "a.mp4", "video_start": 1}}),
+            {},
+            "expected the path of a video file, got dict",
+        ),
+        (message("a.mp4"), {"num_beams": 2}, "num_beams: expected 1, got 2"),
+        (message("a.mp4"), {"max_new_tokens": 0}, "max_new_tokens: expected an integer >= 1"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_before_any_caption(
+    loaded, folder, document, settings, said
+):
+    first = message(folder / "0.mp4")
+    settings = {name: (None, value) for name, value in settings.items()}
+    before = loaded._decoder
+    with pytest.raises((TypeError, ValueError)) as caught:
+        ask(loaded, [first, document], **settings)
+    assert str(caught.value).startswith(f"asked, document 1: {said}")
+    assert loaded._decoder is before
+
+
+def test_a_video_that_cannot_be_read_is_named(loaded, folder):
+    (folder / "broken.mp4").write_bytes(b"no video")
+    for name in ("broken.mp4", "missing.mp4"):
+        with pytest.raises(ValueError, match=f"^asked, document 0: .*{name}"):
+            ask(loaded, [message(folder / name)])
+
+
+def test_what_is_no_generation_is_refused(loaded):
+    from lmms_eval.api.instance import Instance
+
+    metadata = {"task": "choices", "doc_id": 0, "repeats": 1}
+    for kind in ("loglikelihood", "generate_until_multi_round"):
+        requests = [Instance(kind, (), 0, metadata)]
+        said = f"expected tasks of output type generate_until, got {kind} in choices"
+        with pytest.raises(NotImplementedError, match=said):
+            getattr(loaded, kind)(requests)
+
+
+def test_settings_of_no_meaning_are_named_once(loaded, folder, capsys):
+    from loguru import logger
+
+    said = []
+    sink = logger.add(said.append, format="{message}")
+    for _ in range(2):
+        ask(loaded, [message(folder / "0.mp4")], max_new_tokens=2, image_aspect_ratio="original")
+    logger.remove(sink)
+    left_out = [line for line in said if "left out" in line]
+    assert left_out == ["lvspec: left out of generation_kwargs: image_aspect_ratio\n"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("", "pretrained: expected a checkpoint, got None"),
+        (f"pretrained={TARGET}", "draft: expected a checkpoint, self, ngram, none, got None"),
+        ("pretrained=no/model,draft=none", "pretrained: expected the folder of a checkpoint"),
+        (f"pretrained={TARGET},draft=no/model", "draft: expected the folder of a checkpoint"),
+        (f"{PAIR},policy=loose", "policy: expected one of strict, lvspec"),
+        (f"{PAIR},gamma=64", "gamma: expected an integer from 1 to 63, got 64"),
+        (f"{PAIR},fps=2", "num_frames, fps: expected one of them"),
+        (PAIR.replace("float32", "int8"), "dtype: expected one of auto, float32"),
+        (PAIR.replace("=cpu", "=tpu"), "device: expected cpu"),
+    ],
+)
+def test_arguments_that_are_wrong(arguments, said):
+    with pytest.raises((OSError, ValueError)) as caught:
+        model(arguments)
+    assert str(caught.value).startswith(said)
+
+
+def test_clean_lets_go_of_the_models(folder):
+    cleaned = model(f"pretrained={TARGET},draft=none,dtype=float32,device=cpu,num_frames=8")
+    ask(cleaned, [message(folder / "0.mp4")], max_new_tokens=2)
+    cleaned.clean()
+    assert not any(isinstance(value, torch.nn.Module) for value in vars(cleaned).values())
+    assert cleaned._decoder is None
