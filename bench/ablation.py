@@ -1,6 +1,7 @@
 """What each part of the policy is worth, on held-out clips of a trained pair.
 
-    python bench/ablation.py [--pair embedded] [--clips 200] [--gamma 12] [--json FILE]
+    python bench/ablation.py [--pair embedded] [--clips 200] [--gamma 12] [--gates shipped]
+                             [--lines FILE] [--json FILE]
 
 The gates: none; none, but a limit on the regret of a token; chance, which passes any mismatch at a
 share of the rows; then `lvspec()` with a threshold set by hand on other clips, with one found in
@@ -8,6 +9,13 @@ each sequence (the default), without its `anchor_regret`, and found in the atten
 the later half of the layers alone; an oracle that knows the anchor words. `as target` is the share
 of what the target states that a method states alike; an anchor is unsure if the target's second
 choice is within one nat of its first. `strict` counts iterations in which no threshold was found.
+
+With `--gates others` candidates that do not ship stand beside the most important of these
+(`pairs/gates.py`), each in the rule of `lvspec()`, in the same loop: the peak against a running
+mean or quantile of the sequence's own, layers by depth, heads that were chosen on other clips by
+their labels and without, the attention sink taken out, and the draft's peak, doubt and entropy.
+
+With `--lines` every caption is written down as it is made, and the same command goes on there.
 """
 
 from __future__ import annotations
@@ -15,18 +23,44 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from measuring import script
-from pairs import trained
+from pairs import gates, trained
+from pairs.kept import KeptOutputs
 
 from lvspec.config import DecodeConfig
 from lvspec.phases.relevance import attention_peak
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.calibration import area_under_curve, collect_scores, lead
-from lvspec.shapes.evaluation import MAX_NEW_TOKENS, agreement, lvspec_method, run_methods
+from lvspec.shapes.evaluation import (
+    MAX_NEW_TOKENS,
+    Clip,
+    Method,
+    agreement,
+    decoder_method,
+    lvspec_method,
+    run_methods,
+)
 
 REGRETS = (0.25, 0.5, 1.0, 2.0)  # nats
 SHARES = (0.5, 0.75)  # of the rows, at which chance passes
+NOT_BESIDE_OTHERS = ("regret 0.5", "regret 2.0", "chance 0.5", "found, exact", "oracle, exact")
+
+
+def others(
+    setup: trained.Trained, calibration: list[Clip], config: DecodeConfig
+) -> tuple[dict[str, Method], dict[str, float]]:
+    """The candidates, and the area under the curve of each on the calibration clips."""
+    pair, anchors = setup.pair, setup.task.token_anchors
+    methods, curves = {}, {}
+    candidates = gates.candidates(*gates.read_heads(pair, calibration, config, anchors))
+    for name, (score, threshold) in candidates.items():
+        policy = AcceptancePolicy.lvspec(anchor_threshold=threshold)
+        methods[name] = decoder_method(gates.GateDecoder(pair, policy, config, score))
+        found = gates.collect(pair, calibration, config, score, anchors)
+        curves[name] = area_under_curve(*found)
+    return methods, curves
 
 
 def main() -> int:
@@ -34,6 +68,8 @@ def main() -> int:
     trained.add_pair(parser)
     parser.add_argument("--calibration-clips", type=int, default=48)
     parser.add_argument("--gamma", type=int, default=12)
+    parser.add_argument("--gates", choices=("shipped", "others"), default="shipped")
+    parser.add_argument("--lines", type=Path, metavar="FILE", help="one line of JSON a caption")
     arguments, setup = trained.begin(parser)
     config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
     pair, task = setup.pair, setup.task
@@ -68,6 +104,12 @@ def main() -> int:
         "oracle": method(lvspec(anchor_threshold=0.5), scorer=oracle),
         "oracle, exact": method(lvspec(anchor_threshold=0.5, anchor_regret=None), scorer=oracle),
     }
+    if arguments.gates == "others":
+        added, areas = others(setup, calibration, config)
+        methods = {name: m for name, m in methods.items() if name not in NOT_BESIDE_OTHERS} | added
+        curves |= areas
+    kept = KeptOutputs(arguments.lines, {"pair": setup.name, "gamma": config.gamma})
+    methods = {name: kept.method(name, method) for name, method in methods.items()}
     clips = setup.clips("evaluation", arguments.clips)
     leads, flags = collect_scores(pair, clips, config, lead, anchors)
     unsure = float((leads[flags] < 1).float().mean())
@@ -77,7 +119,7 @@ def main() -> int:
         {
             **result.summary(clips, baseline),
             "agreement": agreement(result, baseline, task.read),
-            "strict_iterations": sum(out.generation.stats.num_strict for out in result.outputs),
+            "strict_iterations": sum(out.strict for out in result.outputs),
             "iterations": sum(out.passes for out in result.outputs),
         }
         for result in results.values()

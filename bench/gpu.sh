@@ -91,10 +91,11 @@ for part in "${parts[@]}"; do
     case $part in
         correctness)
             if [[ $DEVICE == cuda ]]; then
-                step "tests of a gpu" "$(limit 90)" "$PYTHON" "$pytest" -q -m gpu tests
                 # Nearly all of their time is compilation.
                 parallel=()
                 ! "$PYTHON" -c 'import xdist' 2>/dev/null || parallel=(-n 8)
+                step "tests of a gpu" "$(limit 90)" "$PYTHON" "$pytest" -q "${parallel[@]}" \
+                    -m gpu tests
                 step "tests of the operations" "$(limit 90)" env LVSPEC_BACKEND=triton \
                     LVSPEC_TEST_DEVICE=cuda "PYTHONPATH=bench${PYTHONPATH:+:$PYTHONPATH}" \
                     "$PYTHON" "$pytest" -q \
@@ -105,9 +106,12 @@ for part in "${parts[@]}"; do
             ;;
         micro)
             # What matters most comes first, in case time is over.
-            micro=(bench/ops/bench_verify_attention.py)
+            micro=()
+            for name in verify_attention logit_stats accept commit_kv gate; do
+                micro+=("bench/ops/bench_$name.py")
+            done
             for file in bench/ops/bench_*.py; do
-                [[ $file == "${micro[0]}" ]] || micro+=("$file")
+                [[ " ${micro[*]} " == *" $file "* ]] || micro+=("$file")
             done
             step micro "$(limit 150)" "$PYTHON" "$pytest" -q --tb=short "${micro[@]}" \
                 --bench-device "$DEVICE" --benchmark-json "$(json micro)"

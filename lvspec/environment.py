@@ -84,7 +84,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         NotWritten: It cannot be written.
         TypeError: A value has no form in JSON.
     """
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # Bytes of a file name that are not UTF-8 are lone surrogates in Python. JSON spells these as
     # Python's escapes do, and whoever reads the file has the same name again.
     content = text.encode("utf-8", "backslashreplace")
@@ -121,11 +121,12 @@ def _is_special(file: Path) -> bool:
     return file.exists() and not file.is_file()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As JSON has it: lists, strings for keys and paths, and None for what is not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -29,6 +29,7 @@ FLOORS = [
     {"models"},
     {"phases"},
     {"engine"},
+    {"evaluation"},
     {"__init__", "shapes"},
     {"cli"},
     {"__main__"},

@@ -12,8 +12,10 @@ and all slots, packed as rows of one tile. The draft slots are piece 0, the only
 ancestors. Under a plan a piece is wholly video or wholly text, so mass and peak follow from the
 maximum and sum that every piece has anyway; without one the video bytes are read in the loop.
 
-Rows give the same bits for any B and S: pieces, BLOCK_N and the order of merging do not depend on
-them, hidden slots add exact zeros, and BLOCK_M only says which rows share a tile.
+Rows give the same bits for any B, and for any S of the same BLOCK_M: pieces, BLOCK_N and the order
+of merging do not depend on them, and hidden slots add exact zeros. For another BLOCK_M, which is
+another matrix instruction or layout, a device may add a row's products in another order, so that
+its floats differ by their rounding. (The interpreter's do not.)
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import triton
 from lvspec.kernels import launch
 
 # (device class, padded head dim, bytes of an element of the cache): BLOCK_N, and for every BLOCK_M
-# that is used (num_warps, num_stages). One BLOCK_N for all BLOCK_M, for bits must not depend on S.
+# that is used (num_warps, num_stages). One BLOCK_N for all BLOCK_M: pieces fold alike for all S.
 LAUNCH: dict[tuple[str, int, int], tuple[int, dict[int, tuple[int, int]]]] = {
     ("sm80", 64, 1): (32, {16: (4, 2), 32: (4, 2), 64: (4, 2)}),
     ("sm80", 64, 2): (64, {16: (4, 3), 32: (4, 3), 64: (4, 3), 128: (8, 3)}),

@@ -320,7 +320,7 @@ class Engine:
     def _launch(self) -> None:
         """One iteration, by a graph if there is one, and its report on the way to the host."""
         self.drafter.only_root = self._finds_late and not self._found
-        kind = self.cache.plan is None, self.drafter.only_root
+        kind = self.cache.plan is None, self.drafter.has_plan, self.drafter.only_root
         if self.runner.is_due((self._allocations, self._roles.revisions), kind):
             with self._phase("capture"):
                 self._is_timed = False

@@ -46,7 +46,7 @@ class Capturer(Protocol):
 
 
 class CudaCapturer:
-    """Captures the work of a CUDA device, the current one, in CUDA graphs."""
+    """Captures the work of a CUDA device in CUDA graphs."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -55,7 +55,9 @@ class CudaCapturer:
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process may use the device in the meantime.
         mode = {"capture_error_mode": "thread_local"}
-        with torch.cuda.graph(graph, **mode):
+        # torch keeps one stream for all captures of a process, that of the first one's device.
+        stream = torch.cuda.Stream(self._device)
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=stream, **mode):
             result = run()
         return graph.replay, result
 

@@ -2,30 +2,33 @@
 
 The choice is made when a run begins, so that no token depends on a later one, and is kept for all
 runs of these models, policy and batch. It is made from a guess of the acceptance at first, and once
-again as soon as enough tokens were put to the test. Where the target samples, a token depends on
-where chains end: so that a seed repeats a caption, nothing is measured or learnt then, and the
-bytes of the weights decide.
+again as soon as enough tokens were put to the test: then it is known how long the texts are, too.
+Where the target samples, a token depends on where chains end: so that a seed repeats a caption,
+nothing is measured or learnt then, and the bytes of the weights decide.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from lvspec.config import DecodeConfig
 from lvspec.engine.pace import Pace, measure_pace
 from lvspec.engine.stats import DecodeStats
 from lvspec.models.model import Model
-from lvspec.phases.draft.cost import MOST, best_gamma, speedup
+from lvspec.phases.draft.chain import PIECE
+from lvspec.phases.draft.cost import MOST, best_gamma, speedup, text_costs
 from lvspec.phases.draft.factory import cost_ratio_of_bytes, draft_source
 from lvspec.phases.draft.model_cache import DraftSource
 from lvspec.policy import AcceptancePolicy
 
-LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 63)
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 63)
 """Between these the noise of a measurement decides nothing; each is recorded or captured anew."""
 
 EXACT, LOOSE = 0.8, 0.95
@@ -33,6 +36,15 @@ EXACT, LOOSE = 0.8, 0.95
 
 ENOUGH = 256
 """Drafted tokens put to the test from which on their acceptance is known."""
+
+TEXTS = 64
+"""Of so many texts the lengths are kept."""
+
+LONGEST = 512
+"""Of a longer text the end hardly matters."""
+
+NEARLY = (0.9, 1.0, 1.1)
+"""Shares of a length that the next texts may have."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,8 @@ class GammaChoice:
         row_ratio: What a further row of the target adds, in the same; 0 where it is not known.
         acceptance: Chance that a drafted token is accepted.
         acceptance_by: "config", "policy" (a guess) or "generations", those before this one.
+        text_length: Tokens of a text, where those before this one said so: the mean; else None, and
+            the choice is for texts without an end.
     """
 
     gamma: int
@@ -55,6 +69,7 @@ class GammaChoice:
     row_ratio: float
     acceptance: float
     acceptance_by: Literal["config", "policy", "generations"]
+    text_length: float | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -68,10 +83,18 @@ class GammaChoice:
 
 @dataclass
 class _Known:
-    """What is known of two models; `seen` are tokens accepted and tokens tested."""
+    """What is known of two models.
+
+    Attributes:
+        paces: Of passes.
+        seen: Tokens accepted and tokens tested.
+        lengths: Tokens of the last texts.
+        chosen: Lengths of chains.
+    """
 
     paces: dict[Hashable, Pace | None] = field(default_factory=dict)
     seen: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
+    lengths: dict[Hashable, deque[int]] = field(default_factory=dict)
     chosen: dict[Hashable, GammaChoice] = field(default_factory=dict)
 
 
@@ -131,6 +154,9 @@ class ChainLength:
         accepted, tested = self._known.seen.get(self._key, (0, 0))
         seen = accepted + stats.num_passed, tested + stats.num_tested
         self._known.seen[self._key] = seen
+        if stats.num_emitted:
+            lengths = self._known.lengths.setdefault(self._key, deque(maxlen=TEXTS))
+            lengths.append(stats.num_emitted)
 
     def _best(self, most: int) -> GammaChoice:
         acceptance, said_by = self._acceptance()
@@ -145,12 +171,20 @@ class ChainLength:
             gamma = best_gamma(acceptance, ratio, most)
             return GammaChoice(gamma, "bytes", ratio, 0.0, acceptance, said_by)
         ratios = pace.cost_ratio, pace.row_ratio
+        texts = self._known.lengths.get(self._key) if said_by == "generations" else None
+        lengths = torch.tensor([min(length, LONGEST) for length in texts or ()])
+        nearly = torch.cat([(lengths * share).ceil().long() for share in NEARLY])
 
         def worth(gamma: int) -> float:
-            return speedup(acceptance, gamma, ratios[0], row_ratio=ratios[1])
+            if not len(nearly):
+                return speedup(acceptance, gamma, ratios[0], row_ratio=ratios[1])
+            piece = PIECE if self._target.device.type == "cpu" else 0
+            costs = text_costs(acceptance, gamma, int(nearly.max()), *ratios, piece)
+            return -float(costs[nearly].sum())
 
         gamma = max((length for length in LENGTHS if length <= most), key=worth)
-        return GammaChoice(gamma, "measured", *ratios, acceptance, said_by)
+        mean = float(lengths.double().mean()) if texts else None
+        return GammaChoice(gamma, "measured", *ratios, acceptance, said_by, mean)
 
     def _pace(self, source: DraftSource) -> Pace | None:
         known = self._known.paces

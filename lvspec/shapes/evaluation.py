@@ -96,7 +96,13 @@ def lvspec_method(
 ) -> Method:
     """`lvspec.Decoder` under a policy; None is autoregression. `draft` in place of the pair's."""
     drafter = None if policy is None else (draft or pair.draft)
-    decoder = Decoder(pair.target, drafter, policy, config, tokenizer=pair.processor.tokenizer)
+    return decoder_method(
+        Decoder(pair.target, drafter, policy, config, tokenizer=pair.processor.tokenizer)
+    )
+
+
+def decoder_method(decoder: Decoder) -> Method:
+    """What this decoder says of a clip."""
 
     def run(clip: Clip) -> Output:
         start = time.perf_counter()

@@ -63,7 +63,7 @@ def test_fidelity_to_a_target_that_has_nothing_right(bench):
 
 
 OPTIONS = {
-    "ablation": ("--calibration-clips", 1),
+    "ablation": ("--calibration-clips", 1, "--gates", "others"),
     "batch": ("--batches", 1),
     "calibrate_embedded": (),
     "drafters": ("--only", "n-grams, strict"),

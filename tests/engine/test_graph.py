@@ -4,6 +4,7 @@ A CPU has no CUDA graphs. Here a tape stands for one: operations are kept with t
 done again on them. What it replays a graph would replay, what it cannot capture a graph could not.
 """
 
+import contextlib
 import copy
 import logging
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ways import WAYS
 
 import lvspec.engine.engine
-from lvspec import AcceptancePolicy, DecodeConfig, Decoder
-from lvspec.engine.graph import WARM_UP, IterationRunner, _obstacle, make_runner
+from lvspec import AcceptancePolicy, DecodeConfig, Decoder, ops
+from lvspec.engine.graph import WARM_UP, CudaCapturer, IterationRunner, _obstacle, make_runner
 from lvspec.models.model import Model
 
 # What makes a GPU wait for a value cannot be captured.
@@ -210,6 +211,41 @@ def test_a_graph_serves_other_policies(decoder, prompts):
         found, expected = (each.generate(prompts[1], policy=policy) for each in (made, plain))
         assert _facts([found])[0][1:] == _facts([expected])[0][1:]
         assert tape.captures == 1 + (made.engine.iteration.needs.top_k == 9)
+
+
+def test_a_prompt_of_the_draft_that_cannot_be_planned(decoder, prompts, monkeypatch):
+    """Kernels by a plan are not those without; a graph is kept for the next prompt of its kind."""
+    tape = TapeCapturer()
+    made = decoder(batch_size=1, tape=tape, eos_ids=())
+    drafter, plan = made.engine.drafter, ops.plan_splits(torch.ones(1, 4), torch.tensor([4]))
+    assert not drafter.has_plan
+    made.generate(prompts[0])
+    monkeypatch.setattr(drafter.cache, "plan", plan)
+    assert drafter.has_plan
+    monkeypatch.undo()
+    for has_plan, captures in ((True, 2), (False, 2), (True, 2)):
+        monkeypatch.setattr(type(drafter), "has_plan", has_plan)
+        made.generate(prompts[1])
+        assert tape.captures == captures
+
+
+def test_a_capture_has_a_stream_of_its_device(monkeypatch):
+    """torch would take that of the first capture's device for all."""
+    used = []
+
+    class Context(contextlib.nullcontext):
+        def __init__(self, graph, **options):
+            used.append(options)
+            super().__init__()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=None))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph", Context)
+    for index in (0, 1):
+        capturer = CudaCapturer(torch.device("cuda", index))
+        assert capturer.capture(lambda: "result")[1] == "result"
+        assert used[-1]["stream"] == f"a stream of cuda:{index}"
 
 
 def test_a_loose_pass_leaves_out_no_find(decoder):

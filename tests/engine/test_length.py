@@ -1,8 +1,10 @@
 """How long chains are where nobody says it: measured, chosen once, and said."""
 
 import copy
+import functools
 import gc
 import json
+import math
 from weakref import WeakKeyDictionary
 
 import pytest
@@ -15,6 +17,7 @@ from lvspec.engine.length import ENOUGH, LENGTHS, ChainLength
 from lvspec.engine.pace import ROWS, Pace, measure_pace
 from lvspec.engine.stats import DecodeStats
 from lvspec.models.model import Model
+from lvspec.phases.draft.chain import PIECE
 from lvspec.phases.draft.cost import best_gamma
 from lvspec.phases.draft.factory import cost_ratio_of_bytes, draft_source
 
@@ -59,6 +62,24 @@ def best(chance, step, row, most=63):
 
     def worth(gamma):
         return sum(chance**n for n in range(gamma + 1)) / (1 + (step + row) * gamma)
+
+    return max((gamma for gamma in LENGTHS if gamma <= most), key=worth)
+
+
+def best_of_texts(chance, step, row, texts, most=63):
+    """By the definition, in plain Python: texts end, and a CPU drafts to their end in pieces."""
+
+    def worth(gamma):
+        @functools.cache
+        def cost(left):
+            if left <= 0:
+                return 0
+            steps = min(gamma, math.ceil(left / PIECE) * PIECE)
+            stands = [chance**n * (1 - chance) for n in range(gamma)] + [chance**gamma]
+            rest = sum(p * cost(left - 1 - n) for n, p in enumerate(stands))
+            return 1 + row * gamma + step * steps + rest
+
+        return -sum(cost(math.ceil(text * share)) for text in texts for share in length.NEARLY)
 
     return max((gamma for gamma in LENGTHS if gamma <= most), key=worth)
 
@@ -177,6 +198,7 @@ def test_a_cost_that_is_given_is_not_measured(random_pair, measured):
         "row_ratio": 0.0,
         "acceptance": 0.85,
         "acceptance_by": "config",
+        "text_length": None,
     }
     assert not measured
 
@@ -191,7 +213,8 @@ def test_chosen_once_and_once_again(random_pair, measured):
     second = chain_length(random_pair).choose()  # of whoever asks
     chance = (400 + 0.5) / (ENOUGH + 301)
     assert (second.acceptance, second.acceptance_by) == (chance, "generations")
-    assert second.gamma == best(chance, 0.1, 0.05)
+    assert second.gamma == best_of_texts(chance, 0.1, 0.05, [256, 302])
+    assert second.text_length == (256 + 302) / 2
     chosen.learn(after(0, 5000))
     assert chosen.choose() is second
     assert chain_length(random_pair, acceptance=0.5).choose().acceptance == 0.5
@@ -200,6 +223,18 @@ def test_chosen_once_and_once_again(random_pair, measured):
     assert measured == [(1, False), (1, True)], "once for each kind of pass"
     chain_length(random_pair, batch_size=3).choose()
     assert measured[2:] == [(3, False)]
+
+
+def test_texts_that_end(random_pair, measured):
+    """Where all is accepted: texts of 41 tokens take two passes of 20 and 20, or one of 40."""
+    chosen, text = chain_length(random_pair, LOOSE), DecodeStats(torch.device("cpu"), 63)
+    text.add(40, 41, 0.0)
+    for _ in range(8):
+        chosen.learn(text)
+    found = chosen.choose()
+    assert (found.acceptance_by, found.text_length) == ("generations", 41)
+    assert found.gamma == best_of_texts(320.5 / 321, 0.1, 0.05, [41] * 8)
+    assert found.gamma < best(320.5 / 321, 0.1, 0.05) == 63, "the rows behind the end are not free"
 
 
 def test_what_is_decoded_strictly_says_nothing_of_a_loose_policy(random_pair, measured):
@@ -264,7 +299,9 @@ def test_a_decoder_chooses_when_a_call_begins(random_pair, make_prompt, measured
     decoder = Decoder(target, copy.deepcopy(target), STRICT, config)  # all is accepted
     calls = [[g.stats for g in decoder.generate_many(prompts)] for _ in range(3)]
     gammas = [{stats.gamma for stats in call} for call in calls]
-    first, second = best(length.EXACT, 0.1, 0.05, 39), 32
+    learnt = calls[1][0].gamma_choice["acceptance"]
+    first = best(length.EXACT, 0.1, 0.05, 39)
+    second = best_of_texts(learnt, 0.1, 0.05, [39] * 3, most=39)
     assert gammas == [{first}, {second}, {second}] and first < second
     ways = [{stats.gamma_choice["acceptance_by"] for stats in call} for call in calls]
     assert ways == [{"policy"}, {"generations"}, {"generations"}]

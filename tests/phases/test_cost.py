@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lvspec.phases.draft.cost import best_gamma, expected_tokens, speedup
+from lvspec.phases.draft.cost import best_gamma, expected_tokens, speedup, text_costs
 
 
 def test_expected_tokens():
@@ -31,6 +31,23 @@ def test_speedup():
     assert speedup(0.9, 0, 0.3) == 1.0
     assert speedup(0.5, 2, 0.25, row_ratio=0.125) == 1.0
     assert speedup(0.9, 0, 0.3, row_ratio=0.5) == 1.0
+
+
+def test_texts_that_end():
+    """By hand: 1 + 2 * 0.25 a pass whole, and a last token that is drafted for one step."""
+    assert text_costs(1.0, 4, 10, 0.0, 0.0)[[0, 1, 5, 6, 10]].tolist() == [0, 1, 1, 2, 2]
+    assert text_costs(1.0, 9, 10, 0.0, 0.0)[10] == 1
+    costs = [0, 1.5, 1.5 + 1.5 / 2, 1.5 + 2.25 / 2 + 1.5 / 4]
+    assert text_costs(0.5, 2, 3, 0.25, 0.0).tolist() == costs
+    assert text_costs(0.0, 2, 2, 0.25, 0.125).tolist() == [0, 1.75, 3.5]
+    assert text_costs(0.0, 2, 2, 0.25, 0.125, piece=1).tolist() == [0, 1.5, 3.25]
+    assert text_costs(0.0, 2, 2, 0.25, 0.125, piece=4).tolist() == [0, 1.75, 3.5]
+
+
+def test_a_long_text_costs_what_tau_says():
+    costs = text_costs(0.9, 12, 2000, 0.1, 0.05)
+    each = float(costs[2000] - costs[1000]) / 1000
+    assert each == pytest.approx(1 / speedup(0.9, 12, 0.1, row_ratio=0.05), rel=1e-6)
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.8, 0.95, 1.0])

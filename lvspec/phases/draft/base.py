@@ -35,6 +35,11 @@ class Drafter(ABC):
     def depth(self) -> int:
         return self.gamma
 
+    @property
+    def has_plan(self) -> bool:
+        """Whether kernels cut a cache of its own by a plan: without one they are others."""
+        return False
+
     def active(self) -> AbstractContextManager[None]:
         """A context within which `propose` is called and models are ready for it."""
         return nullcontext()

@@ -86,6 +86,10 @@ class CachedDrafter(Drafter):
         source = self._source
         self.head = draft_head(source.model.hf.lm_head, source.shared_vocab, source.draft_vocab)
 
+    @property
+    def has_plan(self) -> bool:
+        return self.cache is not None and self.cache.plan is not None
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """The model is set for drafting within this context."""
