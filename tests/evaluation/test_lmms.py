@@ -115,8 +115,8 @@ def test_a_loose_policy_with_the_strict_one_as_baseline(commands, folder):
 def test_several_processes_share_the_documents(folder, captions):
     """By the module that is torchrun."""
     command = f"""python -m torch.distributed.run --standalone --nproc_per_node 2 \\
-      --no-python lmms-eval --model lvspec --model_args {PAIR},policy=strict --tasks shapes --include_path my-task \\
-      --output_path out-two --log_samples --limit 3 --batch_size 2"""
+      --no-python lmms-eval --model lvspec --model_args {PAIR},policy=strict \\
+      --tasks shapes --include_path my-task --output_path out-two --log_samples --limit 3 --batch_size 2"""
     run(command, folder)
     results, samples = written(folder / "out-two")
     assert score(results) == 100
