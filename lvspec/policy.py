@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from lvspec.checks import finite, integer, real, token_ids
+from lvspec.profile import Profile
 from lvspec.rule import GATE_ROWS, MAX_MISMATCHES, Rule, as_float32, log_or_off, or_off
 
 AUTO = "auto"
@@ -318,6 +320,25 @@ class AcceptancePolicy:
         if name not in PRESETS:
             raise ValueError(f"name: expected one of {', '.join(PRESETS)}, got {name!r}")
         return getattr(cls, name)(**overrides)
+
+    @classmethod
+    def from_profile(
+        cls,
+        source: str | os.PathLike | Mapping[str, Any] | Profile,
+        target: Any = None,
+        draft: Any = None,
+    ) -> AcceptancePolicy:
+        """The policy that `lvspec calibrate` found: of a file, or of what is in it.
+
+        Raises:
+            OSError: There is no such file.
+            ValueError: It is no profile, of an unknown version, or, where models are given, of
+                others.
+        """
+        found = Profile.read(source)
+        if target is not None or draft is not None:
+            found.check(target, draft)
+        return cls.from_dict(found.policy)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as values that JSON can hold: infinities as "inf" and "-inf", ids as lists."""

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # the names of a policy's numbers. What is not named here has no place in lvspec/.
 FLOORS = [
     {"checkpoint", "checks", "environment", "rule", "tree", "warmup"},
+    {"profile"},
     {"policy", "tree_shapes", "video"},
     {"config", "reference"},
     {"ops"},
@@ -30,6 +31,7 @@ FLOORS = [
     {"phases"},
     {"engine"},
     {"evaluation"},
+    {"calibration"},
     {"__init__", "shapes"},
     {"cli"},
     {"__main__"},

@@ -20,6 +20,7 @@ from lvspec.environment import NotWritten
 
 COMMANDS = {
     "generate": ("lvspec.cli.generate", "caption videos with a target and a draft"),
+    "calibrate": ("lvspec.cli.calibrate", "find settings that keep a stated fidelity"),
     "info": ("lvspec.cli.info", "versions, backends and devices, and why one is missing"),
     "demo": ("lvspec.cli.demo", "caption held-out clips with the embedded pair"),
 }

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from lvspec.cli.checkpoints import Models, find_device, load_models, token_ids_of
-from lvspec.cli.options import CALL_OPTIONS, by_option
+from lvspec.cli.options import CALL_OPTIONS, by_option, errors_by_option
 from lvspec.cli.say import say
 from lvspec.cli.terminal import (
     PrintStreamer,
@@ -35,6 +35,7 @@ from lvspec.engine.errors import GenerationInterrupted, NonFiniteLogits
 from lvspec.engine.result import Generation
 from lvspec.environment import NotWritten, environment, write_json
 from lvspec.policy import AcceptancePolicy
+from lvspec.profile import Profile
 
 
 def caption_videos(
@@ -72,6 +73,9 @@ def caption_videos(
                 device=device,
                 draft_weights=arguments.draft_weights,
             )
+        if arguments.profile is not None:
+            with errors_by_option({"profile": "--profile"}):
+                Profile.read(arguments.profile).check(models.target, models.draft)
         if arguments.strict_words:
             ids = (*policy.strict_ids, *token_ids_of(arguments.strict_words, models.processor))
             policy = dataclasses.replace(policy, strict_ids=ids)
@@ -98,6 +102,7 @@ def _describe(
         "dtype": arguments.dtype,
         "draft_weights": arguments.draft_weights,
         "frames": {"num_frames": arguments.num_frames, "fps": arguments.fps},
+        "profile": arguments.profile,
         "policy": None if arguments.no_draft else policy.to_dict(),
         "config": dataclasses.asdict(config),
     }

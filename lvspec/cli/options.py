@@ -88,9 +88,11 @@ def by_option(message: object, options: Mapping[str, str]) -> str:
 
 @contextmanager
 def errors_by_option(options: Mapping[str, str]) -> Iterator[None]:
-    """Within this context a ValueError names options."""
+    """Within this context a ValueError or OSError names options."""
     try:
         yield
+    except OSError as error:
+        raise type(error)(by_option(error, options)) from error
     except ValueError as error:
         raise ValueError(by_option(error, options)) from error
 
