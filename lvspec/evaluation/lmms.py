@@ -32,6 +32,7 @@ from lvspec.evaluation.lmms_settings import (
     batch_size_of,
     frames_of,
     policy_of,
+    profile_of,
     refuse_unknown,
 )
 from lvspec.models.loading import (
@@ -41,6 +42,7 @@ from lvspec.models.loading import (
     load_processor,
     prepare_alike,
 )
+from lvspec.policy import AcceptancePolicy
 from lvspec.video.processor import HFProcessor, Processor
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -68,6 +70,7 @@ class LVSpec(lmms):
         pretrained: The target: the folder of a checkpoint, or its name in the hub's cache.
         draft: The draft likewise, or self, ngram (see `lvspec.generate`) or none.
         policy: A preset of `AcceptancePolicy`; None: lvspec, for n-grams strict.
+        profile: A file that `lvspec calibrate` wrote for this pair; excludes `policy` and `gamma`.
         gamma: Draft tokens per verify pass, 1 to 63, or auto; None: auto.
         dtype: Of both models: auto (the checkpoint's own), float32, bfloat16 or float16.
         device: cpu, cuda or cuda:N; None: a GPU where there is one, one for each process.
@@ -76,7 +79,8 @@ class LVSpec(lmms):
         batch_size: Captions that are decoded together, >= 1.
 
     Raises:
-        OSError, ValueError: A checkpoint is not there, not whole or not supported, see `load_pair`.
+        OSError, ValueError: A checkpoint is not there, not whole or not supported, see `load_pair`;
+            or a profile is none, or of another pair.
         TypeError, ValueError: Another argument; names it, what was expected and what came.
     """
 
@@ -87,6 +91,7 @@ class LVSpec(lmms):
         pretrained: str | None = None,
         draft: str | None = None,
         policy: str | None = None,
+        profile: str | None = None,
         gamma: int | str | None = None,
         dtype: str = "auto",
         device: str | None = None,
@@ -105,12 +110,17 @@ class LVSpec(lmms):
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
         self._policy = policy_of(policy)
         self._config = DecodeConfig() if gamma is None else DecodeConfig(gamma=gamma)
+        calibrated = profile_of(profile, policy=policy, gamma=gamma)
         self._frames = frames_of(num_frames, fps)
         self._batch_size = batch_size_of(batch_size)
         self._device = device_called(device)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             self._join(device)
         self._load(pretrained, draft, dtype)
+        if calibrated is not None:
+            pair = self._target, self._draft
+            self._policy = AcceptancePolicy.from_profile(calibrated, *pair)
+            self._config = DecodeConfig(**calibrated.config)
         self._decoder: Decoder | None = None
         self._settings: Settings | None = None
         self._seconds_reading = 0.0

@@ -15,6 +15,7 @@ from lvspec.checks import check_count, check_number
 from lvspec.config import DecodeConfig
 from lvspec.engine.stats import DecodeStats
 from lvspec.policy import PRESETS, AcceptancePolicy
+from lvspec.profile import Profile
 
 _READ = frozenset(
     ("until", "max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p")
@@ -130,6 +131,24 @@ def policy_of(name: str | None) -> AcceptancePolicy | None:
     if name not in PRESETS:
         raise ValueError(f"policy: expected one of {', '.join(PRESETS)}, got {name!r}")
     return AcceptancePolicy.preset(name)
+
+
+def profile_of(path: str | None, **instead: Any) -> Profile | None:
+    """The profile in a file; None where there is no path.
+
+    Args:
+        instead: Arguments that say what a profile says.
+
+    Raises:
+        OSError, ValueError: It cannot be read, see `Profile.read`; or one of `instead` is given
+            too.
+    """
+    if path is None:
+        return None
+    for name, value in instead.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected none beside profile, which says it, got {value!r}")
+    return Profile.read(path)
 
 
 def frames_of(num_frames: int | None, fps: float | None) -> dict[str, Any]:

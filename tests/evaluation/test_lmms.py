@@ -6,15 +6,19 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate_many
+from lvspec.profile import Profile, identity
 from lvspec.shapes.pair import DRAFT, TARGET, load_embedded_pair
 
-pytest.importorskip("lmms_eval", reason="lmms-eval is in a venv of its own: make test-lmms")
+REASON = "lmms-eval is in a venv of its own: make test-lmms"
+pytest.importorskip("lmms_eval", reason=REASON)
+gen_metrics = pytest.importorskip("lmms_eval.models.model_utils.gen_metrics")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +120,8 @@ def test_several_processes_share_the_documents(folder, captions):
     """By the module that is torchrun."""
     command = f"""python -m torch.distributed.run --standalone --nproc_per_node 2 \\
       --no-python lmms-eval --model lvspec --model_args {PAIR},policy=strict \\
-      --tasks shapes --include_path my-task --output_path out-two --log_samples --limit 3 --batch_size 2"""
+      --tasks shapes --include_path my-task --output_path out-two --log_samples \\
+      --limit 3 --batch_size 2"""
     run(command, folder)
     results, samples = written(folder / "out-two")
     assert score(results) == 100
@@ -129,7 +134,9 @@ def test_lmms_eval_prints_what_is_wrong_with_an_argument(folder):
         "--include_path my-task --output_path out-wrong",
         folder,
     )
-    names = "batch_size, device, draft, dtype, fps, gamma, num_frames, policy, pretrained"
+    names = (
+        "batch_size, device, draft, dtype, fps, gamma, num_frames, policy, pretrained, profile"
+    )
     assert f"model_args: expected names among {names}, got max_frames" in printed
     assert not list((folder / "out-wrong").rglob("*"))
 
@@ -190,8 +197,6 @@ def test_a_seed_of_the_harness_repeats_samples(videos):
 
 @pytest.mark.parametrize("draft", ["none", "ngram"])
 def test_without_a_draft_model(videos, captions, draft):
-    from lmms_eval.models.model_utils import gen_metrics
-
     arguments = f"pretrained={TARGET},draft={draft},dtype=float32,device=cpu,num_frames=8"
     found = ask(model(arguments), [message(videos[0])], max_new_tokens=160)
     assert found == captions[:1]
@@ -283,6 +288,8 @@ def test_settings_of_no_meaning_are_named_once(loaded, videos, capsys):
         (f"pretrained={TARGET},draft=no/model", "draft: expected the folder of a checkpoint"),
         (f"{PAIR},policy=loose", "policy: expected one of strict, lvspec"),
         (f"{PAIR},gamma=64", "gamma: expected an integer from 1 to 63, got 64"),
+        (f"{PAIR},profile=p.json,gamma=3", "gamma: expected none beside profile, which says it"),
+        (f"{PAIR},profile=no/file", "profile: expected a file that lvspec calibrate wrote"),
         (f"{PAIR},fps=2", "num_frames, fps: expected one of them"),
         (PAIR.replace("float32", "int8"), "dtype: expected one of auto, float32"),
         (PAIR.replace("=cpu", "=tpu"), "device: expected cpu"),
@@ -292,6 +299,40 @@ def test_arguments_that_are_wrong(arguments, said):
     with pytest.raises((OSError, ValueError)) as caught:
         model(arguments)
     assert str(caught.value).startswith(said)
+
+
+def profile_of(pair, path, gamma=3):
+    """A profile such as `lvspec calibrate` writes for the pair."""
+    policy = AcceptancePolicy.lvspec(max_regret=0.25)
+    target, draft = identity(pair.target), identity(pair.draft)
+    Profile(target, draft, policy.to_dict(), {"gamma": gamma}).write(path)
+    return policy
+
+
+def test_a_profile_says_policy_and_gamma(videos, tmp_path):
+    pair = load_embedded_pair()
+    policy = profile_of(pair, tmp_path / "profile.json")
+    (found,) = ask(
+        model(f"{PAIR},profile={tmp_path / 'profile.json'}"),
+        [message(videos[0])],
+        max_new_tokens=160,
+    )
+    (expected,) = generate_many(
+        *(pair.target, pair.draft, [pair.processor(videos[0], PROMPT, num_frames=8)]),
+        policy=policy,
+        config=DecodeConfig(gamma=3, max_new_tokens=160),
+        tokenizer=pair.processor.tokenizer,
+    )
+    assert found == expected.text
+    logged = gen_metrics.get_logged_metrics_history()[-1]
+    assert logged["tau"] == pytest.approx(expected.stats.tau) and logged["tau"] <= 4
+
+
+def test_a_profile_of_another_pair_is_refused(tmp_path):
+    pair = load_embedded_pair()
+    profile_of(replace(pair, draft=pair.target), tmp_path / "profile.json")
+    with pytest.raises(ValueError, match="^profile: expected the draft that it was made for"):
+        model(f"{PAIR},profile={tmp_path / 'profile.json'}")
 
 
 def test_clean_lets_go_of_the_models(videos):

@@ -11,6 +11,7 @@ from lvspec.evaluation.lmms_settings import (
     batch_size_of,
     frames_of,
     policy_of,
+    profile_of,
     refuse_unknown,
 )
 
@@ -97,6 +98,14 @@ def test_arguments_that_do_not():
 
     message = "model_args: expected names among draft, fps, got frames, max_pixels"
     assert bad(refuse_unknown, {"max_pixels": 1, "frames": 2}, model) == message
+
+
+def test_a_profile_stands_alone(tmp_path):
+    assert profile_of(None, policy="strict", gamma=3) is None
+    said = bad(lambda: profile_of("p.json", policy=None, gamma=3))
+    assert said == "gamma: expected none beside profile, which says it, got 3"
+    (tmp_path / "p.json").write_text("[]")
+    assert bad(profile_of, str(tmp_path / "p.json")).startswith("profile: expected a file that")
 
 
 class Stats:
