@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate_many
+from lvspec.models.loading import load_pair
 from lvspec.profile import Profile, identity
 from lvspec.shapes.pair import DRAFT, TARGET, load_embedded_pair
 
-REASON = "lmms-eval is in a venv of its own: make test-lmms"
-pytest.importorskip("lmms_eval", reason=REASON)
-gen_metrics = pytest.importorskip("lmms_eval.models.model_utils.gen_metrics")
+gen_metrics = pytest.importorskip(
+    "lmms_eval.models.model_utils.gen_metrics",
+    reason="lmms-eval is in a venv of its own: make test-lmms",
+)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,14 +208,24 @@ def test_without_a_draft_model(videos, captions, draft):
 
 
 def test_fps_and_a_draft_of_other_frames(videos, captions, tmp_path):
-    """A draft whose frames are prepared in another way gets its own inputs."""
+    """A draft whose frames are prepared in another way gets inputs of its own."""
     shutil.copytree(DRAFT, tmp_path / "draft")
     path = tmp_path / "draft" / "video_preprocessor_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "image_mean": [0.5, 0.5, 0.5]}))
-    arguments = f"pretrained={TARGET},draft={tmp_path / 'draft'},dtype=float32,fps=2,policy=strict"
-    found = ask(model(arguments, device="cpu"), [message(videos[0])], max_new_tokens=160)
-    assert found == captions[:1]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.0, 0.9, 0.9]}))
+    arguments = f"pretrained={TARGET},draft={tmp_path / 'draft'},dtype=float32,fps=2"
+    fresh = model(f"{arguments},policy=strict,gamma=8", device="cpu")
+    assert ask(fresh, [message(videos[0])], max_new_tokens=160) == captions[:1]
+    logged = gen_metrics.get_logged_metrics_history()[-1]
+    pair = load_pair(TARGET, tmp_path / "draft", dtype="float32", device="cpu")
+    inputs, others = (
+        processor(videos[0], PROMPT, fps=2) for processor in (pair.processor, pair.draft_processor)
+    )
+    own, same = generate_many(
+        *(pair.target, pair.draft, [(inputs, others), inputs]),
+        policy=AcceptancePolicy.strict(),
+        config=DecodeConfig(gamma=8, max_new_tokens=160),
+    )
+    assert logged["tau"] == pytest.approx(own.stats.tau) != pytest.approx(same.stats.tau)
 
 
 IMAGE = {"type": "image", "url": "a.png"}
