@@ -108,7 +108,8 @@ def main() -> int:
         added, areas = others(setup, calibration, config)
         methods = {name: m for name, m in methods.items() if name not in NOT_BESIDE_OTHERS} | added
         curves |= areas
-    kept = KeptOutputs(arguments.lines, {"pair": setup.name, "gamma": config.gamma})
+    settings = {"pair": setup.name, "gamma": config.gamma, "calibration": len(calibration)}
+    kept = KeptOutputs(arguments.lines, settings)
     methods = {name: kept.method(name, method) for name, method in methods.items()}
     clips = setup.clips("evaluation", arguments.clips)
     leads, flags = collect_scores(pair, clips, config, lead, anchors)
