@@ -53,13 +53,15 @@ def others(
 ) -> tuple[dict[str, Method], dict[str, float]]:
     """The candidates, and the area under the curve of each on the calibration clips."""
     pair, anchors = setup.pair, setup.task.token_anchors
-    methods, curves = {}, {}
-    candidates = gates.candidates(*gates.read_heads(pair, calibration, config, anchors))
+    peaks, flags = gates.collect(pair, calibration, config, {"": gates.every_head}, anchors)
+    candidates = gates.candidates(peaks[""], flags)
+    scores = {name: score for name, (score, _) in candidates.items()}
+    found, flags = gates.collect(pair, calibration, config, scores, anchors)
+    curves = {name: area_under_curve(score, flags) for name, score in found.items()}
+    methods = {}
     for name, (score, threshold) in candidates.items():
         policy = AcceptancePolicy.lvspec(anchor_threshold=threshold)
         methods[name] = decoder_method(gates.GateDecoder(pair, policy, config, score))
-        found = gates.collect(pair, calibration, config, score, anchors)
-        curves[name] = area_under_curve(*found)
     return methods, curves
 
 
