@@ -20,13 +20,13 @@ from lvspec.engine.engine import Engine
 from lvspec.engine.result import Generation
 from lvspec.models.loading import Pair
 from lvspec.models.text_pass import StepOutput
-from lvspec.phases.relevance import attention_peak
+from lvspec.phases.relevance import attention_mass, attention_peak
 from lvspec.phases.slots import Draft
 from lvspec.policy import AUTO, AcceptancePolicy
 from lvspec.reference.gate import gate
 from lvspec.rule import GATE_BINS
 from lvspec.shapes.calibration import area_under_curve
-from lvspec.shapes.evaluation import Clip
+from lvspec.shapes.evaluation import Clip, Method, Output, decoder_method
 
 NUM_HEADS = 10
 
@@ -73,13 +73,13 @@ class GateDecoder(Decoder):
 
     Args:
         pair, policy, config: As for `Decoder`; chains of a number of tokens that is said.
-        score: Of every row.
+        score: Of every row; may be exchanged between two captions.
     """
 
     def __init__(
         self, pair: Pair, policy: AcceptancePolicy, config: DecodeConfig, score: Score
     ) -> None:
-        self._score = score
+        self.score = score
         config = replace(config, scorer=self._scored)
         super().__init__(
             pair.target, pair.draft, policy, config, tokenizer=pair.processor.tokenizer
@@ -91,7 +91,17 @@ class GateDecoder(Decoder):
         return self._draft
 
     def _scored(self, output: StepOutput) -> Tensor:
-        return self._score(Rows(output, self._draft, self.engine))
+        return self.score(Rows(output, self._draft, self.engine))
+
+    def method(self, score: Score, policy: AcceptancePolicy) -> Method:
+        """What a candidate says of a clip under this policy; the passes are those of all others."""
+        run = decoder_method(self, policy)
+
+        def scored(clip: Clip) -> Output:
+            self.score = score
+            return run(clip)
+
+        return scored
 
 
 class Running:
@@ -169,6 +179,14 @@ def layers(first: float, last: float) -> Score:
         return attention_peak(rows.output, layers=chosen)
 
     return score
+
+
+SHIPPED: dict[str, Score] = {
+    "peak": layers(0, 1),
+    "mass": lambda rows: attention_mass(rows.output),
+    "later half": layers(0.5, 1),
+}
+"""Those that scripts compare candidates with."""
 
 
 def heads(chosen: Tensor) -> Score:

@@ -101,12 +101,12 @@ def lvspec_method(
     )
 
 
-def decoder_method(decoder: Decoder) -> Method:
-    """What this decoder says of a clip."""
+def decoder_method(decoder: Decoder, policy: AcceptancePolicy | None = None) -> Method:
+    """What this decoder says of a clip, under its own policy or this one."""
 
     def run(clip: Clip) -> Output:
         start = time.perf_counter()
-        result = decoder.generate(clip.inputs)
+        result = decoder.generate(clip.inputs, policy=policy)
         seconds = time.perf_counter() - start
         stats = result.stats
         count = result.tokens.shape[1]
