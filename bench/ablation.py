@@ -30,18 +30,11 @@ from pairs import gates, trained
 from pairs.kept import KeptOutputs
 
 from lvspec.config import DecodeConfig
+from lvspec.evaluation.methods import Method, decoder_method, lvspec_method
 from lvspec.phases.relevance import attention_peak
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.calibration import area_under_curve, collect_scores, lead
-from lvspec.shapes.evaluation import (
-    MAX_NEW_TOKENS,
-    Clip,
-    Method,
-    agreement,
-    decoder_method,
-    lvspec_method,
-    run_methods,
-)
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS, Clip, agreement, run_methods
 
 REGRETS = (0.25, 0.5, 1.0, 2.0)  # nats
 SHARES = (0.5, 0.75)  # of the rows, at which chance passes

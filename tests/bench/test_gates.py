@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from lvspec.config import DecodeConfig
+from lvspec.evaluation.methods import Output
 from lvspec.models.text_pass import StepOutput
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes import calibration
-from lvspec.shapes.evaluation import Output, make_clips, token_anchors
+from lvspec.shapes.evaluation import make_clips, token_anchors
 from lvspec.shapes.pair import load_embedded_pair
 
 CONFIG = DecodeConfig(gamma=8, max_new_tokens=40)
@@ -124,7 +125,7 @@ def test_captions_are_made_once(bench, tmp_path):
     def method(clip):
         made.append(clip.path.name)
         stats = SimpleNamespace(num_strict=3)
-        return Output("a ring", 0.5, 8, 2, 0.25, SimpleNamespace(stats=stats))
+        return Output("a ring", 0.5, [4] * 8, 2, 0.1, 0.25, SimpleNamespace(stats=stats))
 
     clip = SimpleNamespace(path=Path("x/evaluation-003.mp4"))
     path, settings = tmp_path / "lines", {"pair": "embedded", "gamma": 12}
@@ -138,6 +139,6 @@ def test_captions_are_made_once(bench, tmp_path):
     for name, other in (("oracle", settings), ("found", {**settings, "gamma": 16})):
         kept.KeptOutputs(path, other).method(name, method)(clip)
     assert len(made) == 3 and len(path.read_text().splitlines()) == 3
-    assert all(json.loads(line)["output"]["tokens"] == 8 for line in path.open())
+    assert all(json.loads(line)["output"]["ids"] == [4] * 8 for line in path.open())
     nothing = kept.KeptOutputs(None, settings).method("found", method)
     assert nothing(clip).generation is not None and len(made) == 4

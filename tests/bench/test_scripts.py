@@ -31,8 +31,8 @@ def test_which_scripts_these_are():
     assert set(SCRIPTS) == {
         path.stem for path in BENCH.glob("*.py") if "[--json" in path.read_text()
     }
-    asked = {"ablation", "batch", "calibrate_embedded", "drafters", "penalty", "strict_greedy"}
-    assert set(ANY_PAIR) == asked
+    asked = {"ablation", "batch", "calibrate_embedded", "calibration", "drafters", "penalty"}
+    assert set(ANY_PAIR) == asked | {"strict_greedy"}
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "launches"])
@@ -86,6 +86,19 @@ def test_figures_are_written(start, tmp_path, capsys, name):
         assert found["pair"] == "embedded"
     rows = found["rows"] if "rows" in found else [found["lvspec"]]
     assert rows and capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_calibration_is_applied_to_other_clips(start, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ("--calibrations", 1, "--clips", 4, "--sets", 2, "--unseen", 1, "--fidelity", 0.1)
+    assert not start("calibration", *options, "--json", "rows.json")
+    found = json.loads(Path("rows.json").read_text())
+    assert found["summary"]["sets"] == len(found["rows"]) == 2
+    assert found["rows"][0]["tau"]["predicted"] > 1 and len(found["calibrated"]) == 1
+    kept = Path("calibration", "captions.jsonl").read_bytes()
+    assert not start("calibration", *options)  # nothing is left to do
+    assert Path("calibration", "captions.jsonl").read_bytes() == kept and capsys.readouterr().out
 
 
 def test_no_policy_is_set_for_a_pair(bench):

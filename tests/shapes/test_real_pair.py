@@ -20,8 +20,8 @@ from real_models import (
 
 from lvspec.cli import main
 from lvspec.config import DecodeConfig
+from lvspec.evaluation.methods import lvspec_method
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.evaluation import lvspec_method
 from lvspec.shapes.real import (
     captions,
     data,
