@@ -39,6 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
         OSError, ValueError: Bad input, or the page cannot be written.
     """
     source = Path(arguments.file)
+    if not source.exists():
+        raise FileNotFoundError(f"FILE: expected a file, got {source}: no such file")
+    if source.is_dir():
+        raise IsADirectoryError(f"FILE: expected a file, got the folder {source}")
     out = Path(arguments.out) if arguments.out else source.with_suffix(".html")
     _check(source, out, arguments.png)
 
@@ -57,10 +61,6 @@ def _check(source: Path, out: Path, png: str | None) -> None:
     Raises:
         OSError, ValueError: Names the option.
     """
-    if not source.exists():
-        raise FileNotFoundError(f"FILE: expected a file, got {source}: no such file")
-    if source.is_dir():
-        raise IsADirectoryError(f"FILE: expected a file, got the folder {source}")
     if png is not None and Path(png).resolve() == out.resolve():
         raise ValueError(f"--png: expected another file than --out, got {png}")
     for option, path in (("--out", out), ("--png", png)):
