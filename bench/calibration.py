@@ -1,18 +1,16 @@
 """Does a calibrated profile keep what it states, and is it as fast as was predicted?
 
     python bench/calibration.py [--pair embedded] [--folder calibration] [--json FILE]
-        [--pool 200] [--clips 100] [--unseen 40] [--repetitions 20] [--fidelity 0.9]
+        [--calibrations 2] [--clips 100] [--sets 10] [--unseen 30] [--fidelity 0.9]
 
-Each repetition calibrates on other clips, drawn from a pool, and applies the profile to clips of
-another pool, which no calibration has seen. Captions that several repetitions ask for are made
-once, and all are kept in `--folder`: the same command goes on.
+Each calibration has clips of its own, and its profile is applied to sets of clips of another split,
+no two of which have a clip in common. All captions are kept in `--folder`: the same command goes
+on.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import random
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,8 @@ from lvspec.policy import AcceptancePolicy
 from lvspec.profile import identity
 from lvspec.shapes.evaluation import MAX_NEW_TOKENS
 
-TIMED = 12
-"""Unseen clips that the target captions alone too."""
+TIMED = 6
+"""Clips of a set that the target captions alone too."""
 
 
 class Remembering:
@@ -53,41 +51,43 @@ def main() -> int:
     parser = trained.parser_of(__doc__, clips=100)
     trained.add_pair(parser)
     parser.add_argument("--folder", type=Path, default=Path("calibration"))
-    parser.add_argument("--pool", type=int, default=200, help="clips to draw from, of each split")
-    parser.add_argument("--unseen", type=int, default=40, help="clips a profile is applied to")
-    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--calibrations", type=int, default=2)
+    parser.add_argument("--sets", type=int, default=10, help="of unseen clips")
+    parser.add_argument("--unseen", type=int, default=30, help="clips of each set")
     parser.add_argument("--fidelity", type=float, default=0.9)
     parser.add_argument("--confidence", type=float, default=0.95)
     arguments, setup = trained.begin(parser)
-    pools = {
-        split: _pool(setup, split, arguments.pool, arguments.folder / split)
-        for split in ("calibration", "evaluation")
-    }
+    sizes = arguments.calibrations * arguments.clips, arguments.sets * arguments.unseen
+    pools = [
+        _pool(setup, split, count, arguments.folder / split)
+        for split, count in zip(("calibration", "evaluation"), sizes, strict=True)
+    ]
     target, draft = setup.pair.target, setup.pair.draft
     models = {"target": identity(target), "draft": identity(draft)}
     fidelity = Fidelity(ANCHORS, arguments.fidelity, arguments.confidence)
     config = DecodeConfig(max_new_tokens=MAX_NEW_TOKENS)
     read = Remembering(setup.pair.processor)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    tables = []
     with Journal(arguments.folder / "captions.jsonl", "bench", models) as journal:
         runs = Runs(target, draft, read.tokenizer, read, config, journal, progress=False)
-        for repetition in range(arguments.repetitions):
-            draw = random.Random(repetition)
-            seen = draw.sample(pools["calibration"], arguments.clips)
+        for seen in _parts(pools[0], arguments.clips):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found = Calibrating(runs, seen, fidelity, AcceptancePolicy(), models).run()
-            unseen = draw.sample(pools["evaluation"], arguments.unseen)
-            rows.append(_applied(found, runs, unseen, fidelity, setup.task.read))
-            print(repetition, rows[-1], flush=True)
+            tables.append(found.rows())
+            for unseen in _parts(pools[1], arguments.unseen):
+                rows.append(_applied(found, runs, unseen, fidelity, setup.task.read))
+                print(rows[-1], flush=True)
     summary = _summary(rows, fidelity.wanted)
     script.print_table(
-        ("repetitions", "certified", "kept", "tau within 10 %", "speed-up within 10 %"),
+        ("sets", "certified", "kept", "tau within 10 %", "speed-up within 10 %"),
         [[str(summary[name]) for name in summary]],
     )
-    facts = {name: getattr(arguments, name) for name in ("pool", "clips", "unseen", "fidelity")}
+    names = ("calibrations", "clips", "sets", "unseen", "fidelity")
+    facts = {name: getattr(arguments, name) for name in names}
     facts |= {"pair": setup.name, "confidence": fidelity.confidence, "needed": fidelity.needed}
-    script.finish(arguments, {**facts, "summary": summary, "rows": rows})
+    script.finish(arguments, {**facts, "summary": summary, "rows": rows, "calibrated": tables})
     return 0
 
 
@@ -101,19 +101,18 @@ def _pool(setup: trained.Trained, split: str, count: int, folder: Path) -> list[
     return list(read_manifest(manifest).samples[:count])
 
 
+def _parts(samples: list[Sample], size: int) -> list[list[Sample]]:
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+
 def _applied(
     found: Any, runs: Runs, unseen: list[Sample], fidelity: Fidelity, read: Any
 ) -> dict[str, Any]:
     """A profile on clips that had no part in it."""
     profile = found.profile
     policy = AcceptancePolicy.from_profile(profile)
-    own_policy = dataclasses.replace(found.strict.candidate.policy)
-    own = dict(
-        (sample.id, record)
-        for sample, record in runs.captions(
-            Way("own", Candidate(own_policy, found.strict.candidate.gamma)), unseen
-        )
-    )
+    strict = Way("own", found.strict.candidate)
+    own = {sample.id: record for sample, record in runs.captions(strict, unseen)}
     way = Way("profile", Candidate(policy, profile.config["gamma"]))
     captions = runs.captions(way, unseen, timed=TIMED)
     scores = [fidelity.score(sample, record, own[sample.id]) for sample, record in captions]
@@ -143,7 +142,7 @@ def _summary(rows: list[dict[str, Any]], wanted: float) -> dict[str, Any]:
         return int(sum(abs(np.array([p / m - 1 for p, m in pairs])) <= 0.1))
 
     return {
-        "repetitions": len(rows),
+        "sets": len(rows),
         "certified": sum(row["certified"] for row in rows),
         "kept": sum(row["fidelity"] >= wanted for row in rows),
         "tau": within("tau"),

@@ -55,7 +55,7 @@ class Profile:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, source: str | os.PathLike | Mapping[str, Any] | Profile) -> Profile:
+    def read(cls, source: ProfileSource) -> Profile:
         """A profile from a file, or from what such a file holds.
 
         Raises:
@@ -121,6 +121,10 @@ class Profile:
                     )
             if got["config_hash"] is None and expected.get("name") != got["name"]:
                 _refuse(role, str(expected.get("name")), str(got["name"]))
+
+
+ProfileSource = str | os.PathLike | Mapping[str, Any] | Profile
+"""A file, what is in it, or what was read of it."""
 
 
 def identity(model: Any) -> dict[str, str | None]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,33 @@ def test_a_sample_that_stops(printed):
 
 def test_inside_hf(printed):
     assert printed("custom_generate=") == ["HF's own tokens: True"]
+
+
+def test_methods_side_by_side(printed):
+    lines = printed("lvspec.evaluate(")
+    found = [
+        re.fullmatch(rf"([a-z]+): tau ({NUMBER}), own (1\.000|0\.\d+) .*", line) for line in lines
+    ]
+    assert [match[1] for match in found] == ["autoregression", "strict", "lvspec"]
+    tau = [float(match[2]) for match in found]
+    assert tau[0] == 1 < tau[1] < tau[2] and found[1][3] == "1.000"
+
+
+def test_an_evaluation_in_the_shell(tmp_path):
+    """The commands as they stand there: the second evaluation has nothing left to caption."""
+    (block,) = re.findall(r"```sh\n(.*?)```", READMES["lvspec/evaluation/README.md"], re.DOTALL)
+    tables, records = [], tmp_path / "evaluation" / "records.jsonl"
+    for line in block.splitlines():
+        words = shlex.split(line)
+        assert words.pop(0) == "lvspec"
+        command = [sys.executable, "-c", "from lvspec.cli import main; raise SystemExit(main())"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+        done = subprocess.run(
+            [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        tables.append((done.stdout, records.exists() and records.read_bytes()))
+    assert tables[1] == tables[2] and "4 samples, 8 methods" in tables[1][0]
 
 
 def test_an_engine_of_ones_own(printed):

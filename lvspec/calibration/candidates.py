@@ -60,7 +60,7 @@ class Candidate:
         if policy.is_exact or policy.top_k == 1:
             return "strict"
         threshold = policy.anchor_threshold
-        number = "auto" if threshold == AUTO else f"{threshold:.3g}"
+        number = "auto" if threshold == AUTO else f"{threshold:.2g}"
         gate = "no gate" if threshold == math.inf else f"gate {number}"
         parts = [gate, f"regret {policy.max_regret:g}"]
         if policy.anchor_regret is not None and threshold != math.inf:

@@ -10,17 +10,17 @@ from rich.table import Table
 
 from lvspec.calibration.calibrate import Calibration
 
-HEADINGS = ("gamma", "tau", "decode", "caption", "fidelity", "at least", "regret")
+HEADINGS = ("gamma", "tau", "decode", "caption", "kept", "least", "regret")
 
 
 def print_table(calibration: Calibration) -> None:
     """Print it: a line of what was predicted, and below it what was measured."""
     fidelity = calibration.profile.fidelity
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.title = (
         f"{fidelity['metric']}: {fidelity['stated']:g} with confidence {fidelity['confidence']:g}"
     )
-    table.add_column("settings", no_wrap=True)
+    table.add_column("settings")  # which wraps where a line has eighty columns
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     chosen = calibration.profile.config["gamma"], calibration.profile.policy
@@ -50,7 +50,8 @@ def print_table(calibration: Calibration) -> None:
     table.caption = (
         "predicted from recorded rows, and below it as measured on clips that chose nothing; tau: "
         "tokens per target pass; decode, caption: speed-up over the target alone, without and with "
-        "the prompt; at least: with the stated confidence; regret: nats per token"
+        "the prompt; kept: fidelity, and at least what, with the stated confidence; regret: nats "
+        "per token"
     )
     Console().print(table)
 

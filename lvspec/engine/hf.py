@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -31,7 +30,7 @@ from lvspec.models.hf_names import caches_in
 from lvspec.models.inputs import check_inputs
 from lvspec.phases.draft import DraftChoice
 from lvspec.policy import AcceptancePolicy
-from lvspec.profile import Profile
+from lvspec.profile import Profile, ProfileSource
 
 _INSTEAD = {
     "assistant_model": "draft_model=... and draft_inputs=...",
@@ -62,7 +61,7 @@ def custom_generate(
     draft_inputs: Mapping[str, Any] | None = None,
     lvspec_policy: AcceptancePolicy | None = None,
     lvspec_config: DecodeConfig | None = None,
-    lvspec_profile: str | os.PathLike | Mapping[str, Any] | Profile | None = None,
+    lvspec_profile: ProfileSource | None = None,
     lvspec_streamer: BaseStreamer | None = None,
     lvspec_tokenizer: PreTrainedTokenizerBase | None = None,
     stop_strings: str | Sequence[str] | None = None,
