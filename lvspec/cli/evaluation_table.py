@@ -47,7 +47,10 @@ def print_evaluation(done: Evaluation, *, judge: bool, confidence: float) -> Non
 
 
 def _table(done: Evaluation, confidence: float) -> Table:
-    table = _new(f"{len(done.samples)} samples, {len(done.rows)} methods")
+    captions = sum(row["captions"] for row in done.rows)
+    wanted = len(done.samples) * len(done.rows)
+    part = "" if captions == wanted else f", {captions} of {wanted} captions"
+    table = _new(f"{len(done.samples)} samples, {len(done.rows)} methods{part}")
     for heading in ("tok/s", "whole", "decode", "tau", "-bonus", "fidelity", "regret"):
         table.add_column(heading, justify="right", no_wrap=True)
     fidelity = _fidelity(done)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import transformers
@@ -169,6 +170,15 @@ def test_new_samples_are_added_and_changed_ones_done_again(run, samples):
     done = run("autoregression", samples=[other, samples[1]])
     assert done.is_complete and done.rows[0]["captions"] == 2
     assert done.records["0.mp4", "autoregression"]["prompt"] == "what happens ?"
+
+
+def test_from_another_folder_it_goes_on(run, samples, videos, monkeypatch, interrupt_after):
+    """Where a command is run from is no part of what it is about."""
+    run("autoregression", samples=samples[:1])
+    monkeypatch.chdir(videos)
+    count = interrupt_after(None)
+    assert run("autoregression", samples=[replace(samples[0], video="0.mp4")]).is_complete
+    assert count["made"] == 0
 
 
 @pytest.mark.parametrize(
