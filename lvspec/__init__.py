@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lvspec.calibration.calibrate import calibrate
     from lvspec.config import DecodeConfig
     from lvspec.engine.api import generate, generate_many
     from lvspec.engine.decoder import Decoder
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lvspec.models.quantize import quantize
     from lvspec.phases.draft.vocabulary import frequent_tokens
     from lvspec.policy import AcceptancePolicy
+    from lvspec.profile import Profile
+    from lvspec.reporting.report import report
     from lvspec.tree_shapes import AnchorTree, DynamicTree, SkipTree
 
     __version__: str
@@ -35,7 +38,9 @@ _HOMES = {
     "GenerationInterrupted": "engine.errors",
     "NonFiniteLogits": "engine.errors",
     "Pair": "models.loading",
+    "Profile": "profile",
     "SkipTree": "tree_shapes",
+    "calibrate": "calibration.calibrate",
     "custom_generate": "engine.hf",
     "evaluate": "evaluation.evaluate",
     "frequent_tokens": "phases.draft.vocabulary",
@@ -43,6 +48,7 @@ _HOMES = {
     "generate_many": "engine.api",
     "load_pair": "models.loading",
     "quantize": "models.quantize",
+    "report": "reporting.report",
 }
 __all__ = [
     "__version__",
@@ -55,7 +61,9 @@ __all__ = [
     "GenerationInterrupted",
     "NonFiniteLogits",
     "Pair",
+    "Profile",
     "SkipTree",
+    "calibrate",
     "custom_generate",
     "evaluate",
     "frequent_tokens",
@@ -63,6 +71,7 @@ __all__ = [
     "generate_many",
     "load_pair",
     "quantize",
+    "report",
 ]
 
 

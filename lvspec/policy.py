@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from lvspec.checks import finite, integer, real, token_ids
-from lvspec.profile import Profile
+from lvspec.profile import Profile, ProfileSource
 from lvspec.rule import GATE_ROWS, MAX_MISMATCHES, Rule, as_float32, log_or_off, or_off
 
 AUTO = "auto"
@@ -323,18 +322,9 @@ class AcceptancePolicy:
 
     @classmethod
     def from_profile(
-        cls,
-        source: str | os.PathLike | Mapping[str, Any] | Profile,
-        target: Any = None,
-        draft: Any = None,
+        cls, source: ProfileSource, target: Any = None, draft: Any = None
     ) -> AcceptancePolicy:
-        """The policy that `lvspec calibrate` found: of a file, or of what is in it.
-
-        Raises:
-            OSError: There is no such file.
-            ValueError: It is no profile, of an unknown version, or, where models are given, of
-                others.
-        """
+        """What `lvspec calibrate` found. Raises as `Profile.read` and, given models, `check`."""
         found = Profile.read(source)
         if target is not None or draft is not None:
             found.check(target, draft)

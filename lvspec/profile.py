@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lvspec.environment import write_json
 
@@ -55,7 +55,7 @@ class Profile:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, source: str | os.PathLike | Mapping[str, Any] | Profile) -> Profile:
+    def read(cls, source: ProfileSource) -> Profile:
         """A profile from a file, or from what such a file holds.
 
         Raises:
@@ -114,16 +114,17 @@ class Profile:
             got = identity(model)
             for part, word in (("config_hash", "config"), ("weights_hash", "weights")):
                 if expected.get(part) != got[part]:
-                    raise ValueError(
-                        f"profile: expected the {role} that it was made for, {expected.get('name')} "
-                        f"({word} {_short(expected.get(part))}), got {got['name']} "
-                        f"({word} {_short(got[part])}); lvspec calibrate makes one for this pair"
+                    _refuse(
+                        role,
+                        f"{expected.get('name')} ({word} {_short(expected.get(part))})",
+                        f"{got['name']} ({word} {_short(got[part])})",
                     )
             if got["config_hash"] is None and expected.get("name") != got["name"]:
-                raise ValueError(
-                    f"profile: expected the {role} that it was made for, {expected.get('name')}, "
-                    f"got {got['name']}; lvspec calibrate makes one for this pair"
-                )
+                _refuse(role, str(expected.get("name")), str(got["name"]))
+
+
+ProfileSource = str | os.PathLike | Mapping[str, Any] | Profile
+"""A file, what is in it, or what was read of it."""
 
 
 def identity(model: Any) -> dict[str, str | None]:
@@ -140,6 +141,13 @@ def identity(model: Any) -> dict[str, str | None]:
     name = Path(str(model.config.name_or_path or type(model).__name__)).name
     facts = sorted(_architecture("", model.config.to_dict()))
     return {"name": name, "config_hash": _hash(json.dumps(facts)), "weights_hash": _weights(model)}
+
+
+def _refuse(role: str, expected: str, got: str) -> NoReturn:
+    raise ValueError(
+        f"profile: expected the {role} that it was made for, {expected}, got {got}; lvspec "
+        "calibrate makes one for this pair"
+    )
 
 
 def _parsed(path: str) -> Any:

@@ -33,6 +33,7 @@ FLOORS = [
     {"evaluation"},
     {"shapes"},
     {"calibration"},
+    {"reporting"},
     {"__init__"},
     {"cli"},
     {"__main__"},

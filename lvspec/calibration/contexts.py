@@ -112,10 +112,14 @@ class Contexts:
         The one with the most last tokens in common, of these the one of the nearest length; of
         equals the one that was seen first. None: nothing was seen at all.
         """
-        candidates = self._ending.get(tokens[-1]) if tokens else None
-        candidates = candidates or [each for kind in self._ending.values() for each in kind]
-        candidates = [each for each in candidates if each.proposal is not None]
-        if not candidates:
+        every = self._ending.values()
+        alike = [self._ending.get(tokens[-1], [])] if tokens else []
+        candidates: list[Context] = []
+        for groups in (alike, every):
+            candidates = [each for g in groups for each in g if each.proposal is not None]
+            if candidates:
+                break
+        else:
             return None
         length, last = len(tokens), tokens[: -_SUFFIX - 1 : -1]
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from lvspec.cli.checkpoints import Models, find_device, load_models, token_ids_of
-from lvspec.cli.options import CALL_OPTIONS, by_option
+from lvspec.cli.options import CALL_OPTIONS, by_option, errors_by_option
 from lvspec.cli.say import say
 from lvspec.cli.terminal import (
     PrintStreamer,
@@ -32,9 +32,13 @@ from lvspec.cli.terminal import (
 from lvspec.config import DecodeConfig
 from lvspec.engine.decoder import Decoder
 from lvspec.engine.errors import GenerationInterrupted, NonFiniteLogits
+from lvspec.engine.frames import frame_attention
 from lvspec.engine.result import Generation
 from lvspec.environment import NotWritten, environment, write_json
 from lvspec.policy import AcceptancePolicy
+from lvspec.profile import Profile
+from lvspec.reporting.load import CAPTIONS, CAPTIONS_VERSION
+from lvspec.video.processor import sampled_times
 
 
 def caption_videos(
@@ -72,6 +76,9 @@ def caption_videos(
                 device=device,
                 draft_weights=arguments.draft_weights,
             )
+        if arguments.profile is not None:
+            with errors_by_option({"profile": "--profile"}):
+                Profile.read(arguments.profile).check(models.target, models.draft)
         if arguments.strict_words:
             ids = (*policy.strict_ids, *token_ids_of(arguments.strict_words, models.processor))
             policy = dataclasses.replace(policy, strict_ids=ids)
@@ -98,6 +105,7 @@ def _describe(
         "dtype": arguments.dtype,
         "draft_weights": arguments.draft_weights,
         "frames": {"num_frames": arguments.num_frames, "fps": arguments.fps},
+        "profile": arguments.profile,
         "policy": None if arguments.no_draft else policy.to_dict(),
         "config": dataclasses.asdict(config),
     }
@@ -114,7 +122,8 @@ class _ResultFile:
         self.path = path
         self.is_behind = False
         self.results: list[dict[str, Any]] = []
-        self.document = {**facts, "interrupted": False, "results": self.results}
+        head = {"lvspec": CAPTIONS, "version": CAPTIONS_VERSION}
+        self.document = {**head, **facts, "interrupted": False, "results": self.results}
 
     def add(self, video: str, prompt: str, generation: Generation | None, **facts: Any) -> None:
         found = {} if generation is None else generation.to_dict()
@@ -203,7 +212,7 @@ class _Captioner:
             self._print(Text(path, "bold"))
         tokenizer = self.models.processor.tokenizer
         streamer = PrintStreamer(tokenizer) if arguments.stream else None
-        generation, failure, facts = None, None, {}
+        generation, failure, facts, frames = None, None, {}, {}
         try:
             with _plain_warnings():
                 generation = self.decoder.generate(
@@ -220,8 +229,10 @@ class _Captioner:
             streamer.stop(generation.text)
         try:
             self._show(path, generation)
+            if arguments.trace and not facts:
+                frames = {"frames": self._frames(path, inputs, generation)}
         finally:  # what cannot be printed is kept
-            self.file.add(path, arguments.prompt, generation, **facts)
+            self.file.add(path, arguments.prompt, generation, **facts, **frames)
         self.rows.append((path, generation))
         if "error" in facts:
             say(_about(path, facts["error"]), kind="error")
@@ -253,6 +264,20 @@ class _Captioner:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return inputs, models.draft_processor(path, arguments.prompt, **given)
+
+    def _frames(self, path: str, inputs: dict, generation: Generation) -> dict[str, Any]:
+        """Where the target looked for each token, or why that is not known."""
+        arguments = self.arguments
+        tokens = generation.tokens[0].tolist()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is wrong with the file was said
+                times = sampled_times(path, num_frames=arguments.num_frames, fps=arguments.fps)
+            target = self.models.target
+            return frame_attention(target, inputs, tokens, frames=len(times)).to_dict(times)
+        except (OSError, ValueError, torch.OutOfMemoryError) as error:
+            say(_about(path, f"no attention by frame: {error}"), kind="warning")
+            return {"missing": str(error)}
 
     def _refuse(self, path: str, error: object) -> None:
         message = _about(path, by_option(error, CALL_OPTIONS))

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from lvspec.cli.options import (
@@ -20,6 +21,7 @@ from lvspec.cli.options import (
 )
 from lvspec.cli.say import say
 from lvspec.policy import PRESETS, AcceptancePolicy
+from lvspec.profile import Profile
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DRAFT_WEIGHTS = ("int8", "int4", "fp8")
@@ -87,6 +89,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     policy.add_argument(
         "--policy", choices=PRESETS, help="(default: lvspec; strict for --draft ngram)"
     )
+    policy.add_argument(
+        "--profile", metavar="FILE", help="policy and drafts as lvspec calibrate found them"
+    )
     for field, (kind, meaning) in POLICY_OPTIONS.items():
         option = f"--{field.replace('_', '-')}"
         metavar = "X" if kind is float else "N"
@@ -145,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         OSError, ValueError: Bad input.
     """
-    with errors_by_option(options_of((*POLICY_OPTIONS, "strict_ids"))):
+    with errors_by_option(options_of((*POLICY_OPTIONS, "strict_ids", "profile"))):
         policy = _policy(arguments)
     _check_options(arguments)
     obstacles = {path: obstacle for path in arguments.video if (obstacle := _obstacle(path))}
@@ -161,6 +166,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name in CONFIG_OPTIONS
         if (value := getattr(arguments, name)) is not None
     }
+    if arguments.profile is not None:
+        chosen |= Profile.read(arguments.profile).config
     if arguments.draft_vocab is not None:
         chosen["draft_vocab"] = _tokens_in(arguments.draft_vocab)
     chosen["generation_config"] = not arguments.ignore_generation_config
@@ -196,10 +203,34 @@ def _policy(arguments: argparse.Namespace) -> AcceptancePolicy:
     given = {
         field: value for field in POLICY_OPTIONS if (value := getattr(arguments, field)) is not None
     }
+    if arguments.profile is not None:
+        _check_alone(arguments)
+        found = AcceptancePolicy.from_profile(arguments.profile)
+        return replace(found, strict_ids=(*found.strict_ids, *arguments.strict_ids))
     if arguments.strict_ids:
         given["strict_ids"] = tuple(arguments.strict_ids)
     preset = arguments.policy or ("strict" if arguments.draft == "ngram" else "lvspec")
     return AcceptancePolicy.preset(preset, **given)
+
+
+_SAID_BY_PROFILE = (
+    *("policy", *POLICY_OPTIONS, "gamma", "acceptance", "cost_ratio", "tree", "draft_vocab"),
+    *("draft_keep", "draft_keep_by", "temperature"),
+)
+"""Options that would make other settings of those that were calibrated."""
+
+
+def _check_alone(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict a profile."""
+    for field in _SAID_BY_PROFILE:
+        value = getattr(arguments, field)
+        if value is not None:
+            raise ValueError(
+                f"--{field.replace('_', '-')}: expected none beside --profile, which holds all "
+                f"settings of what was calibrated, got {value}"
+            )
+    if arguments.no_draft:
+        raise ValueError("--no-draft: expected a draft beside --profile, got none")
 
 
 def _check_options(arguments: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ from lvspec.models.hf_names import caches_in
 from lvspec.models.inputs import check_inputs
 from lvspec.phases.draft import DraftChoice
 from lvspec.policy import AcceptancePolicy
+from lvspec.profile import Profile, ProfileSource
 
 _INSTEAD = {
     "assistant_model": "draft_model=... and draft_inputs=...",
@@ -60,6 +61,7 @@ def custom_generate(
     draft_inputs: Mapping[str, Any] | None = None,
     lvspec_policy: AcceptancePolicy | None = None,
     lvspec_config: DecodeConfig | None = None,
+    lvspec_profile: ProfileSource | None = None,
     lvspec_streamer: BaseStreamer | None = None,
     lvspec_tokenizer: PreTrainedTokenizerBase | None = None,
     stop_strings: str | Sequence[str] | None = None,
@@ -85,6 +87,8 @@ def custom_generate(
         lvspec_policy: What may be accepted; None is `AcceptancePolicy.lvspec()`.
         lvspec_config: How to draft and run. Lengths, end-of-sequence ids and sampling are HF's to
             say, and are left at their defaults here.
+        lvspec_profile: What `lvspec calibrate` found for these models, a file or what is in it: the
+            policy, and how to draft.
         lvspec_streamer: As `streamer` of `lvspec.generate`.
         lvspec_tokenizer: Finds `stop_strings`. (HF drops `tokenizer`.)
         stop_strings: As of `lvspec.generate`.
@@ -102,6 +106,12 @@ def custom_generate(
     _check_prompt(input_ids, prepared)
     length = input_ids.shape[1]
     rest, eos_ids, max_length = _native(stopping_criteria, generation_config.max_length)
+    if lvspec_profile is not None:
+        if lvspec_policy is not None:
+            raise ValueError("lvspec_policy: expected none with lvspec_profile, which has one")
+        profile = Profile.read(lvspec_profile)
+        lvspec_policy = AcceptancePolicy.from_profile(profile, model, draft_model)
+        lvspec_config = _by_profile(profile, lvspec_config)
     config = _config(lvspec_config, generation_config, eos_ids, max(1, max_length - length))
     if stop_strings is not None and lvspec_tokenizer is None:
         raise ValueError(
@@ -220,6 +230,18 @@ def _native(
         else:
             rest.append(criterion)
     return rest, tuple(eos_ids), min(lengths, default=max_length)
+
+
+def _by_profile(profile: Profile, config: DecodeConfig | None) -> DecodeConfig:
+    """The config with what the profile says of drafts, of which it may say nothing itself."""
+    config, default = DecodeConfig() if config is None else config, DecodeConfig()
+    for name in profile.config:
+        if getattr(config, name) != getattr(default, name):
+            raise ValueError(
+                f"lvspec_config: expected {name} at its default with lvspec_profile, which says "
+                f"{profile.config[name]}, got {getattr(config, name)}"
+            )
+    return replace(config, **profile.config)
 
 
 def _config(

@@ -100,12 +100,12 @@ def lvspec_method(
     )
 
 
-def decoder_method(decoder: Decoder) -> Method:
-    """What this decoder, which has a tokenizer, says of a prompt."""
+def decoder_method(decoder: Decoder, policy: AcceptancePolicy | None = None) -> Method:
+    """What this decoder, which has a tokenizer, says of a prompt; under this policy or its own."""
 
     def run(prompt: Prompt) -> Output:
         start = time.perf_counter()
-        result = decoder.generate(prompt.inputs, draft_inputs=prompt.draft_inputs)
+        result = decoder.generate(prompt.inputs, draft_inputs=prompt.draft_inputs, policy=policy)
         seconds = time.perf_counter() - start
         stats = result.stats
         return Output(

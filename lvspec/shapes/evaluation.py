@@ -29,12 +29,16 @@ MAX_NEW_TOKENS = 160  # the longest caption of the grammar has fewer
 
 @dataclass
 class Clip:
-    """A scene, the file that shows it, what the models get of it, and who judges captions."""
+    """A scene, the file that shows it, what the models get of it, and who judges captions.
+
+    `prompt` is what is asked, in words.
+    """
 
     scene: Any
     path: Path
     inputs: Mapping[str, Tensor]
     judge: Callable[[str, Any], tuple[int, int, bool]] = judge
+    prompt: str = ""
     draft_inputs: None = None  # the draft takes the same
 
 
@@ -49,8 +53,8 @@ def make_clips(
         path = folder / f"{split}-{index:03d}.mp4"
         world.write_clip(scene, path, index)
         prompt = world.prompts[index % len(world.prompts)]
-        inputs = pair.processor(path, join(prompt.split()))
-        clips.append(Clip(scene, path, inputs, world.judge))
+        words = join(prompt.split())
+        clips.append(Clip(scene, path, pair.processor(path, words), world.judge, words))
     return clips
 
 

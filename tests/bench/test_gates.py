@@ -55,9 +55,11 @@ def test_a_candidate_sees_what_the_draft_saw_and_changes_nothing(gates, pair, cl
 
 
 def test_heads_are_read_at_the_rows_of_the_tokens(gates, pair, clips):
-    peaks, flags = gates.read_heads(pair, clips, CONFIG, token_anchors)
+    scores = {"heads": gates.every_head, "all": gates.layers(0, 1)}
+    found, flags = gates.collect(pair, clips, CONFIG, scores, token_anchors)
     scores, same = calibration.collect_scores(pair, clips, CONFIG, "attention_peak")
-    torch.testing.assert_close(peaks.mean(0), scores)
+    torch.testing.assert_close(found["heads"].mean(0), scores)
+    assert torch.equal(found["all"], scores)
     assert torch.equal(flags, same) and flags.any() and not flags.all()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lvspec.policy import AcceptancePolicy
+from lvspec.shapes.evaluation import EvaluationInterrupted
 from lvspec.shapes.tasks import TASKS
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
@@ -31,8 +32,8 @@ def test_which_scripts_these_are():
     assert set(SCRIPTS) == {
         path.stem for path in BENCH.glob("*.py") if "[--json" in path.read_text()
     }
-    asked = {"ablation", "batch", "calibrate_embedded", "drafters", "penalty", "strict_greedy"}
-    assert set(ANY_PAIR) == asked
+    asked = {"ablation", "batch", "calibrate_embedded", "calibration", "drafters", "penalty"}
+    assert set(ANY_PAIR) == asked | {"strict_greedy"}
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "launches"])
@@ -86,6 +87,35 @@ def test_figures_are_written(start, tmp_path, capsys, name):
         assert found["pair"] == "embedded"
     rows = found["rows"] if "rows" in found else [found["lvspec"]]
     assert rows and capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_calibration_is_applied_to_other_clips(start, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ("--calibrations", 1, "--clips", 4, "--sets", 2, "--unseen", 1, "--fidelity", 0.1)
+    assert not start("calibration", *options, "--json", "rows.json")
+    found = json.loads(Path("rows.json").read_text())
+    assert found["summary"]["sets"] == len(found["rows"]) == 2
+    assert found["rows"][0]["tau"]["predicted"] > 1 and len(found["calibrated"]) == 1
+    kept = Path("calibration", "captions.jsonl").read_bytes()
+    assert not start("calibration", *options)  # nothing is left to do
+    assert Path("calibration", "captions.jsonl").read_bytes() == kept and capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_ablation_that_is_interrupted_says_what_is_complete(start, bench, monkeypatch, tmp_path):
+    script, path = bench("ablation"), tmp_path / "rows.json"
+    whole = script.run_methods
+
+    def run(methods, clips):
+        raise EvaluationInterrupted(whole(methods, clips[:1]))
+
+    monkeypatch.setattr(script, "run_methods", run)
+    options = ("--clips", 2, "--calibration-clips", 1, "--only", "strict", "--json", path)
+    assert start("ablation", *options, "--lines", tmp_path / "lines") == 0
+    found = json.loads(path.read_text())
+    assert [row["method"] for row in found["rows"]] == ["autoregression", "strict"]
+    assert found["clips"] == 1 and len((tmp_path / "lines").read_text().splitlines()) == 2
 
 
 def test_no_policy_is_set_for_a_pair(bench):

@@ -43,7 +43,7 @@ def make_clips(pair: Pair, split: str, count: int, folder: Path, *, seed: int = 
         path = folder / f"real-{split}-{index:03d}.mp4"
         write_clip(scene, path, seed=index)
         prompt = PROMPTS[(index // 4) % len(PROMPTS)]
-        clips.append(Clip(scene, path, pair.processor(path, prompt), judge))
+        clips.append(Clip(scene, path, pair.processor(path, prompt), judge, prompt))
     return clips
 
 
