@@ -135,7 +135,8 @@ def _notes(done: Evaluation, judge: bool, confidence: float) -> str:
         f"to know a share of 99 % with {confidence:.0%} confidence takes "
         f"{samples_needed(0.99, confidence)} samples without a failure"
     )
-    lines.append(f"captions: {done.folder / RECORDS}, summary: {done.folder / SUMMARY}")
+    lines.append(f"summary: {done.folder / SUMMARY}")
+    lines.append(f"captions: {done.folder / RECORDS} (lvspec report makes a page of it)")
     return "\n".join(lines)
 
 
