@@ -10,6 +10,7 @@ from packaging.version import Version
 
 import lvspec
 from lvspec.config import DecodeConfig
+from lvspec.environment import NotWritten
 from lvspec.evaluation.methods import EvaluationInterrupted, Output
 from lvspec.evaluation.samples import Problem, Sample, Samples
 from lvspec.evaluation.ways import NAMES, Way, ways
@@ -308,6 +309,14 @@ def test_an_out_that_is_a_file(run, samples, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(OSError, match="^out: expected a folder, got .*out: a file"):
         run("strict", samples=samples)
+
+
+def test_a_summary_that_cannot_be_written(run, samples, tmp_path):
+    """The captions are there all the same."""
+    (tmp_path / "out" / "summary.json").mkdir(parents=True)
+    with pytest.raises(NotWritten, match="^out: expected a file that can be written, got "):
+        run("strict", samples=samples[:1])
+    assert len(lines(tmp_path)) == 2
 
 
 def test_a_trace_is_kept_where_it_is_asked_for(run, samples):
