@@ -20,13 +20,13 @@ class Pace:
     """Costs as measured on some clips, in tokens of the target alone: how many it gives meanwhile.
 
     Attributes:
-        alone_prefill: Of a prompt without a draft.
-        prefill: Of a prompt with one.
+        alone_rest: Of what a caption takes besides, its prompt above all, without a draft.
+        rest: Of the same with one.
         iterations: Of an iteration, by the length of its chain.
     """
 
-    alone_prefill: float
-    prefill: float
+    alone_rest: float
+    rest: float
     iterations: Mapping[int, float]
 
     @classmethod
@@ -36,14 +36,15 @@ class Pace:
         The first caption of each is left out, where there are others: much is done in it for the
         first time.
         """
-        costs, prefills, alone_prefills = {}, [], []
+        costs, rests, alone_rests = {}, [], []
         for gamma, (drafted, alone) in timed.items():
             mine, other = _warm(drafted), _warm(alone)
             token = _sum(other, "decode_s") / max(_sum(other, "emitted"), 1)
             costs[gamma] = _sum(mine, "decode_s") / max(_sum(mine, "iterations"), 1) / token
-            prefills.append(_sum(mine, "prefill_s") / len(mine) / token)
-            alone_prefills.append(_sum(other, "prefill_s") / len(other) / token)
-        return cls(fmean(alone_prefills), fmean(prefills), costs)
+            for found, records in ((rests, mine), (alone_rests, other)):
+                seconds = _sum(records, "seconds") - _sum(records, "decode_s")
+                found.append(seconds / len(records) / token)
+        return cls(fmean(alone_rests), fmean(rests), costs)
 
     def iteration(self, gamma: int) -> float:
         """Of an iteration: between lengths that were timed in proportion."""
@@ -54,8 +55,8 @@ class Pace:
         """Of decoding, and of whole captions, over the target alone; expected."""
         tokens = sum(walk.num_emitted for walk in walks)
         decoding = max(sum(walk.iterations for walk in walks), 1) * self.iteration(gamma)
-        whole = decoding + len(walks) * self.prefill
-        return tokens / decoding, (tokens + len(walks) * self.alone_prefill) / whole
+        whole = decoding + len(walks) * self.rest
+        return tokens / decoding, (tokens + len(walks) * self.alone_rest) / whole
 
 
 def measured_speedups(captions: Captions, alone: Captions) -> tuple[float, float]:
@@ -68,10 +69,11 @@ def measured_speedups(captions: Captions, alone: Captions) -> tuple[float, float
     if not both:
         return float("nan"), float("nan")
     mine, other = _warm(both), _warm([(sample, theirs[sample.id]) for sample, _ in both])
-    decoding, whole = (_sum(other, name) / _sum(mine, name) for name in ("decode_s", "seconds"))
-    tokens = sum(len(record["tokens"]) for record in mine)
-    tokens /= sum(len(record["tokens"]) for record in other)
-    return decoding * tokens, whole * tokens
+    decoding, whole = (
+        _sum(mine, "emitted") / _sum(mine, name) / (_sum(other, "emitted") / _sum(other, name))
+        for name in ("decode_s", "seconds")
+    )
+    return decoding, whole
 
 
 def _sum(records: Sequence[Record], name: str) -> float:
