@@ -20,6 +20,8 @@ from lvspec.calibration.timing import Pace, measured_speedups
 from lvspec.evaluation.samples import Sample
 from lvspec.profile import Profile
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the profile is strict:UserWarning")
+
 CONFIG = DecodeConfig(gamma=4, max_new_tokens=8, eos_ids=())
 SAMPLES = [Sample(f"clip-{i}", f"clip-{i}.mp4", "what?") for i in range(6)]
 
@@ -139,9 +141,7 @@ def test_too_few_clips_are_said_and_leave_a_strict_profile(calibrated):
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_the_rest_goes_on(calibrated):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that these are too few
-        found = calibrated(None, broken=["clip-1.mp4", "clip-4.mp4"])
+    found = calibrated(None, broken=["clip-1.mp4", "clip-4.mp4"])
     assert sorted(found.problems) == ["clip-1", "clip-4"]
     assert "expected a video" in found.problems["clip-1"]
     assert "clip-1" not in found.profile.clips and len(found.profile.clips) == 4
@@ -248,9 +248,7 @@ def test_the_fastest_that_holds_and_is_worth_it(pair, whole, measured, chosen, r
     ]
     strict = measurement(OWN, 1.5, True)
     predictions = [replace(whole.predictions[0], candidate=m.candidate) for m in (strict, *found)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        result = steps._result(strict, found, predictions, 3, 10.0)
+    result = steps._result(strict, found, predictions, 3, 10.0)
     assert result.is_certified == (chosen is not None) and reason in result.reason
     policy = AcceptancePolicy.from_profile(result.profile)
     if chosen is None:
