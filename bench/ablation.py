@@ -1,7 +1,7 @@
 """What each part of the policy is worth, on held-out clips of a trained pair.
 
     python bench/ablation.py [--pair embedded] [--clips 200] [--gamma 12] [--gates shipped]
-                             [--lines FILE] [--json FILE]
+                             [--only NAMES] [--lines FILE] [--json FILE]
 
 The gates: none; none, but a limit on the regret of a token; chance, which passes any mismatch at a
 share of the rows; then `lvspec()` with a threshold set by hand on other clips, with one found in
@@ -16,6 +16,7 @@ mean or quantile of the sequence's own, layers by depth, heads that were chosen 
 their labels and without, the attention sink taken out, and the draft's peak, doubt and entropy.
 
 With `--lines` every caption is written down as it is made, and the same command goes on there.
+Ctrl-C ends a run with the figures of the clips that are complete.
 """
 
 from __future__ import annotations
@@ -30,19 +31,17 @@ from pairs import gates, trained
 from pairs.kept import KeptOutputs
 
 from lvspec.config import DecodeConfig
+from lvspec.evaluation.methods import (
+    EvaluationInterrupted,
+    Method,
+    lvspec_method,
+)
 from lvspec.phases.relevance import attention_peak
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.calibration import area_under_curve, collect_scores, lead
-from lvspec.shapes.evaluation import (
-    MAX_NEW_TOKENS,
-    Clip,
-    Method,
-    agreement,
-    decoder_method,
-    lvspec_method,
-    run_methods,
-)
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS, Clip, agreement, run_methods
 
+BASELINE = "autoregression"
 REGRETS = (0.25, 0.5, 1.0, 2.0)  # nats
 SHARES = (0.5, 0.75)  # of the rows, at which chance passes
 NOT_BESIDE_OTHERS = ("regret 0.5", "regret 2.0", "chance 0.5", "found, exact", "oracle, exact")
@@ -51,15 +50,19 @@ NOT_BESIDE_OTHERS = ("regret 0.5", "regret 2.0", "chance 0.5", "found, exact", "
 def others(
     setup: trained.Trained, calibration: list[Clip], config: DecodeConfig
 ) -> tuple[dict[str, Method], dict[str, float]]:
-    """The candidates, and the area under the curve of each on the calibration clips."""
+    """The candidates, and areas under the curve on the calibration clips, those that ship too."""
     pair, anchors = setup.pair, setup.task.token_anchors
-    methods, curves = {}, {}
-    candidates = gates.candidates(*gates.read_heads(pair, calibration, config, anchors))
-    for name, (score, threshold) in candidates.items():
-        policy = AcceptancePolicy.lvspec(anchor_threshold=threshold)
-        methods[name] = decoder_method(gates.GateDecoder(pair, policy, config, score))
-        found = gates.collect(pair, calibration, config, score, anchors)
-        curves[name] = area_under_curve(*found)
+    peaks, flags = gates.collect(pair, calibration, config, {"": gates.every_head}, anchors)
+    candidates = gates.candidates(peaks[""], flags)
+    scores = gates.SHIPPED | {name: score for name, (score, _) in candidates.items()}
+    found, flags = gates.collect(pair, calibration, config, scores, anchors)
+    curves = {name: area_under_curve(score, flags) for name, score in found.items()}
+    lvspec = AcceptancePolicy.lvspec
+    decoder = gates.GateDecoder(pair, lvspec(), config, gates.SHIPPED["peak"])
+    methods = {
+        name: decoder.method(score, lvspec(anchor_threshold=threshold))
+        for name, (score, threshold) in candidates.items()
+    }
     return methods, curves
 
 
@@ -69,6 +72,7 @@ def main() -> int:
     parser.add_argument("--calibration-clips", type=int, default=48)
     parser.add_argument("--gamma", type=int, default=12)
     parser.add_argument("--gates", choices=("shipped", "others"), default="shipped")
+    parser.add_argument("--only", metavar="NAMES", help="these rows, with commas between them")
     parser.add_argument("--lines", type=Path, metavar="FILE", help="one line of JSON a caption")
     arguments, setup = trained.begin(parser)
     config = DecodeConfig(gamma=arguments.gamma, max_new_tokens=MAX_NEW_TOKENS)
@@ -77,11 +81,6 @@ def main() -> int:
     calibration = setup.clips("calibration", arguments.calibration_clips)
     depth = pair.target.config.get_text_config().num_hidden_layers
     later = partial(attention_peak, layers=range(depth // 2, depth))
-    scorers = {"peak": "attention_peak", "mass": "attention_mass", "later half": later}
-    curves = {
-        name: area_under_curve(*collect_scores(pair, calibration, config, scorer, anchors))
-        for name, scorer in scorers.items()
-    }
 
     def method(policy: AcceptancePolicy | None, **changes: object) -> object:
         return lvspec_method(pair, policy, replace(config, **changes))
@@ -91,7 +90,7 @@ def main() -> int:
 
     lvspec, oracle = AcceptancePolicy.lvspec, task.oracle_gate(pair)
     methods = {
-        "autoregression": method(None),
+        BASELINE: method(None),
         "strict": method(AcceptancePolicy.strict()),
         "no gate": free(),
         **{f"regret {limit}": free(max_regret=limit) for limit in REGRETS},
@@ -105,16 +104,31 @@ def main() -> int:
         "oracle, exact": method(lvspec(anchor_threshold=0.5, anchor_regret=None), scorer=oracle),
     }
     if arguments.gates == "others":
-        added, areas = others(setup, calibration, config)
+        added, curves = others(setup, calibration, config)
         methods = {name: m for name, m in methods.items() if name not in NOT_BESIDE_OTHERS} | added
-        curves |= areas
-    kept = KeptOutputs(arguments.lines, {"pair": setup.name, "gamma": config.gamma})
+    else:
+        scorers = {"peak": "attention_peak", "mass": "attention_mass", "later half": later}
+        curves = {
+            name: area_under_curve(*collect_scores(pair, calibration, config, scorer, anchors))
+            for name, scorer in scorers.items()
+        }
+    if arguments.only:
+        chosen = [BASELINE, *arguments.only.split(",")]
+        methods = {name: method for name, method in methods.items() if name in chosen}
+    settings = {"pair": setup.name, "gamma": config.gamma, "calibration": len(calibration)}
+    kept = KeptOutputs(arguments.lines, settings)
     methods = {name: kept.method(name, method) for name, method in methods.items()}
     clips = setup.clips("evaluation", arguments.clips)
+    try:
+        results = run_methods(methods, clips)
+    except EvaluationInterrupted as interrupted:
+        results = interrupted.results
+        clips = clips[: len(results[BASELINE].outputs)]
+        if not clips:
+            raise
     leads, flags = collect_scores(pair, clips, config, lead, anchors)
     unsure = float((leads[flags] < 1).float().mean())
-    results = run_methods(methods, clips)
-    baseline = results["autoregression"]
+    baseline = results[BASELINE]
     rows = [
         {
             **result.summary(clips, baseline),

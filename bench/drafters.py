@@ -15,15 +15,10 @@ from pairs import trained
 
 from lvspec import AnchorTree, DynamicTree, Generation, SkipTree, frequent_tokens
 from lvspec.config import DecodeConfig
+from lvspec.evaluation.methods import lvspec_method
 from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.evaluation import (
-    MAX_NEW_TOKENS,
-    Clip,
-    MethodResult,
-    lvspec_method,
-    run_methods,
-)
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS, Clip, MethodResult, run_methods
 
 BASELINE = "autoregression"
 Row = tuple[str, AcceptancePolicy | None, DecodeConfig, str | None]

@@ -18,11 +18,12 @@ from measuring import script
 from pairs import trained
 
 from lvspec.config import DecodeConfig
+from lvspec.evaluation.methods import lvspec_method
 from lvspec.models.attention import lvspec_attention_on
 from lvspec.models.inputs import check_inputs
 from lvspec.models.loading import Pair
 from lvspec.models.model import Model
-from lvspec.shapes.evaluation import MAX_NEW_TOKENS, Clip, lvspec_method, run_methods
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS, Clip, run_methods
 from lvspec.tree import chain_ancestors
 
 

@@ -12,7 +12,8 @@ from measuring import script
 from pairs import trained
 
 from lvspec.config import DecodeConfig
-from lvspec.shapes.evaluation import MAX_NEW_TOKENS, lvspec_method, run_methods
+from lvspec.evaluation.methods import lvspec_method
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS, run_methods
 
 
 def main() -> None:

@@ -16,8 +16,9 @@ from pairs.shifted_drafts import KINDS, Shifts, shifted
 
 from lvspec import SkipTree
 from lvspec.config import DecodeConfig
+from lvspec.evaluation.methods import lvspec_method
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.evaluation import MAX_NEW_TOKENS, lvspec_method, run_methods
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS, run_methods
 
 BASELINE = "autoregression"
 OWN = "the pair's own"

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from lvspec.engine.errors import GenerationInterrupted, NonFiniteLogits
     from lvspec.engine.hf import custom_generate
     from lvspec.engine.result import Generation
+    from lvspec.evaluation.evaluate import evaluate
     from lvspec.models.loading import Pair, load_pair
     from lvspec.models.quantize import quantize
     from lvspec.phases.draft.vocabulary import frequent_tokens
     from lvspec.policy import AcceptancePolicy
     from lvspec.profile import Profile
+    from lvspec.reporting.report import report
     from lvspec.tree_shapes import AnchorTree, DynamicTree, SkipTree
 
     __version__: str
@@ -40,11 +42,13 @@ _HOMES = {
     "SkipTree": "tree_shapes",
     "calibrate": "calibration.calibrate",
     "custom_generate": "engine.hf",
+    "evaluate": "evaluation.evaluate",
     "frequent_tokens": "phases.draft.vocabulary",
     "generate": "engine.api",
     "generate_many": "engine.api",
     "load_pair": "models.loading",
     "quantize": "models.quantize",
+    "report": "reporting.report",
 }
 __all__ = [
     "__version__",
@@ -61,11 +65,13 @@ __all__ = [
     "SkipTree",
     "calibrate",
     "custom_generate",
+    "evaluate",
     "frequent_tokens",
     "generate",
     "generate_many",
     "load_pair",
     "quantize",
+    "report",
 ]
 
 

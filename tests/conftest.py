@@ -227,13 +227,30 @@ def _reader(model):
     return _READERS[model]
 
 
-@torch.no_grad()
 def _hf_rows(model, inputs, tokens):
     """(logits `[n + 1, V]`, peaks `[n + 1]`): row i predicts token i, the last what follows.
 
-    Prefill, then one forward over all tokens with eager attention, whose weights HF returns. Peaks
-    are the largest weight on a video position, averaged over layers and heads; NaN for row 0.
+    Peaks are the largest weight on a video position, averaged over layers and heads; NaN for row 0.
     """
+    prompt, rest = _hf_passes(model, inputs, tokens)
+    ids = inputs["input_ids"]
+    video = ((ids[0] == 5) | (ids[0] == 6)).nonzero().flatten()
+    peaks = torch.full((len(tokens) + 1,), torch.nan, dtype=prompt.logits.dtype)
+    if len(video):
+        weights = torch.stack(rest.attentions)  # [L, 1, H, n, T + n]
+        peaks[1:] = weights[..., video].amax(-1).mean(dim=(0, 1, 2))
+    return torch.cat([prompt.logits[0, -1:], rest.logits[0]]), peaks
+
+
+@pytest.fixture(scope="session")
+def hf_passes():
+    """`hf_passes(model, inputs, tokens)`: HF's outputs of prompt and caption, with attentions."""
+    return _hf_passes
+
+
+@torch.no_grad()
+def _hf_passes(model, inputs, tokens):
+    """Prefill, then one forward over all tokens with eager attention, whose weights HF returns."""
     # To return attention weights HF leaves hooks in a model, and such a model is never recorded.
     model = _reader(model)
     ids, text = inputs["input_ids"], model.model.language_model
@@ -247,6 +264,7 @@ def _hf_rows(model, inputs, tokens):
         **{name: value for name, value in inputs.items() if name != "attention_mask"},
         position_ids=positions,
         **{CACHE: cache},
+        output_attentions=True,
     )
     rest = model(
         input_ids=torch.tensor([tokens]),
@@ -254,12 +272,7 @@ def _hf_rows(model, inputs, tokens):
         **{CACHE: cache},
         output_attentions=True,
     )
-    video = ((ids[0] == 5) | (ids[0] == 6)).nonzero().flatten()
-    peaks = torch.full((len(tokens) + 1,), torch.nan, dtype=prompt.logits.dtype)
-    if len(video):
-        weights = torch.stack(rest.attentions)  # [L, 1, H, n, T + n]
-        peaks[1:] = weights[..., video].amax(-1).mean(dim=(0, 1, 2))
-    return torch.cat([prompt.logits[0, -1:], rest.logits[0]]), peaks
+    return prompt, rest
 
 
 def _only_positions(inputs):

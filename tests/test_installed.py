@@ -116,6 +116,13 @@ def test_wheel_contains_the_embedded_models(wheel_names):
     assert data <= wheel_names, f"left out: {sorted(data - wheel_names)}"
 
 
+def test_wheel_contains_what_pages_are_drawn_with(wheel_names):
+    files = (ROOT / "lvspec" / "reporting" / "templates").iterdir()
+    templates = {path.relative_to(ROOT).as_posix() for path in files}
+    assert "lvspec/reporting/templates/page.css" in templates
+    assert templates <= wheel_names, f"left out: {sorted(templates - wheel_names)}"
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_wheel_contains_the_cpp_operations(wheel, wheel_names):
     """For any Python from 3.10 on, since nothing in them depends on its version."""

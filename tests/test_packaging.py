@@ -31,8 +31,10 @@ FLOORS = [
     {"phases"},
     {"engine"},
     {"evaluation"},
+    {"shapes"},
     {"calibration"},
-    {"__init__", "shapes"},
+    {"reporting"},
+    {"__init__"},
     {"cli"},
     {"__main__"},
 ]

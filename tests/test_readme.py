@@ -1,7 +1,9 @@
 """What the READMEs show is run as it stands there, and what it prints is true."""
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +177,62 @@ def test_a_sample_that_stops(printed):
 
 def test_inside_hf(printed):
     assert printed("custom_generate=") == ["HF's own tokens: True"]
+
+
+def test_methods_side_by_side(printed):
+    lines = printed("lvspec.evaluate(")
+    found = [
+        re.fullmatch(rf"([a-z]+): tau ({NUMBER}), own (1\.000|0\.\d+) .*", line) for line in lines
+    ]
+    assert [match[1] for match in found] == ["autoregression", "strict", "lvspec"]
+    tau = [float(match[2]) for match in found]
+    assert tau[0] == 1 < tau[1] < tau[2] and found[1][3] == "1.000"
+
+
+def run_in_shell(name, folder):
+    """What each line of this README's first `sh` block printed; all of them do all they should."""
+    block = re.search(r"```sh\n(.*?)```", READMES[name], re.DOTALL)[1]
+    printed = []
+    for line in block.splitlines():
+        words = shlex.split(line)
+        assert words.pop(0) == "lvspec"
+        command = [sys.executable, "-c", "from lvspec.cli import main; raise SystemExit(main())"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+        done = subprocess.run(
+            [*command, *words], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    return printed
+
+
+def write_clips(folder, count):
+    folder.mkdir()
+    for index, scene in enumerate(scenes("calibration", count)):
+        write_clip(scene, folder / f"{index}.mp4")
+
+
+def test_ones_own_pair_in_the_shell(tmp_path):
+    """A profile that is certified, a table in which it stands, and a page."""
+    write_clips(tmp_path / "clips", 8)
+    _, table, _ = run_in_shell("README.md", tmp_path)
+    profile = json.loads((tmp_path / "profile.json").read_text())
+    assert profile["fidelity"]["certified"] and profile["config"]["gamma"] == 12
+    assert "8 samples, 8 methods" in table
+    rows = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["rows"]
+    tau = {row["method"]: row["tau"] for row in rows}
+    assert tau["autoregression"] == 1 < tau["strict"] < tau["lvspec"]
+    page = (tmp_path / "page.html").read_text()
+    assert "lvspec report" in page and len(page) < 2**20
+
+
+def test_an_evaluation_goes_on_in_the_shell(tmp_path):
+    """The second evaluation has nothing left to caption."""
+    write_clips(tmp_path / "clips", 3)
+    tables = run_in_shell("lvspec/evaluation/README.md", tmp_path)
+    lines = (tmp_path / "evaluation" / "records.jsonl").read_text().splitlines()
+    assert tables[0] == tables[1] and "3 samples, 8 methods" in tables[0]
+    assert len(lines) == 1 + 3 * 8
 
 
 def test_an_engine_of_ones_own(printed):

@@ -18,15 +18,9 @@ from rich.table import Table
 from lvspec.config import DecodeConfig
 from lvspec.engine.api import generate
 from lvspec.environment import environment
+from lvspec.evaluation.methods import huggingface_method, lvspec_method
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.evaluation import (
-    MAX_NEW_TOKENS,
-    Clip,
-    huggingface_method,
-    lvspec_method,
-    make_clips,
-    run_methods,
-)
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS, Clip, make_clips, run_methods
 from lvspec.shapes.pair import load_embedded_pair
 
 TRACED = ("lvspec", "strict")
@@ -55,8 +49,8 @@ def embedded_rows(
     eager = replace(config, capture=False)
     methods = {
         "autoregression": lvspec_method(pair, None, config),
-        "hf generate": huggingface_method(pair, assisted=False),
-        "hf assisted": huggingface_method(pair, assisted=True),
+        "hf generate": huggingface_method(pair, max_new_tokens=MAX_NEW_TOKENS, assisted=False),
+        "hf assisted": huggingface_method(pair, max_new_tokens=MAX_NEW_TOKENS, assisted=True),
         "strict": lvspec_method(pair, AcceptancePolicy.strict(), config),
         "fly": lvspec_method(pair, AcceptancePolicy.fly(), config),
         "lvspec": lvspec_method(pair, AcceptancePolicy.lvspec(), config),

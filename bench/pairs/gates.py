@@ -18,9 +18,10 @@ from lvspec.config import DecodeConfig
 from lvspec.engine.decoder import Decoder
 from lvspec.engine.engine import Engine
 from lvspec.engine.result import Generation
+from lvspec.evaluation.methods import Method, Output, decoder_method
 from lvspec.models.loading import Pair
 from lvspec.models.text_pass import StepOutput
-from lvspec.phases.relevance import attention_peak
+from lvspec.phases.relevance import attention_mass, attention_peak
 from lvspec.phases.slots import Draft
 from lvspec.policy import AUTO, AcceptancePolicy
 from lvspec.reference.gate import gate
@@ -73,13 +74,13 @@ class GateDecoder(Decoder):
 
     Args:
         pair, policy, config: As for `Decoder`; chains of a number of tokens that is said.
-        score: Of every row.
+        score: Of every row; may be exchanged between two captions.
     """
 
     def __init__(
         self, pair: Pair, policy: AcceptancePolicy, config: DecodeConfig, score: Score
     ) -> None:
-        self._score = score
+        self.score = score
         config = replace(config, scorer=self._scored)
         super().__init__(
             pair.target, pair.draft, policy, config, tokenizer=pair.processor.tokenizer
@@ -91,7 +92,17 @@ class GateDecoder(Decoder):
         return self._draft
 
     def _scored(self, output: StepOutput) -> Tensor:
-        return self._score(Rows(output, self._draft, self.engine))
+        return self.score(Rows(output, self._draft, self.engine))
+
+    def method(self, score: Score, policy: AcceptancePolicy) -> Method:
+        """What a candidate says of a clip under this policy; the passes are those of all others."""
+        run = decoder_method(self, policy)
+
+        def scored(clip: Clip) -> Output:
+            self.score = score
+            return run(clip)
+
+        return scored
 
 
 class Running:
@@ -171,46 +182,54 @@ def layers(first: float, last: float) -> Score:
     return score
 
 
+SHIPPED: dict[str, Score] = {
+    "peak": layers(0, 1),
+    "mass": lambda rows: attention_mass(rows.output),
+    "later half": layers(0.5, 1),
+}
+"""Those that scripts compare candidates with."""
+
+
 def heads(chosen: Tensor) -> Score:
     """The peak over these heads, int64 `[n]`, numbered through all layers."""
     return lambda rows: rows.output.peaks.transpose(1, 2).flatten(0, 1)[chosen].mean(0)
 
 
-def read_heads(
-    pair: Pair, clips: list[Clip], config: DecodeConfig, anchors: Callable[[Generation], list[bool]]
-) -> tuple[Tensor, Tensor]:
-    """Peaks of every head at every token of the target's captions, and which tokens are anchors.
-
-    Returns:
-        float32 `[heads of all layers, n]` and bool `[n]`, as `lvspec.shapes.calibration` has them.
-    """
-    read: list[Tensor] = []
-
-    def number(rows: Rows) -> Tensor:
-        peaks = rows.output.peaks[:, 0].flatten(0, 1)
-        start = sum(block.shape[1] for block in read)
-        read.append(peaks.clone())
-        return torch.arange(start, start + peaks.shape[1])[None].float()
-
-    numbers, flags = collect(pair, clips, config, number, anchors)
-    return torch.cat(read, dim=1)[:, numbers.long()], flags
+def every_head(rows: Rows) -> Tensor:
+    """The peaks of the heads of all layers, `[1, heads, S]`."""
+    return rows.output.peaks.transpose(0, 1).flatten(1, 2).clone()
 
 
 def collect(
     pair: Pair,
     clips: list[Clip],
     config: DecodeConfig,
-    score: Score,
+    scores: dict[str, Score],
     anchors: Callable[[Generation], list[bool]],
-) -> tuple[Tensor, Tensor]:
-    """As `lvspec.shapes.calibration.collect_scores`, of a candidate."""
-    decoder = GateDecoder(pair, AcceptancePolicy.strict(), replace(config, trace=True), score)
-    scores, flags = [], []
-    for clip in clips:
-        result = decoder.generate(clip.inputs)
-        scores.append(result.relevance[0, 1:])
-        flags.append(torch.tensor(anchors(result)[1:]))
-    return torch.cat(scores), torch.cat(flags)
+) -> tuple[dict[str, Tensor], Tensor]:
+    """As `lvspec.shapes.calibration.collect_scores`, of many candidates in one run.
+
+    Returns:
+        What each gives at every token of the target's captions but the first, float32 `[..., n]`,
+        and bool `[n]`, whether it is an anchor.
+    """
+    read: list[dict[str, Tensor]] = []
+    numbered = 0
+
+    def number(rows: Rows) -> Tensor:
+        nonlocal numbered
+        read.append({name: score(rows)[0] for name, score in scores.items()})
+        slots = rows.output.peaks.shape[-1]
+        numbered += slots
+        return torch.arange(numbered - slots, numbered)[None].float()
+
+    decoder = GateDecoder(pair, AcceptancePolicy.strict(), replace(config, trace=True), number)
+    found = [decoder.generate(clip.inputs) for clip in clips]
+    numbers = torch.cat([result.relevance[0, 1:] for result in found]).long()
+    flags = torch.tensor([flag for result in found for flag in anchors(result)[1:]])
+    return {
+        name: torch.cat([block[name] for block in read], dim=-1)[..., numbers] for name in scores
+    }, flags
 
 
 def split(scores: Tensor) -> float:
@@ -237,7 +256,7 @@ def candidates(peaks: Tensor, flags: Tensor) -> dict[str, tuple[Score, float | s
     """Scores by name, each with the `anchor_threshold` that it is for.
 
     Args:
-        peaks, flags: Of `read_heads`, of other clips than are evaluated.
+        peaks, flags: Of `every_head` by `collect`, of other clips than are evaluated.
     """
     by_label = best_heads(peaks, lambda head: area_under_curve(head, flags))
     return {

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvspec.shapes.evaluation import Clip, Method, Output
+from lvspec.evaluation.methods import Method, Output
+from lvspec.shapes.evaluation import Clip
 
 
 @dataclass
@@ -50,8 +51,9 @@ class KeptOutputs:
             found = {
                 "text": output.text,
                 "seconds": output.seconds,
-                "tokens": output.tokens,
+                "ids": output.ids,
                 "passes": output.passes,
+                "prefill_seconds": output.prefill_seconds,
                 "regret": float(output.regret),
                 "strict": output.generation.stats.num_strict,
             }

@@ -21,6 +21,8 @@ from lvspec.environment import NotWritten
 COMMANDS = {
     "generate": ("lvspec.cli.generate", "caption videos with a target and a draft"),
     "calibrate": ("lvspec.cli.calibrate", "find settings that keep a stated fidelity"),
+    "evaluate": ("lvspec.cli.evaluate", "methods side by side on your own videos"),
+    "report": ("lvspec.cli.report", "a page that shows captions token by token, or an evaluation"),
     "info": ("lvspec.cli.info", "versions, backends and devices, and why one is missing"),
     "demo": ("lvspec.cli.demo", "caption held-out clips with the embedded pair"),
 }

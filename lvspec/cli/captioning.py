@@ -32,10 +32,13 @@ from lvspec.cli.terminal import (
 from lvspec.config import DecodeConfig
 from lvspec.engine.decoder import Decoder
 from lvspec.engine.errors import GenerationInterrupted, NonFiniteLogits
+from lvspec.engine.frames import frame_attention
 from lvspec.engine.result import Generation
 from lvspec.environment import NotWritten, environment, write_json
 from lvspec.policy import AcceptancePolicy
 from lvspec.profile import Profile
+from lvspec.reporting.load import CAPTIONS, CAPTIONS_VERSION
+from lvspec.video.processor import sampled_times
 
 
 def caption_videos(
@@ -119,7 +122,8 @@ class _ResultFile:
         self.path = path
         self.is_behind = False
         self.results: list[dict[str, Any]] = []
-        self.document = {**facts, "interrupted": False, "results": self.results}
+        head = {"lvspec": CAPTIONS, "version": CAPTIONS_VERSION}
+        self.document = {**head, **facts, "interrupted": False, "results": self.results}
 
     def add(self, video: str, prompt: str, generation: Generation | None, **facts: Any) -> None:
         found = {} if generation is None else generation.to_dict()
@@ -208,7 +212,7 @@ class _Captioner:
             self._print(Text(path, "bold"))
         tokenizer = self.models.processor.tokenizer
         streamer = PrintStreamer(tokenizer) if arguments.stream else None
-        generation, failure, facts = None, None, {}
+        generation, failure, facts, frames = None, None, {}, {}
         try:
             with _plain_warnings():
                 generation = self.decoder.generate(
@@ -225,8 +229,10 @@ class _Captioner:
             streamer.stop(generation.text)
         try:
             self._show(path, generation)
+            if arguments.trace and not facts:
+                frames = {"frames": self._frames(path, inputs, generation)}
         finally:  # what cannot be printed is kept
-            self.file.add(path, arguments.prompt, generation, **facts)
+            self.file.add(path, arguments.prompt, generation, **facts, **frames)
         self.rows.append((path, generation))
         if "error" in facts:
             say(_about(path, facts["error"]), kind="error")
@@ -258,6 +264,20 @@ class _Captioner:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return inputs, models.draft_processor(path, arguments.prompt, **given)
+
+    def _frames(self, path: str, inputs: dict, generation: Generation) -> dict[str, Any]:
+        """Where the target looked for each token, or why that is not known."""
+        arguments = self.arguments
+        tokens = generation.tokens[0].tolist()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is wrong with the file was said
+                times = sampled_times(path, num_frames=arguments.num_frames, fps=arguments.fps)
+            target = self.models.target
+            return frame_attention(target, inputs, tokens, frames=len(times)).to_dict(times)
+        except (OSError, ValueError, torch.OutOfMemoryError) as error:
+            say(_about(path, f"no attention by frame: {error}"), kind="warning")
+            return {"missing": str(error)}
 
     def _refuse(self, path: str, error: object) -> None:
         message = _about(path, by_option(error, CALL_OPTIONS))

@@ -10,11 +10,16 @@ from transformers import PreTrainedModel
 
 from lvspec.checkpoint import check_files, find_checkpoint
 from lvspec.cli.options import DRAFT_WORDS
-from lvspec.models.loading import Pair, default_device, load_model, load_pair, load_processor
+from lvspec.models.loading import (
+    device_called,
+    load_model,
+    load_pair,
+    load_processor,
+    prepare_alike,
+)
 from lvspec.models.quantize import Weights
 from lvspec.phases.draft import DraftChoice
 from lvspec.shapes import pair as embedded
-from lvspec.video.config import VideoProcessorConfig
 from lvspec.video.processor import HFProcessor, Processor
 
 
@@ -39,19 +44,7 @@ def find_device(name: str | None) -> torch.device:
     Raises:
         ValueError: No such device is here.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name is None:
-        return default_device()
-    here = " or ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device: expected {here}, got {name}")
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"--device: expected {here}, got {name}, which is not here")
-    return device
+    return device_called(name, "--device")
 
 
 def load_models(
@@ -103,7 +96,7 @@ def load_models(
             f"{', '.join(map(str, folders))}: expected checkpoints that transformers loads, got "
             f"{type(error).__name__}: {error}"
         ) from error
-    same_inputs = _prepare_alike(pair, folders)
+    same_inputs = prepare_alike(pair, folders)
     return Models(
         pair.target, pair.draft, pair.processor, None if same_inputs else pair.draft_processor
     )
@@ -113,16 +106,6 @@ def _complete(name: str, option: str) -> Path:
     folder = find_checkpoint(name, option)
     check_files(folder, option)
     return folder
-
-
-def _prepare_alike(pair: Pair, folders: list[Path]) -> bool:
-    """Whether both models take the same inputs."""
-    processors = (pair.processor, pair.draft_processor)
-    if any(isinstance(processor, HFProcessor) for processor in processors):
-        kinds = [type(getattr(processor, "hf", processor)) for processor in processors]
-        return kinds[0] is kinds[1] and processors[0].hf.to_dict() == processors[1].hf.to_dict()
-    configs = [VideoProcessorConfig.from_pretrained(folder) for folder in folders]
-    return configs[0] == configs[1]
 
 
 def token_ids_of(words: list[str], processor: Processor | HFProcessor) -> tuple[int, ...]:

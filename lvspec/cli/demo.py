@@ -16,16 +16,9 @@ from lvspec.cli.options import gamma_of
 from lvspec.cli.terminal import caption_text, legend
 from lvspec.config import DecodeConfig
 from lvspec.environment import check_json_path, environment, write_json
+from lvspec.evaluation.methods import EvaluationInterrupted, huggingface_method, lvspec_method
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.evaluation import (
-    MAX_NEW_TOKENS,
-    Clip,
-    EvaluationInterrupted,
-    MethodResult,
-    huggingface_method,
-    lvspec_method,
-    run_methods,
-)
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS, Clip, MethodResult, run_methods
 from lvspec.shapes.tasks import Task, choose
 from lvspec.tree import MAX_SLOTS
 
@@ -94,8 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
     loose = AcceptancePolicy.lvspec()
     methods = {
         REFERENCE: lvspec_method(pair, None, config),
-        "hf generate": huggingface_method(pair, assisted=False),
-        "hf assisted": huggingface_method(pair, assisted=True),
+        "hf generate": huggingface_method(pair, max_new_tokens=MAX_NEW_TOKENS, assisted=False),
+        "hf assisted": huggingface_method(pair, max_new_tokens=MAX_NEW_TOKENS, assisted=True),
         "strict": lvspec_method(pair, AcceptancePolicy.strict(), config),
         "fly": lvspec_method(pair, AcceptancePolicy.fly(), config),
         "lvspec": lvspec_method(pair, loose, config),

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lvspec.engine.stats import DecodeStats
-from lvspec.engine.token_text import pieces
+from lvspec.engine.token_text import names, pieces
 from lvspec.phases.outcome import Traced
 from lvspec.reference.kinds import KIND_NAMES
 
@@ -57,6 +57,12 @@ class TraceStep:
     @property
     def num_accepted(self) -> int:
         return len(self.path)
+
+    @property
+    def token_ids(self) -> set[int]:
+        """Every token that is spoken of."""
+        best = (token for row in self.top_ids for token in row)
+        return {*self.drafted, *self.wanted, *best}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: what is no finite number is text, such as "-inf"."""
@@ -174,14 +180,20 @@ class Generation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; relevance is null where it was not computed.
 
-        With a trace, `trace` has its steps, see `TraceStep.to_dict`.
+        With a trace, `trace` has its steps, see `TraceStep.to_dict`, and with a tokenizer
+        `vocabulary` the text of every token in them, by its id.
         """
         text, words = None, None
         if self.tokenizer is not None:
             text, words = self.text, self.pieces
         traced = {}
         if self.trace is not None:
-            traced["trace"] = [step.to_dict() for step in self.trace.steps()]
+            steps = self.trace.steps()
+            traced["trace"] = [step.to_dict() for step in steps]
+            if self.tokenizer is not None:
+                ids = {token for step in steps for token in step.token_ids}
+                known = names(ids | set(self.tokens[0].tolist()), self.tokenizer)
+                traced["vocabulary"] = {str(token): name for token, name in known.items()}
         relevance = [None if value != value else value for value in self.relevance[0].tolist()]
         return {
             "text": text,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -47,3 +47,17 @@ def pieces(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[st
     if found:
         found[-1] += text.flush()
     return found
+
+
+def names(tokens: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """What each token is called by itself, special ones included; empty for ids without a name."""
+    return {token: _name(token, tokenizer) for token in sorted(set(tokens))}
+
+
+def _name(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    spelt = tokenizer.convert_ids_to_tokens(token) or ""
+    text = tokenizer.decode([token])
+    if not text or "\N{REPLACEMENT CHARACTER}" in text:  # a part of a character
+        return spelt
+    # SentencePiece decodes the first word of a text without the space before it.
+    return f" {text}" if spelt.startswith("\N{LOWER ONE EIGHTH BLOCK}") and text[0] != " " else text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -37,11 +39,10 @@ class Journal:
     def __init__(self, path: str | os.PathLike, kind: str, settings: Mapping[str, Any]) -> None:
         self.path = os.fspath(path)
         self.records: list[dict[str, Any]] = []
-        header = {"lvspec": kind, "version": VERSION, "settings": plain(settings)}
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._header = {"lvspec": kind, "version": VERSION, "settings": plain(settings)}
+        self._open()
         try:
-            self._lock()
-            self._begin(header)
+            self._begin(self._header)
         except BaseException:
             self.close()
             raise
@@ -68,11 +69,43 @@ class Journal:
         self._write(values)
         self.records.append(values)
 
+    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Put these records in place of all others, at once: the old ones stand until then.
+
+        Raises:
+            NotWritten: There is no room; the file is as it was.
+            TypeError: A value has no form in JSON.
+        """
+        values = [plain(record) for record in records]
+        partial = f"{self.path}.{uuid.uuid4().hex}.part"
+        try:
+            with open(partial, "wb") as file:
+                file.writelines(map(_line, [self._header, *values]))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.path)
+        except OSError as error:
+            raise self._not_written(error) from error
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(partial)
+        self.close()
+        self._open()
+        self.records = values
+
     def close(self) -> None:
         """Close the file; the second time nothing happens."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+    def _open(self) -> None:
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            self._lock()
+        except BaseException:
+            self.close()
+            raise
 
     def _lock(self) -> None:
         try:
@@ -146,9 +179,12 @@ class Journal:
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, size)
-            raise NotWritten(
-                f"{self.path}: expected a file that can be written, got: {error.strerror or error}"
-            ) from error
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> NotWritten:
+        return NotWritten(
+            f"{self.path}: expected a file that can be written, got: {error.strerror or error}"
+        )
 
 
 def first_difference(

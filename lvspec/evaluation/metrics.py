@@ -174,6 +174,20 @@ def score(text: str, sample: Sample, own: str | None, names: Iterable[str]) -> d
     return {name: value for name, value in found.items() if value is not None}
 
 
+def check_installed() -> None:
+    """Refuse, before any work is done, to go without the libraries that count.
+
+    Raises:
+        ImportError: One is not installed; names all that are needed.
+    """
+    for module, package in (
+        ("sacrebleu", "sacrebleu"),
+        ("rouge_score.rouge_scorer", "rouge-score"),
+        ("scipy.special", "scipy"),
+    ):
+        _needs(module, package)
+
+
 def _import(module: str, name: str) -> Any:
     # At the end: a file here must not stand in for a package that others mean.
     here = os.getcwd()

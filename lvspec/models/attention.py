@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -34,7 +35,7 @@ class AttentionStep:
         plan: The split plan of the cache, or None.
         workspace: Scratch for the operation, or None.
         importance: `[B, N]`, to which every layer adds what `ops.visual_importance` says of the
-            pass's rows; None where that is not wanted.
+            pass's rows together, or `[B, S, N]`, of each by itself; None where that is not wanted.
         masses, peaks: float32 `[B, Hq, S]` of every layer in order, if `scores`.
     """
 
@@ -82,11 +83,30 @@ def lvspec_attention(
         step.masses.append(result.visual_mass)
         step.peaks.append(result.visual_peak)
     if step.importance is not None:
-        length = step.kv_len + query.shape[2]
-        step.importance += ops.visual_importance(
-            query, key, length, step.visual, result.lse, scale=scaling
-        )
+        step.importance += _importance(step, query, key, result.lse, scaling)
     return result.out.transpose(1, 2).to(device), None
+
+
+def _importance(
+    step: AttentionStep, query: Tensor, key: Tensor, lse: Tensor, scaling: float | None
+) -> Tensor:
+    """What the pass's rows look at, in the shape of `step.importance`."""
+    length, visual = step.kv_len + query.shape[2], step.visual
+    if step.importance.dim() == 2:
+        return ops.visual_importance(query, key, length, visual, lse, scale=scaling)
+    rows = range(query.shape[2])
+    found = [
+        ops.visual_importance(
+            query[:, :, row : row + 1],
+            key,
+            length,
+            visual,
+            lse[:, :, row : row + 1].contiguous(),
+            scale=scaling,
+        )
+        for row in rows
+    ]
+    return torch.stack(found, dim=1)
 
 
 AttentionInterface.register(NAME, lvspec_attention)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import (
 from lvspec.checkpoint import check_files, find_checkpoint, names_of
 from lvspec.models.families import Family, check_family
 from lvspec.models.quantize import Weights, quantize
+from lvspec.video.config import VideoProcessorConfig
 from lvspec.video.processor import HFProcessor, Processor
 
 DeviceMap = str | dict[str, Any] | int | torch.device
@@ -101,6 +103,41 @@ def load_pair(
 def default_device() -> torch.device:
     """A GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_called(name: str | None, argument: str = "device") -> torch.device:
+    """The device of this name; None is `default_device()`.
+
+    Args:
+        name: cpu, cuda or cuda:N.
+        argument: What gave the name, for messages.
+
+    Raises:
+        ValueError: No such device is here.
+    """
+    if name is None:
+        return default_device()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = " or ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{argument}: expected {here}, got {name}")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"{argument}: expected {here}, got {name}, which is not here")
+    return device
+
+
+def prepare_alike(pair: Pair, folders: Sequence[Path]) -> bool:
+    """Whether both models of a pair, loaded from these two folders, take the same inputs."""
+    processors = (pair.processor, pair.draft_processor)
+    if any(isinstance(processor, HFProcessor) for processor in processors):
+        kinds = [type(getattr(processor, "hf", processor)) for processor in processors]
+        return kinds[0] is kinds[1] and processors[0].hf.to_dict() == processors[1].hf.to_dict()
+    configs = [VideoProcessorConfig.from_pretrained(folder) for folder in folders]
+    return configs[0] == configs[1]
 
 
 def check_checkpoint(folder: Path, role: str) -> Family:

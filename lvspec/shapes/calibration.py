@@ -14,9 +14,10 @@ from torch import Tensor
 from lvspec.config import DecodeConfig
 from lvspec.engine.api import generate
 from lvspec.engine.result import Generation
+from lvspec.evaluation.methods import lvspec_method
 from lvspec.models.loading import Pair
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.evaluation import Clip, lvspec_method, run_methods, token_anchors
+from lvspec.shapes.evaluation import Clip, run_methods, token_anchors
 
 
 def collect_scores(

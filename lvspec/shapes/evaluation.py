@@ -6,22 +6,20 @@ but for `oracle_gate`, which exists to show what perfect knowledge of the anchor
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lvspec.config import DecodeConfig
-from lvspec.engine.decoder import Decoder
 from lvspec.engine.result import Generation
+from lvspec.evaluation.methods import EvaluationInterrupted, Method, Output, in_turns
+from lvspec.evaluation.speeds import speeds
 from lvspec.models.loading import Pair
-from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.captions import join, judge
 from lvspec.shapes.data import EMBEDDED
 from lvspec.shapes.world import World
@@ -41,42 +39,7 @@ class Clip:
     inputs: Mapping[str, Tensor]
     judge: Callable[[str, Any], tuple[int, int, bool]] = judge
     prompt: str = ""
-
-
-@dataclass
-class Output:
-    """One caption by one method.
-
-    Attributes:
-        text: The caption.
-        seconds: Wall time from inputs to tokens, prefill included, decoding of the file not.
-        tokens: New tokens.
-        passes: Forward passes of the target behind the prefill.
-        regret: Nats lost by loose tokens, 0 for lossless methods.
-        generation: The whole result, for methods that are ours.
-    """
-
-    text: str
-    seconds: float
-    tokens: int
-    passes: int
-    regret: float = 0.0
-    generation: Generation | None = None
-
-    @property
-    def parts(self) -> dict[str, dict[str, int]]:
-        """As `DecodeStats.parts`; none for methods that are not ours."""
-        return {} if self.generation is None else self.generation.stats.parts
-
-    @property
-    def decode_seconds(self) -> float | None:
-        """Of `seconds` without the prefill; None for methods that are not ours."""
-        if self.generation is None:
-            return None
-        return self.seconds - self.generation.stats.seconds["prefill"]
-
-
-Method = Callable[[Clip], Output]
+    draft_inputs: None = None  # the draft takes the same
 
 
 def make_clips(
@@ -93,60 +56,6 @@ def make_clips(
         words = join(prompt.split())
         clips.append(Clip(scene, path, pair.processor(path, words), world.judge, words))
     return clips
-
-
-def lvspec_method(
-    pair: Pair, policy: AcceptancePolicy | None, config: DecodeConfig, *, draft: str | None = None
-) -> Method:
-    """`lvspec.Decoder` under a policy; None is autoregression. `draft` in place of the pair's."""
-    drafter = None if policy is None else (draft or pair.draft)
-    return decoder_method(
-        Decoder(pair.target, drafter, policy, config, tokenizer=pair.processor.tokenizer)
-    )
-
-
-def decoder_method(decoder: Decoder) -> Method:
-    """What this decoder says of a clip."""
-
-    def run(clip: Clip) -> Output:
-        start = time.perf_counter()
-        result = decoder.generate(clip.inputs)
-        seconds = time.perf_counter() - start
-        stats = result.stats
-        count = result.tokens.shape[1]
-        return Output(result.text, seconds, count, stats.num_iterations, stats.regret, result)
-
-    return run
-
-
-def huggingface_method(pair: Pair, *, assisted: bool) -> Method:
-    """HF's own greedy `generate`, alone or with the draft as assistant, at HF's defaults."""
-    options = {"assistant_model": pair.draft} if assisted else {}
-    tokenizer = pair.processor.tokenizer
-    calls = 0
-
-    def count(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-
-    def run(clip: Clip) -> Output:
-        nonlocal calls
-        calls = 0
-        hook = pair.target.model.language_model.register_forward_hook(count)
-        try:
-            start = time.perf_counter()
-            sequences = pair.target.generate(
-                **clip.inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS, **options
-            )
-            seconds = time.perf_counter() - start
-        finally:
-            hook.remove()
-        tokens = sequences[0, clip.inputs["input_ids"].shape[1] :]
-        text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        # The prefill is one call; with an assistant it verifies the first draft too.
-        return Output(text, seconds, len(tokens), calls if assisted else calls - 1)
-
-    return run
 
 
 @dataclass
@@ -168,26 +77,9 @@ class MethodResult:
         """One row of the table; `fidelity` is relative to the captions of `reference`."""
         attributes, captions = self._accuracy(clips)
         target_attributes, target_captions = reference._accuracy(clips)
-        speeds = [output.tokens / output.seconds for output in self.outputs]
-        pairs = zip(self.outputs, reference.outputs, strict=True)
-        speedups = [
-            (mine.tokens / mine.seconds) / (theirs.tokens / theirs.seconds)
-            for mine, theirs in pairs
-        ]
-        decoding = [
-            (mine.tokens - 1) / mine.decode_seconds / ((theirs.tokens - 1) / theirs.decode_seconds)
-            for mine, theirs in zip(self.outputs, reference.outputs, strict=True)
-            if mine.decode_seconds and theirs.decode_seconds
-        ]
-        passes = sum(output.passes for output in self.outputs)
-        # The first token comes from the prefill and costs no pass.
-        tokens = sum(output.tokens - 1 for output in self.outputs)
         return {
             "method": self.method,
-            "tokens_per_s": median(speeds),
-            "speedup": median(speedups),
-            "decode_speedup": median(decoding) if decoding else None,
-            "tau": tokens / passes,
+            **speeds(self.outputs, reference.outputs),
             "attributes": attributes,
             "captions": captions,
             "fidelity": {
@@ -230,32 +122,20 @@ def agreement(
     return same / total if total else 0.0
 
 
-class EvaluationInterrupted(KeyboardInterrupt):
-    """Ctrl-C while captioning. `results` holds the clips that every method had captioned."""
-
-    def __init__(self, results: dict[str, MethodResult]) -> None:
-        super().__init__()
-        self.results = results
-
-
-def run_methods(methods: Mapping[str, Method], clips: list[Clip]) -> dict[str, MethodResult]:
-    """Caption every clip by every method.
-
-    The methods take turns on each clip, in an order that rotates, so that a slow spell of the
-    machine falls on all of them. One clip is captioned beforehand and not counted.
+def run_methods(methods: Mapping[str, Method[Clip]], clips: list[Clip]) -> dict[str, MethodResult]:
+    """Caption every clip by every method, in turns, see `in_turns`.
 
     Raises:
-        EvaluationInterrupted: Ctrl-C; carries what is complete.
+        EvaluationInterrupted: Ctrl-C; carries a `MethodResult` for each method, with the clips that
+            all of them had captioned.
     """
     results = {name: MethodResult(name) for name in methods}
-    names = list(methods)
     try:
-        for name, method in methods.items():
-            results[name].warm_up = method(clips[0]).seconds
-        for index, clip in enumerate(tqdm(clips, desc="captions", leave=False)):
-            shift = index % len(names)
-            for name in names[shift:] + names[:shift]:
-                results[name].outputs.append(methods[name](clip))
+        for turn in in_turns(methods, tqdm(clips, desc="captions", leave=False)):
+            result = results[turn.method]
+            result.outputs.append(turn.output)
+            if turn.warm_up is not None:
+                result.warm_up = turn.warm_up
     except KeyboardInterrupt:
         complete = min(len(result.outputs) for result in results.values())
         for result in results.values():

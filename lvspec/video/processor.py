@@ -229,6 +229,19 @@ def _sampled(
     return Video(frames, timestamps, len(frames) / rate, rate, ""), False
 
 
+def sampled_times(
+    path: str | os.PathLike, *, num_frames: int | None = None, fps: float | None = None
+) -> list[float]:
+    """Seconds of the frames that a processor samples from a file, called with these options.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: As `Processor`.
+    """
+    # Of a frame that is not looked at, one pixel is kept.
+    video, _ = _sampled(path, num_frames, fps, lambda frames, count: frames[:, :1, :1])
+    return video.timestamps.tolist()
+
+
 def _chat_prompt(
     template: PreTrainedTokenizerBase | ProcessorMixin, prompt: str, placeholder: str
 ) -> str:

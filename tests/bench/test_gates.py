@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from lvspec.config import DecodeConfig
+from lvspec.evaluation.methods import Output
 from lvspec.models.text_pass import StepOutput
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes import calibration
-from lvspec.shapes.evaluation import Output, make_clips, token_anchors
+from lvspec.shapes.evaluation import make_clips, token_anchors
 from lvspec.shapes.pair import load_embedded_pair
 
 CONFIG = DecodeConfig(gamma=8, max_new_tokens=40)
@@ -54,9 +55,11 @@ def test_a_candidate_sees_what_the_draft_saw_and_changes_nothing(gates, pair, cl
 
 
 def test_heads_are_read_at_the_rows_of_the_tokens(gates, pair, clips):
-    peaks, flags = gates.read_heads(pair, clips, CONFIG, token_anchors)
+    scores = {"heads": gates.every_head, "all": gates.layers(0, 1)}
+    found, flags = gates.collect(pair, clips, CONFIG, scores, token_anchors)
     scores, same = calibration.collect_scores(pair, clips, CONFIG, "attention_peak")
-    torch.testing.assert_close(peaks.mean(0), scores)
+    torch.testing.assert_close(found["heads"].mean(0), scores)
+    assert torch.equal(found["all"], scores)
     assert torch.equal(flags, same) and flags.any() and not flags.all()
 
 
@@ -124,7 +127,7 @@ def test_captions_are_made_once(bench, tmp_path):
     def method(clip):
         made.append(clip.path.name)
         stats = SimpleNamespace(num_strict=3)
-        return Output("a ring", 0.5, 8, 2, 0.25, SimpleNamespace(stats=stats))
+        return Output("a ring", 0.5, [4] * 8, 2, 0.1, 0.25, SimpleNamespace(stats=stats))
 
     clip = SimpleNamespace(path=Path("x/evaluation-003.mp4"))
     path, settings = tmp_path / "lines", {"pair": "embedded", "gamma": 12}
@@ -138,6 +141,6 @@ def test_captions_are_made_once(bench, tmp_path):
     for name, other in (("oracle", settings), ("found", {**settings, "gamma": 16})):
         kept.KeptOutputs(path, other).method(name, method)(clip)
     assert len(made) == 3 and len(path.read_text().splitlines()) == 3
-    assert all(json.loads(line)["output"]["tokens"] == 8 for line in path.open())
+    assert all(json.loads(line)["output"]["ids"] == [4] * 8 for line in path.open())
     nothing = kept.KeptOutputs(None, settings).method("found", method)
     assert nothing(clip).generation is not None and len(made) == 4

@@ -18,6 +18,7 @@ from pairs_small import clips, pair, scenes, train, unsure, wide
 from pairs_small.recipes import RECIPES
 
 from lvspec.config import DecodeConfig
+from lvspec.evaluation.methods import Output, lvspec_method
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes import calibration, data, evaluation
 from lvspec.shapes.tasks import TASKS
@@ -248,15 +249,15 @@ def test_a_training_of_a_few_steps_loads_and_captions(name, tmp_path, capsys, mo
     count = RECIPES[name].world.video_tokens
     assert all((clip.inputs["input_ids"] == video).sum() == count for clip in drawn)
     config = DecodeConfig(gamma=4, max_new_tokens=12)
-    strict = evaluation.lvspec_method(trained, AcceptancePolicy.strict(), config)
-    alone = evaluation.lvspec_method(trained, None, config)
+    strict = lvspec_method(trained, AcceptancePolicy.strict(), config)
+    alone = lvspec_method(trained, None, config)
     for clip in drawn:
         output = strict(clip)
         assert output.text == alone(clip).text
         assert len(task.token_anchors(output.generation)) == output.tokens
         assert clip.judge(output.text, clip.scene)[1] == 9
     gated = replace(config, scorer=task.oracle_gate(trained))
-    evaluation.lvspec_method(trained, AcceptancePolicy.lvspec(), gated)(drawn[0])
+    lvspec_method(trained, AcceptancePolicy.lvspec(), gated)(drawn[0])
 
 
 def test_pairs_are_chosen_by_name_or_folder(tmp_path):
@@ -281,7 +282,7 @@ def test_a_script_says_what_is_wrong_with_its_pair(script, tmp_path, monkeypatch
 
 def test_agreement_is_of_what_the_reference_states():
     def result(*texts):
-        outputs = [evaluation.Output(text, 1.0, 5, 1) for text in texts]
+        outputs = [Output(text, 1.0, [0] * 5, 1) for text in texts]
         return evaluation.MethodResult("", outputs)
 
     read = unsure.GRAMMAR.read

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lvspec.policy import AcceptancePolicy
+from lvspec.shapes.evaluation import EvaluationInterrupted
 from lvspec.shapes.tasks import TASKS
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
@@ -99,6 +100,22 @@ def test_a_calibration_is_applied_to_other_clips(start, tmp_path, monkeypatch, c
     kept = Path("calibration", "captions.jsonl").read_bytes()
     assert not start("calibration", *options)  # nothing is left to do
     assert Path("calibration", "captions.jsonl").read_bytes() == kept and capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_ablation_that_is_interrupted_says_what_is_complete(start, bench, monkeypatch, tmp_path):
+    script, path = bench("ablation"), tmp_path / "rows.json"
+    whole = script.run_methods
+
+    def run(methods, clips):
+        raise EvaluationInterrupted(whole(methods, clips[:1]))
+
+    monkeypatch.setattr(script, "run_methods", run)
+    options = ("--clips", 2, "--calibration-clips", 1, "--only", "strict", "--json", path)
+    assert start("ablation", *options, "--lines", tmp_path / "lines") == 0
+    found = json.loads(path.read_text())
+    assert [row["method"] for row in found["rows"]] == ["autoregression", "strict"]
+    assert found["clips"] == 1 and len((tmp_path / "lines").read_text().splitlines()) == 2
 
 
 def test_no_policy_is_set_for_a_pair(bench):

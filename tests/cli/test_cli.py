@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lvspec import ops
-from lvspec.cli import COMMANDS, main, terminal
+from lvspec.cli import COMMANDS, captioning, main, terminal
 from lvspec.cli.info import computes_cuda
 from lvspec.cli.options import POLICY_OPTIONS
 from lvspec.config import DecodeConfig
@@ -194,6 +194,26 @@ def test_ways_to_draft(lvspec, tmp_path):
     assert (stats["gamma"], stats["gamma_choice"]) == (25, None)
     assert stats["drafted"] == 25 * stats["iterations"]
     assert [len(step["regrets"]) for step in result["trace"]] == [25] * stats["iterations"]
+    said = {str(token) for step in result["trace"] for token in step["drafted"]}
+    assert said <= result["vocabulary"].keys()
+    named = [result["vocabulary"][str(token)] for token in result["tokens"]]
+    assert [name.split() for name in named] == [piece.split() for piece in result["pieces"]]
+    # Two frames make a row of video tokens, of which every token's row has seen some.
+    assert result["frames"]["timestamps"] == [0.0, 1.0]
+    assert len(result["frames"]["mass"]) == len(result["tokens"])
+    assert all(0 < share < 1 for row in result["frames"]["mass"] for share in row)
+    assert (document["lvspec"], document["version"]) == ("captions", 1)
+
+
+def test_frames_that_cannot_be_told_apart_are_said(lvspec, tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise ValueError("inputs: expected one video")
+
+    monkeypatch.setattr(captioning, "frame_attention", refuse)
+    code, out, err = lvspec("--trace", "--json", tmp_path / "out.json")
+    assert code == 0 and "warning: a.mp4: no attention by frame: inputs: expected one" in err
+    (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert result["frames"] == {"missing": "inputs: expected one video"} and result["trace"]
     assert "".join(result["pieces"]).strip() == result["text"]
 
 

@@ -9,17 +9,10 @@ import torch
 from lvspec.cli import main
 from lvspec.config import DecodeConfig
 from lvspec.engine.api import generate
+from lvspec.evaluation.methods import EvaluationInterrupted, huggingface_method, lvspec_method
 from lvspec.policy import AcceptancePolicy
 from lvspec.shapes.captions import judge
-from lvspec.shapes.evaluation import (
-    MAX_NEW_TOKENS,
-    EvaluationInterrupted,
-    huggingface_method,
-    lvspec_method,
-    make_clips,
-    oracle_gate,
-    run_methods,
-)
+from lvspec.shapes.evaluation import MAX_NEW_TOKENS, make_clips, oracle_gate, run_methods
 from lvspec.shapes.pair import DRAFT, TARGET, load_embedded_pair
 
 CONFIG = DecodeConfig(gamma=12, max_new_tokens=MAX_NEW_TOKENS)
@@ -39,8 +32,8 @@ def clips(pair, tmp_path_factory):
 def results(pair, clips):
     methods = {
         "autoregression": lvspec_method(pair, None, CONFIG),
-        "hf": huggingface_method(pair, assisted=False),
-        "assisted": huggingface_method(pair, assisted=True),
+        "hf": huggingface_method(pair, max_new_tokens=MAX_NEW_TOKENS, assisted=False),
+        "assisted": huggingface_method(pair, max_new_tokens=MAX_NEW_TOKENS, assisted=True),
         "strict": lvspec_method(pair, AcceptancePolicy.strict(), CONFIG),
         "lvspec": lvspec_method(pair, AcceptancePolicy.lvspec(), CONFIG),
     }

@@ -20,8 +20,8 @@ from real_models import (
 
 from lvspec.cli import main
 from lvspec.config import DecodeConfig
+from lvspec.evaluation.methods import lvspec_method
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.evaluation import lvspec_method
 from lvspec.shapes.real import (
     captions,
     data,
@@ -82,6 +82,10 @@ def test_adapters_come_back_as_they_were_saved(tmp_path):
     assert facts == {"layers": [0, 3]}
     assert found["x.a"].dtype == torch.float16
     assert all(torch.equal(found[name].float(), adapters[name]) for name in adapters)
+    assert [file.name for file in tmp_path.iterdir()] == ["adapters.safetensors"]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode, "as readable as any file"
 
 
 @pytest.mark.parametrize("absent", ["gguf", weights.PACKAGE])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
@@ -36,7 +36,10 @@ def adapter_file(role: str) -> Path:
 def save_adapters(path: Path, adapters: dict[str, Tensor], facts: dict[str, object]) -> None:
     """Write adapters in float16; `facts` (layers, vision_size, vision_depth) build the model."""
     tensors = {name: value.half().contiguous() for name, value in adapters.items()}
-    save_file(tensors, path, metadata={"facts": json.dumps(facts)})
+    temporary = path.with_suffix(".tmp")
+    # safetensors' own way to write a file leaves it to its owner alone.
+    temporary.write_bytes(save(tensors, metadata={"facts": json.dumps(facts)}))
+    os.replace(temporary, path)
 
 
 def load_adapters(path: Path) -> tuple[dict[str, Tensor], dict]:
