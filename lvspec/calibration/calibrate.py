@@ -36,7 +36,7 @@ from lvspec.video.processor import HFProcessor, Processor
 FIDELITY, CONFIDENCE = 0.998, 0.95
 CHOOSING = 40
 """Clips that settings are chosen by, at most; of fewer than twice as many, half of them."""
-TIMED = 4
+TIMED = 8
 """Clips on which chains are timed beside the target alone."""
 JOURNAL = "captions.jsonl"
 
