@@ -68,7 +68,7 @@ def main() -> int:
     config = DecodeConfig(max_new_tokens=MAX_NEW_TOKENS)
     read = Remembering(setup.pair.processor)
     rows: list[dict[str, Any]] = []
-    tables = []
+    tables, together = [], []
     with Journal(arguments.folder / "captions.jsonl", "bench", models) as journal:
         runs = Runs(target, draft, read.tokenizer, read, config, journal, progress=False)
         for seen in _parts(pools[0], arguments.clips):
@@ -79,7 +79,25 @@ def main() -> int:
             for unseen in _parts(pools[1], arguments.unseen):
                 rows.append(_applied(found, runs, unseen, fidelity, setup.task.read))
                 print(rows[-1], flush=True)
+            together.append(_applied(found, runs, pools[1], fidelity, setup.task.read, timed=0))
     summary = _summary(rows, fidelity.wanted)
+    script.print_table(
+        ("calibration", "settings", "fidelity", "alike", "tau", "decoding", "captions"),
+        [
+            [
+                str(index),
+                f"{row['settings']}, gamma {row['gamma']}",
+                f"{row['fidelity']:.3f} >= {row['lower_bound']:.3f}",
+                f"{row['attributes_alike']:.1%}",
+                *(
+                    f"{row[name]['predicted']:.2f} / {row[name]['measured']:.2f}"
+                    for name in ("tau", "decode_speedup", "speedup")
+                ),
+            ]
+            for index, row in enumerate(together)
+        ],
+        title="predicted / measured, on all unseen clips",
+    )
     script.print_table(
         ("sets", "certified", "kept", "tau within 10 %", "speed-up within 10 %"),
         [[str(summary[name]) for name in summary]],
@@ -87,7 +105,10 @@ def main() -> int:
     names = ("calibrations", "clips", "sets", "unseen", "fidelity")
     facts = {name: getattr(arguments, name) for name in names}
     facts |= {"pair": setup.name, "confidence": fidelity.confidence, "needed": fidelity.needed}
-    script.finish(arguments, {**facts, "summary": summary, "rows": rows, "calibrated": tables})
+    script.finish(
+        arguments,
+        {**facts, "summary": summary, "together": together, "rows": rows, "calibrated": tables},
+    )
     return 0
 
 
@@ -106,15 +127,20 @@ def _parts(samples: list[Sample], size: int) -> list[list[Sample]]:
 
 
 def _applied(
-    found: Any, runs: Runs, unseen: list[Sample], fidelity: Fidelity, read: Any
+    found: Any,
+    runs: Runs,
+    unseen: list[Sample],
+    fidelity: Fidelity,
+    read: Any,
+    timed: int = TIMED,
 ) -> dict[str, Any]:
-    """A profile on clips that had no part in it."""
+    """A profile on clips that had no part in it; `timed` of them in turns with the target alone."""
     profile = found.profile
     policy = AcceptancePolicy.from_profile(profile)
     strict = Way("own", found.strict.candidate)
     own = {sample.id: record for sample, record in runs.captions(strict, unseen)}
     way = Way("profile", Candidate(policy, profile.config["gamma"]))
-    captions = runs.captions(way, unseen, timed=TIMED)
+    captions = runs.captions(way, unseen, timed=timed)
     scores = [fidelity.score(sample, record, own[sample.id]) for sample, record in captions]
     decode, whole = measured_speedups(captions, runs.alone_beside(way, unseen))
     alike = total = 0

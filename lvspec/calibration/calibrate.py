@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from lvspec.calibration.arguments import checked, drafting, metric_for, ordered
 from lvspec.calibration.candidates import OWN, STRICT, USUAL, WIDEST, Candidate
 from lvspec.calibration.certificate import COMPARED, Certifier, Measurement
 from lvspec.calibration.contexts import contexts_of
@@ -23,7 +23,7 @@ from lvspec.calibration.fidelity import ANCHORS, Fidelity
 from lvspec.calibration.runs import Record, Runs, Way, rate
 from lvspec.calibration.search import Prediction, Search, lengths
 from lvspec.calibration.timing import Captions, Pace
-from lvspec.checks import check_count, token_ids
+from lvspec.checks import token_ids
 from lvspec.config import DecodeConfig
 from lvspec.environment import environment
 from lvspec.evaluation.journal import Journal
@@ -36,7 +36,7 @@ from lvspec.video.processor import HFProcessor, Processor
 FIDELITY, CONFIDENCE = 0.998, 0.95
 CHOOSING = 40
 """Clips that settings are chosen by, at most; of fewer than twice as many, half of them."""
-TIMED = 4
+TIMED = 8
 """Clips on which chains are timed beside the target alone."""
 JOURNAL = "captions.jsonl"
 
@@ -141,9 +141,9 @@ def calibrate(
         TypeError, ValueError: An argument is wrong; or the folder was begun with other settings, of
             which the first is named; or fewer than two clips can be captioned.
     """
-    samples = _ordered(samples, clips)
-    config = _checked(config, draft)
-    asked = Fidelity(metric or _metric_for(samples), fidelity, confidence)
+    samples = ordered(samples, clips)
+    config = checked(config, draft)
+    asked = Fidelity(metric or metric_for(samples), fidelity, confidence)
     base = AcceptancePolicy(strict_ids=token_ids("strict_ids", tuple(strict_ids)))
 
     def prepare(sample: Sample) -> tuple[Any, Any]:
@@ -213,7 +213,7 @@ class Calibrating:
         strict = search.best_length(self.own_policy)
         relevance = [value for _, record in own for value in record["relevance"] if value]
         front = search.front(self.base, relevance)
-        chosen = search.sequence(front)
+        chosen = search.sequence([p for p in front if p.decode_speedup > strict.decode_speedup])
         _log.info("%d settings are compared by replay, %d are run", len(front), len(chosen))
         way = Way("own", strict.candidate)
         own = self.runs.captions(way, self.certifying, timed=COMPARED)
@@ -283,10 +283,16 @@ class Calibrating:
     ) -> Calibration:
         kept = [each for each in measured if each.holds]
         best = max(kept, key=lambda each: each.decode_speedup, default=None)
+        is_faster = best is not None and best.decode_speedup > strict.decode_speedup
         reason = ""
-        if best is None:
-            is_few = clips < self.fidelity.needed
-            reason = self._too_few(clips) if is_few else self._failed(measured)
+        if not is_faster:
+            if clips < self.fidelity.needed:
+                reason = self._too_few(clips)
+            elif kept or not measured:
+                reason = "candidates: expected one that is faster than strict, got none"
+            else:
+                reason = self._failed(measured)
+            best = None
             warnings.warn(f"lvspec: {reason}; the profile is strict", UserWarning, stacklevel=4)
         chosen = strict if best is None else best
         policy = chosen.candidate.policy
@@ -298,7 +304,7 @@ class Calibrating:
             self.pair["target"],
             self.pair["draft"],
             policy.to_dict(),
-            {"gamma": chosen.candidate.gamma, **_drafting(self.runs.config)},
+            {"gamma": chosen.candidate.gamma, **drafting(self.runs.config)},
             {
                 "metric": self.fidelity.metric,
                 "stated": self.fidelity.wanted,
@@ -342,52 +348,6 @@ class Calibrating:
             f"{self.fidelity.confidence:g}, got {first.fidelity:.4f} on {first.clips} clips by the "
             "safest of the candidates"
         )
-
-
-def _ordered(samples: Iterable[Sample], clips: int | None) -> list[Sample]:
-    """In an order that has nothing to do with what is in them, and is the same every time."""
-    found = sorted(samples, key=lambda sample: hashlib.sha256(sample.id.encode()).digest())
-    if len({sample.id for sample in found}) < len(found):
-        raise ValueError("samples: expected ids of which none comes twice, got one that does")
-    if clips is not None:
-        check_count("clips", clips, least=2)
-        found = found[:clips]
-    if len(found) < 2:
-        raise ValueError(f"samples: expected at least 2 clips, got {len(found)}")
-    return found
-
-
-def _checked(config: DecodeConfig | None, draft: DraftChoice) -> DecodeConfig:
-    """How captions are run, but for the length of chains."""
-    if draft is None or (isinstance(draft, str) and draft != "self"):
-        raise ValueError(f"draft: expected a model or 'self', got {draft!r}")
-    config = DecodeConfig() if config is None else config
-    for name, wanted in (
-        *(("temperature", 0.0), ("tree", None), ("draft_ngram", 0)),
-        *(("stop_at_unsure_anchors", None), ("trace", False)),
-    ):
-        if getattr(config, name) != wanted:
-            raise ValueError(
-                f"{name}: expected {wanted}, for chains of greedy drafts are calibrated, got "
-                f"{getattr(config, name)!r}"
-            )
-    if callable(config.scorer):
-        raise ValueError("scorer: expected a name, which a profile can hold, got a function")
-    return config
-
-
-def _drafting(config: DecodeConfig) -> dict[str, Any]:
-    """What else is not as it is by default, of how drafts are made and rows are scored."""
-    names, default = ("draft_keep", "draft_keep_by", "draft_vocab", "scorer"), DecodeConfig()
-    return {
-        name: getattr(config, name)
-        for name in names
-        if getattr(config, name) != getattr(default, name)
-    }
-
-
-def _metric_for(samples: Sequence[Sample]) -> str:
-    return "own_choice" if all(sample.choices for sample in samples) else ANCHORS
 
 
 def _beside(fidelity: Fidelity) -> list[Fidelity]:

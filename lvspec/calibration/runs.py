@@ -25,6 +25,10 @@ Prepare = Callable[[Sample], tuple[Mapping[str, Any], Mapping[str, Any] | None]]
 """A sample to the inputs of the target, and those of the draft where they are others."""
 Record = dict[str, Any]
 
+_DECODING = ("draft", "verify", "accept", "commit", "iteration")
+"""Phases of which an iteration consists. What else a caption takes is the same for all ways, and
+weighs the more the fewer iterations there are."""
+
 
 @dataclass(frozen=True)
 class Way:
@@ -157,7 +161,7 @@ class Runs:
             "error": None,
             "seconds": (seconds - once) * share,
             "prefill_s": phases["prefill"] * share,
-            "decode_s": (seconds - once - phases["prefill"]) * share,
+            "decode_s": sum(phases[name] for name in _DECODING) * share,
             "iterations": stats.num_iterations,
             "emitted": stats.num_emitted - stats.num_warm_up_tokens,
             **generation.to_dict(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import median
 
 import numpy as np
 
@@ -20,30 +20,34 @@ class Pace:
     """Costs as measured on some clips, in tokens of the target alone: how many it gives meanwhile.
 
     Attributes:
-        alone_prefill: Of a prompt without a draft.
-        prefill: Of a prompt with one.
+        alone_rest: Of what a caption takes besides, its prompt above all, without a draft.
+        rest: Of the same with one.
         iterations: Of an iteration, by the length of its chain.
     """
 
-    alone_prefill: float
-    prefill: float
+    alone_rest: float
+    rest: float
     iterations: Mapping[int, float]
 
     @classmethod
     def of(cls, timed: Mapping[int, tuple[Captions, Captions]]) -> Pace:
         """From captions with chains of some lengths, each beside those of the target alone.
 
-        The first caption of each is left out, where there are others: much is done in it for the
-        first time.
+        Medians over clips, of which the first of each is left out, where there are others: much is
+        done in it for the first time.
         """
-        costs, prefills, alone_prefills = {}, [], []
+        costs, rests, alone_rests = {}, [], []
         for gamma, (drafted, alone) in timed.items():
-            mine, other = _warm(drafted), _warm(alone)
-            token = _sum(other, "decode_s") / max(_sum(other, "emitted"), 1)
-            costs[gamma] = _sum(mine, "decode_s") / max(_sum(mine, "iterations"), 1) / token
-            prefills.append(_sum(mine, "prefill_s") / len(mine) / token)
-            alone_prefills.append(_sum(other, "prefill_s") / len(other) / token)
-        return cls(fmean(alone_prefills), fmean(prefills), costs)
+            found = []
+            for mine, other in _pairs(drafted, alone):
+                token = other["decode_s"] / max(other["emitted"], 1)
+                found.append(mine["decode_s"] / max(mine["iterations"], 1) / token)
+                rests.append((mine["seconds"] - mine["decode_s"]) / token)
+                alone_rests.append((other["seconds"] - other["decode_s"]) / token)
+            if not found:
+                raise ValueError("samples: expected clips whose captions can be timed, got none")
+            costs[gamma] = median(found)
+        return cls(median(alone_rests), median(rests), costs)
 
     def iteration(self, gamma: int) -> float:
         """Of an iteration: between lengths that were timed in proportion."""
@@ -54,30 +58,30 @@ class Pace:
         """Of decoding, and of whole captions, over the target alone; expected."""
         tokens = sum(walk.num_emitted for walk in walks)
         decoding = max(sum(walk.iterations for walk in walks), 1) * self.iteration(gamma)
-        whole = decoding + len(walks) * self.prefill
-        return tokens / decoding, (tokens + len(walks) * self.alone_prefill) / whole
+        whole = decoding + len(walks) * self.rest
+        return tokens / decoding, (tokens + len(walks) * self.alone_rest) / whole
 
 
 def measured_speedups(captions: Captions, alone: Captions) -> tuple[float, float]:
-    """Of decoding, and of whole captions, over the target alone, on clips that both have.
+    """Of decoding, and of whole captions, over the target alone: medians over clips, see `Pace.of`.
 
-    The first clip is left out where there are others, see `Pace.of`.
+    Args:
+        captions: Of a way.
+        alone: Of the target alone, of some of the same clips and in turns with it; NaN without any.
     """
-    theirs = {sample.id: record for sample, record in alone}
-    both = [(sample, record) for sample, record in captions if sample.id in theirs]
-    if not both:
+    pairs = _pairs(captions, alone)
+    if not pairs:
         return float("nan"), float("nan")
-    mine, other = _warm(both), _warm([(sample, theirs[sample.id]) for sample, _ in both])
-    decoding, whole = (_sum(other, name) / _sum(mine, name) for name in ("decode_s", "seconds"))
-    tokens = sum(len(record["tokens"]) for record in mine)
-    tokens /= sum(len(record["tokens"]) for record in other)
-    return decoding * tokens, whole * tokens
+    decoding, whole = (
+        median(m["emitted"] / m[name] / (other["emitted"] / other[name]) for m, other in pairs)
+        for name in ("decode_s", "seconds")
+    )
+    return decoding, whole
 
 
-def _sum(records: Sequence[Record], name: str) -> float:
-    return sum(record[name] for record in records)
-
-
-def _warm(captions: Captions) -> list[Record]:
-    records = [record for _, record in captions]
-    return records[1:] or records
+def _pairs(captions: Captions, alone: Captions) -> list[tuple[Record, Record]]:
+    """Captions of the same clips, those in which much is done for the first time left out."""
+    theirs = {sample.id: record for sample, record in alone}
+    pairs = [(record, theirs[sample.id]) for sample, record in captions if sample.id in theirs]
+    pairs = [pair for pair in pairs if all(record["decode_s"] > 0 for record in pair)]
+    return pairs[1:] or pairs

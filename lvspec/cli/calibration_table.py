@@ -53,7 +53,12 @@ def print_table(calibration: Calibration) -> None:
         "the prompt; kept: fidelity, and at least what, with the stated confidence; regret: nats "
         "per token"
     )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    beside = calibration.profile.figures["measured"]["beside"]
+    if beside:
+        figures = ", ".join(f"{name} {_number(value, 4)}" for name, value in beside.items())
+        console.print(f"the profile by other metrics: {figures}", soft_wrap=True)
 
 
 def _figures(values: dict[str, float]) -> list[str]:

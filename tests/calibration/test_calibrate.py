@@ -9,13 +9,18 @@ import pytest
 import torch
 
 from lvspec import AcceptancePolicy, DecodeConfig, calibrate
-from lvspec.calibration.calibrate import _metric_for
+from lvspec.calibration.arguments import metric_for
+from lvspec.calibration.calibrate import Calibrating
 from lvspec.calibration.candidates import OWN, Candidate
+from lvspec.calibration.certificate import Measurement
+from lvspec.calibration.fidelity import Fidelity
 from lvspec.calibration.replay import Walk
 from lvspec.calibration.search import Prediction, _front, _spread
 from lvspec.calibration.timing import Pace, measured_speedups
 from lvspec.evaluation.samples import Sample
 from lvspec.profile import Profile
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*the profile is strict:UserWarning")
 
 CONFIG = DecodeConfig(gamma=4, max_new_tokens=8, eos_ids=())
 SAMPLES = [Sample(f"clip-{i}", f"clip-{i}.mp4", "what?") for i in range(6)]
@@ -132,7 +137,7 @@ def test_too_few_clips_are_said_and_leave_a_strict_profile(calibrated):
     assert not few.is_certified and few.profile.policy["name"] == "strict"
     assert not few.profile.fidelity["certified"] and few.profile.fidelity["clips_needed"] == 59
     # What the candidates do is known all the same.
-    assert few.measurements and all(each.clips == 2 for each in few.measurements)
+    assert all(each.clips == 2 for each in (few.strict, *few.measurements))
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_the_rest_goes_on(calibrated):
@@ -164,8 +169,8 @@ def test_what_is_refused(calibrated, others, words):
 
 def test_what_multiple_choice_is_measured_by():
     choices = [replace(sample, choices=("red", "blue")) for sample in SAMPLES]
-    assert _metric_for(choices) == "own_choice"
-    assert _metric_for([*choices, SAMPLES[0]]) == "anchors"
+    assert metric_for(choices) == "own_choice"
+    assert metric_for([*choices, SAMPLES[0]]) == "anchors"
 
 
 def test_ngrams_are_refused(pair, make_prompt):
@@ -216,3 +221,37 @@ def test_the_profile_is_json(whole, tmp_path):
     values = json.loads((tmp_path / "a.json").read_text())
     assert values["policy"] == whole.profile.to_dict()["policy"]
     assert {"stated", "confidence", "certified", "measured"} <= set(values["fidelity"])
+
+
+def measurement(policy, speed, holds):
+    return Measurement(Candidate(policy, 4), 3, 0.9, 0.5, holds, 2.0, speed, speed, 0.1, {})
+
+
+@pytest.mark.parametrize(
+    ("measured", "chosen", "reason"),
+    [
+        ([(2.0, True), (3.0, True), (4.0, False)], 3.0, ""),
+        ([(2.0, True), (1.0, False)], 2.0, ""),
+        ([(2.0, False)], None, "expected 0.3 with confidence 0.95, got 0.9000 on 3 clips"),
+        ([(1.2, True)], None, "expected one that is faster than strict, got none"),
+        ([], None, "expected one that is faster than strict, got none"),
+    ],
+)
+def test_the_fastest_that_holds_and_is_worth_it(pair, whole, measured, chosen, reason):
+    runs = SimpleNamespace(config=CONFIG, target=pair[0], problems={}, made=0)
+    models = {"target": whole.profile.target, "draft": whole.profile.draft}
+    fidelity = Fidelity("own_same", 0.3, 0.95)
+    steps = Calibrating(runs, SAMPLES, fidelity, AcceptancePolicy(strict_ids=(7,)), models)
+    found = [
+        measurement(AcceptancePolicy.lvspec(max_regret=speed), speed, holds)
+        for speed, holds in measured
+    ]
+    strict = measurement(OWN, 1.5, True)
+    predictions = [replace(whole.predictions[0], candidate=m.candidate) for m in (strict, *found)]
+    result = steps._result(strict, found, predictions, 3, 10.0)
+    assert result.is_certified == (chosen is not None) and reason in result.reason
+    policy = AcceptancePolicy.from_profile(result.profile)
+    if chosen is None:
+        assert policy == AcceptancePolicy.strict(strict_ids=(7,))
+    else:
+        assert policy.max_regret == chosen
