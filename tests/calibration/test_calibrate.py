@@ -36,7 +36,7 @@ class Reader:
     def __init__(self, make_prompt, interrupted_at=None, broken=()):
         self.make_prompt, self.interrupted_at, self.broken = make_prompt, interrupted_at, broken
         self.calls = 0
-        self.tokenizer = SimpleNamespace(decode=spelled)
+        self.tokenizer = SimpleNamespace(decode=spelled, convert_ids_to_tokens=str)
 
     def __call__(self, video, prompt, **given):
         self.calls += 1
