@@ -82,11 +82,11 @@ def main() -> int:
             together.append(_applied(found, runs, pools[1], fidelity, setup.task.read, timed=0))
     summary = _summary(rows, fidelity.wanted)
     script.print_table(
-        ("calibration", "settings", "fidelity", "alike", "tau", "decoding", "captions"),
+        ("settings", "gamma", "fidelity", "alike", "tau", "decoding", "captions"),
         [
             [
-                str(index),
-                f"{row['settings']}, gamma {row['gamma']}",
+                row["settings"],
+                str(row["gamma"]),
                 f"{row['fidelity']:.3f} >= {row['lower_bound']:.3f}",
                 f"{row['attributes_alike']:.1%}",
                 *(
@@ -94,7 +94,7 @@ def main() -> int:
                     for name in ("tau", "decode_speedup", "speedup")
                 ),
             ]
-            for index, row in enumerate(together)
+            for row in together
         ],
         title="predicted / measured, on all unseen clips",
     )
