@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import math
 import warnings
 from pathlib import Path
 from typing import Any
 
+from lvspec.cli.inputs import add_pair_options, check_inputs, load_quietly, read_samples
 from lvspec.cli.options import CALL_OPTIONS, errors_by_option, options_of
 from lvspec.cli.say import say
 from lvspec.environment import check_json_path
 from lvspec.evaluation.intervals import CONFIDENCE
 from lvspec.evaluation.metrics import METRICS
-from lvspec.evaluation.samples import Samples, read_manifest, samples_of_folder
+from lvspec.evaluation.samples import Samples
 
 OPTIONS = {
     **CALL_OPTIONS,
     **options_of(("draft", "videos", "fidelity", "confidence", "metric", "clips")),
     "samples": "--videos, --manifest",
 }
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -73,16 +72,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--draft-keep", type=float, metavar="X", help="share of the video that the draft keeps")
     add("--strict-words", nargs="+", default=[], metavar="WORD", help="never part of a mismatch")
 
-    models = parser.add_argument_group("models", "the embedded pair by default")
-    models.add_argument("--target", metavar="PATH")
-    models.add_argument("--draft", metavar="PATH", help="or self")
-    models.add_argument("--dtype", choices=DTYPES, default="auto", help="(default: %(default)s)")
-    models.add_argument("--draft-weights", choices=("int8", "int4", "fp8"), help="needs torchao")
-    models.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1")
-    models.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
-    frames = parser.add_argument_group("frames").add_mutually_exclusive_group()
-    frames.add_argument("--fps", type=float, metavar="X", help="frames per second (default 2)")
-    frames.add_argument("--num-frames", type=int, metavar="N", help="frames of each video, >= 2")
+    add_pair_options(parser, draft="or self")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -96,7 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
         OSError, ValueError: Bad input.
     """
     _check(arguments)
-    samples = _samples(arguments)
+    with errors_by_option(OPTIONS):
+        samples = read_samples(arguments)
     for problem in samples.problems:
         say(problem, kind="error")
     if len(samples.samples) < 2:
@@ -125,70 +116,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what needs no model to be found wrong."""
-    target, draft = arguments.target, arguments.draft
-    if (target is None) != (draft is None):
-        given, missing = ("--target", "--draft") if draft is None else ("--draft", "--target")
-        raise ValueError(f"{missing}: expected one beside {given} {target or draft}, got none")
-    if draft == "ngram":
+    if arguments.target is None and arguments.draft is not None:
+        raise ValueError(f"--target: expected one beside --draft {arguments.draft}, got none")
+    if arguments.draft == "ngram":
         raise ValueError("--draft: expected a model or self, got ngram")
-    if arguments.videos is not None and not (arguments.prompt or "").strip():
-        raise ValueError("--prompt: expected a text beside --videos, got none")
-    if arguments.manifest is not None and arguments.prompt is not None:
-        raise ValueError("--prompt: expected none beside --manifest, which has prompts, got one")
+    check_inputs(arguments, least_clips=2)
     for name in ("fidelity", "confidence"):
         value = getattr(arguments, name)
         if not 0 < value < 1:
             raise ValueError(f"--{name}: expected a number above 0 and below 1, got {value}")
-    if arguments.clips is not None and arguments.clips < 2:
-        raise ValueError(f"--clips: expected at least 2, got {arguments.clips}")
-    for name, least in (("threads", 1), ("num_frames", 2)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option}: expected at least {least}, got {value}")
-    if arguments.fps is not None and not 0 < arguments.fps < math.inf:
-        raise ValueError(f"--fps: expected a number > 0, got {arguments.fps}")
     check_json_path(arguments.json)
-
-
-def _samples(arguments: argparse.Namespace) -> Samples:
-    with errors_by_option(OPTIONS):
-        if arguments.manifest is None:
-            return samples_of_folder(arguments.videos, arguments.prompt)
-        try:
-            return read_manifest(arguments.manifest)
-        except OSError as error:
-            raise type(error)(
-                f"--manifest: expected a file that can be read, got {arguments.manifest}: "
-                f"{error.strerror}"
-            ) from error
 
 
 def _calibrate(arguments: argparse.Namespace, samples: Samples, folder: Path) -> Any:
     """The calibration; None after Ctrl-C."""
-    import torch
-    from transformers.utils import logging as transformers_logging
-
     from lvspec.calibration.calibrate import calibrate
-    from lvspec.cli.checkpoints import find_device, load_models, token_ids_of
+    from lvspec.cli.checkpoints import token_ids_of
     from lvspec.config import DecodeConfig
 
     given = ("max_new_tokens", "gamma", "draft_keep")
     chosen = {name: v for name in given if (v := getattr(arguments, name)) is not None}
     config = DecodeConfig(**chosen)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
     try:
-        models = load_models(
-            arguments.target,
-            arguments.draft,
-            with_draft=True,
-            dtype=arguments.dtype,
-            device=find_device(arguments.device),
-            draft_weights=arguments.draft_weights,
-        )
+        models = load_quietly(arguments)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of libraries; ours are said at the end
             return calibrate(

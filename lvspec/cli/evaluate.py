@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from lvspec.cli.inputs import add_pair_options, check_inputs, load_quietly, read_samples
 from lvspec.cli.options import (
     CALL_OPTIONS,
-    DRAFT_WORDS,
     errors_by_option,
     gamma_of,
     options_of,
@@ -19,15 +18,13 @@ from lvspec.cli.options import (
 from lvspec.cli.say import say
 from lvspec.evaluation.datasets import READERS, read_dataset
 from lvspec.evaluation.judge import Judge
-from lvspec.evaluation.samples import Problem, Samples, read_manifest, samples_of_folder
+from lvspec.evaluation.samples import Problem, Samples
 
 OPTIONS = {
     **CALL_OPTIONS,
     **options_of(("videos", "dataset", "methods", "metric", "confidence", "out", "profile")),
     "samples": "--manifest, --videos, --dataset",
 }
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DRAFT_WEIGHTS = ("int8", "int4", "fp8")
 KEY = "OPENAI_API_KEY"
 _SHOWN = 20
 """Problems that are said one by one; all of them are in the summary."""
@@ -87,16 +84,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--judge-key-env", metavar="NAME", help=f"variable that holds the key (default: {KEY})"
     )
 
-    models = parser.add_argument_group("models", "the embedded pair by default")
-    models.add_argument("--target", metavar="PATH")
-    models.add_argument("--draft", metavar="PATH", help="or self, or ngram")
-    models.add_argument("--dtype", choices=DTYPES, default="auto", help="(default: %(default)s)")
-    models.add_argument("--draft-weights", choices=DRAFT_WEIGHTS, help="needs torchao")
-    models.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1")
-    models.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
-    frames = parser.add_argument_group("frames").add_mutually_exclusive_group()
-    frames.add_argument("--fps", type=float, metavar="X", help="frames per second (default 2)")
-    frames.add_argument("--num-frames", type=int, metavar="N", help="frames of each video, >= 2")
+    add_pair_options(parser, draft="or self, or ngram")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -121,22 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what needs no model to be found wrong."""
-    target, draft = arguments.target, arguments.draft
-    if target is not None and draft is None:
-        raise ValueError(f"--draft: expected one beside --target {target}, got none")
-    if target is None and draft is not None and draft not in DRAFT_WORDS:
-        raise ValueError(f"--target: expected one beside --draft {draft}, got none")
-    if arguments.videos is not None and not (arguments.prompt or "").strip():
-        raise ValueError("--prompt: expected a text beside --videos, got none")
-    if arguments.videos is None and arguments.prompt is not None:
-        raise ValueError("--prompt: expected --videos beside it; other samples have their prompts")
-    for name, least in (("threads", 1), ("num_frames", 2), ("clips", 1)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option}: expected at least {least}, got {value}")
-    if arguments.fps is not None and not 0 < arguments.fps < math.inf:
-        raise ValueError(f"--fps: expected a number > 0, got {arguments.fps}")
+    check_inputs(arguments, least_clips=1)
     if (arguments.judge_url is None) != (arguments.judge_model is None):
         names = ("--judge-url", "--judge-model")
         given, missing = names if arguments.judge_model is None else names[::-1]
@@ -157,18 +130,10 @@ def _judge(arguments: argparse.Namespace) -> Judge | None:
 
 
 def _samples(arguments: argparse.Namespace) -> Samples:
-    if arguments.videos is not None:
-        found = samples_of_folder(arguments.videos, arguments.prompt)
-    elif arguments.dataset is not None:
+    if arguments.dataset is not None:
         found = read_dataset(*arguments.dataset)
     else:
-        try:
-            found = read_manifest(arguments.manifest)
-        except OSError as error:
-            raise type(error)(
-                f"--manifest: expected a file that can be read, got {arguments.manifest}: "
-                f"{error.strerror}"
-            ) from error
+        found = read_samples(arguments)
     return Samples(found.samples[: arguments.clips], found.problems)
 
 
@@ -180,10 +145,6 @@ def _say_problems(problems: Sequence[Problem]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, samples: Samples, judge: Judge | None) -> int:
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    from lvspec.cli.checkpoints import find_device, load_models
     from lvspec.cli.evaluation_table import print_evaluation
     from lvspec.config import DecodeConfig
     from lvspec.evaluation.evaluate import evaluate
@@ -195,18 +156,7 @@ def _evaluate(arguments: argparse.Namespace, samples: Samples, judge: Judge | No
     given: dict[str, Any] = {n: v for n in names if (v := getattr(arguments, n)) is not None}
     config = DecodeConfig(**given, trace=arguments.trace)
     ways(arguments.methods, config=config)  # a name that is none is said before models are loaded
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    models = load_models(
-        arguments.target,
-        arguments.draft,
-        with_draft=True,
-        dtype=arguments.dtype,
-        device=find_device(arguments.device),
-        draft_weights=arguments.draft_weights,
-    )
+    models = load_quietly(arguments)
     confidence = CONFIDENCE if arguments.confidence is None else arguments.confidence
     interrupted = False
     try:

@@ -13,7 +13,9 @@ from pathlib import Path
 from lvspec.cli.options import (
     CALL_OPTIONS,
     CONFIG_OPTIONS,
+    DRAFT_WEIGHTS,
     DRAFT_WORDS,
+    DTYPES,
     POLICY_OPTIONS,
     errors_by_option,
     gamma_of,
@@ -22,10 +24,6 @@ from lvspec.cli.options import (
 from lvspec.cli.say import say
 from lvspec.policy import PRESETS, AcceptancePolicy
 from lvspec.profile import Profile
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DRAFT_WEIGHTS = ("int8", "int4", "fp8")
-"""Field: option, of what decoding and reading a video may refuse."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

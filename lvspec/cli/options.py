@@ -11,6 +11,8 @@ from typing import Any
 
 from lvspec.policy import AUTO, MAX_MISMATCHES, MAX_TOP_K
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DRAFT_WEIGHTS = ("int8", "int4", "fp8")
 DRAFT_WORDS = ("self", "ngram")
 """What --draft takes besides checkpoints."""
 

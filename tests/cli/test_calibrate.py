@@ -124,7 +124,7 @@ def test_interrupted(lvspec, options, videos, tmp_path, monkeypatch):
         (["--videos", "none"], "--prompt: expected a text beside --videos"),
         (["--videos", "none", "--prompt", "what?"], "--videos: expected a folder, got none"),
         (["--manifest", "none.jsonl"], "--manifest: expected a file that can be read"),
-        (["--manifest", "m", "--prompt", "what?"], "--prompt: expected none beside --manifest"),
+        (["--manifest", "m", "--prompt", "what?"], "--prompt: expected --videos beside it"),
         (["--manifest", "m", "--fidelity", "1"], "--fidelity: expected a number above 0 and below"),
         (["--manifest", "m", "--confidence", "0"], "--confidence: expected a number above 0"),
         (["--manifest", "m", "--clips", "1"], "--clips: expected at least 2, got 1"),

@@ -1,0 +1,98 @@
+"""What calibrate and evaluate are given alike: samples, a pair, frames."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+from lvspec.cli.options import DRAFT_WEIGHTS, DRAFT_WORDS, DTYPES
+from lvspec.evaluation.samples import Samples, read_manifest, samples_of_folder
+
+if TYPE_CHECKING:
+    from lvspec.cli.checkpoints import Models
+
+
+def add_pair_options(parser: argparse.ArgumentParser, *, draft: str) -> None:
+    """The groups "models" and "frames".
+
+    Args:
+        parser: Of a sub-command.
+        draft: What `--draft` may be besides a checkpoint.
+    """
+    models = parser.add_argument_group("models", "the embedded pair by default")
+    models.add_argument("--target", metavar="PATH")
+    models.add_argument("--draft", metavar="PATH", help=draft)
+    models.add_argument("--dtype", choices=DTYPES, default="auto", help="(default: %(default)s)")
+    models.add_argument("--draft-weights", choices=DRAFT_WEIGHTS, help="needs torchao")
+    models.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1")
+    models.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
+    frames = parser.add_argument_group("frames").add_mutually_exclusive_group()
+    frames.add_argument("--fps", type=float, metavar="X", help="frames per second (default 2)")
+    frames.add_argument("--num-frames", type=int, metavar="N", help="frames of each video, >= 2")
+
+
+def check_inputs(arguments: argparse.Namespace, *, least_clips: int) -> None:
+    """Refuse what needs no model to be found wrong.
+
+    Raises:
+        ValueError: An option is; names it.
+    """
+    target, draft = arguments.target, arguments.draft
+    if target is not None and draft is None:
+        raise ValueError(f"--draft: expected one beside --target {target}, got none")
+    if target is None and draft is not None and draft not in DRAFT_WORDS:
+        raise ValueError(f"--target: expected one beside --draft {draft}, got none")
+    if arguments.videos is not None and not (arguments.prompt or "").strip():
+        raise ValueError("--prompt: expected a text beside --videos, got none")
+    if arguments.videos is None and arguments.prompt is not None:
+        raise ValueError("--prompt: expected --videos beside it; other samples have their prompts")
+    for name, least in (("threads", 1), ("num_frames", 2), ("clips", least_clips)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option}: expected at least {least}, got {value}")
+    if arguments.fps is not None and not 0 < arguments.fps < math.inf:
+        raise ValueError(f"--fps: expected a number > 0, got {arguments.fps}")
+
+
+def read_samples(arguments: argparse.Namespace) -> Samples:
+    """Those of `--videos` or `--manifest`.
+
+    Raises:
+        OSError, ValueError: Neither can be read; names the option.
+    """
+    if arguments.videos is not None:
+        return samples_of_folder(arguments.videos, arguments.prompt)
+    try:
+        return read_manifest(arguments.manifest)
+    except OSError as error:
+        raise type(error)(
+            f"--manifest: expected a file that can be read, got {arguments.manifest}: "
+            f"{error.strerror}"
+        ) from error
+
+
+def load_quietly(arguments: argparse.Namespace) -> Models:
+    """The models of the options; transformers shows no bar, torch has the threads asked for.
+
+    Raises:
+        OSError, ValueError: As `lvspec.cli.checkpoints.load_models`.
+    """
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from lvspec.cli.checkpoints import find_device, load_models
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    return load_models(
+        arguments.target,
+        arguments.draft,
+        with_draft=True,
+        dtype=arguments.dtype,
+        device=find_device(arguments.device),
+        draft_weights=arguments.draft_weights,
+    )
