@@ -71,7 +71,7 @@ def check_json_path(path: str | os.PathLike) -> None:
         raise PermissionError(f"--json: expected a folder that can be written, got that of {path}")
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike, value: Any, *, name: str = "--json") -> None:
     """Write `value` as JSON; the file appears, or is replaced, only when it is complete.
 
     JSON has no NaN and no infinity: these become null.
@@ -79,6 +79,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     Args:
         path: Where to write; its folder must exist.
         value: Mappings, sequences, strings, numbers, booleans, None, paths.
+        name: What errors are about.
 
     Raises:
         NotWritten: It cannot be written.
@@ -93,7 +94,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise NotWritten(
-            f"--json: expected a file that can be written, got {path}: {reason}"
+            f"{name}: expected a file that can be written, got {path}: {reason}"
         ) from error
 
 

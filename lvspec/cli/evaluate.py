@@ -230,6 +230,9 @@ def _evaluate(arguments: argparse.Namespace, samples: Samples, judge: Judge | No
             )
     except EvaluationInterrupted as stopped:
         interrupted, done = True, stopped.results
+    if interrupted and not any(row["captions"] for row in done.rows):
+        say("interrupted before the first caption")
+        return 130
     print_evaluation(done, judge=judge is not None, confidence=confidence)
     if interrupted:
         say(f"interrupted; what was captioned is in {arguments.out}, the same command goes on")

@@ -47,7 +47,10 @@ def print_evaluation(done: Evaluation, *, judge: bool, confidence: float) -> Non
 
 
 def _table(done: Evaluation, confidence: float) -> Table:
-    table = _new(f"{len(done.samples)} samples, {len(done.rows)} methods")
+    captions = sum(row["captions"] for row in done.rows)
+    wanted = len(done.samples) * len(done.rows)
+    part = "" if captions == wanted else f", {captions} of {wanted} captions"
+    table = _new(f"{len(done.samples)} samples, {len(done.rows)} methods{part}")
     for heading in ("tok/s", "whole", "decode", "tau", "-bonus", "fidelity", "regret"):
         table.add_column(heading, justify="right", no_wrap=True)
     fidelity = _fidelity(done)
@@ -132,7 +135,8 @@ def _notes(done: Evaluation, judge: bool, confidence: float) -> str:
         f"to know a share of 99 % with {confidence:.0%} confidence takes "
         f"{samples_needed(0.99, confidence)} samples without a failure"
     )
-    lines.append(f"captions: {done.folder / RECORDS}, summary: {done.folder / SUMMARY}")
+    lines.append(f"summary: {done.folder / SUMMARY}")
+    lines.append(f"captions: {done.folder / RECORDS} (lvspec report makes a page of it)")
     return "\n".join(lines)
 
 

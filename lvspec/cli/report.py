@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not source.exists():
         raise FileNotFoundError(f"FILE: expected a file, got {source}: no such file")
     if source.is_dir():
-        raise IsADirectoryError(f"FILE: expected a file, got the folder {source}")
+        inside = sorted(source.glob("*.jsonl"))
+        hint = f" (perhaps {inside[0]})" if inside else ""
+        raise IsADirectoryError(f"FILE: expected a file, got the folder {source}{hint}")
     out = Path(arguments.out) if arguments.out else source.with_suffix(".html")
     _check(source, out, arguments.png)
 

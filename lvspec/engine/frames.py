@@ -141,9 +141,10 @@ def _groups(visual: Tensor, inputs: Mapping[str, Any], frames: int) -> Tensor:
         raise ValueError("inputs: expected a prompt with a video, got one without video tokens")
     grids = [inputs[name] for name in ("video_grid_thw", "image_grid_thw") if name in inputs]
     grids = [grid for grid in grids if len(grid)]
+    kinds = inputs["input_ids"][0][visual].unique()
+    if len(kinds) > 1 or sum(map(len, grids)) > 1:
+        raise ValueError("inputs: expected one video in the prompt, got several or pictures")
     if grids:
-        if len(grids) != 1 or len(grids[0]) != 1:
-            raise ValueError("inputs: expected one video in the prompt, got several or pictures")
         groups = int(grids[0][0, 0])
     else:
         # Families that write something between frames, or nothing, and perhaps an end mark behind.

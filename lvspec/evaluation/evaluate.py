@@ -162,7 +162,7 @@ def evaluate(
         done = Evaluation(
             *(rows, records, asked.samples, asked.problems, left_out, reference, notes, folder)
         )
-        write_json(folder / SUMMARY, _document(done, settings, confidence, judge))
+        write_json(folder / SUMMARY, _document(done, settings, confidence, judge), name="out")
         return done
 
     with Journal(folder / RECORDS, KIND, settings) as journal:

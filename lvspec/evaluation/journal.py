@@ -166,7 +166,7 @@ class Journal:
             name, before, now = difference
             raise ValueError(
                 f"{name}: expected {_shown(before)}, with which {self.path} was begun, got "
-                f"{_shown(now)} (for other settings name another file)"
+                f"{_shown(now)} (other settings need a file or folder of their own)"
             )
 
     def _write(self, values: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,5 +115,7 @@ def _is_done(record: Record | None, sample: Sample) -> bool:
     return (
         record is not None
         and record["error"] is None
-        and (record["video"], record["prompt"]) == (sample.video, sample.prompt)
+        and record["prompt"] == sample.prompt
+        # Only the name: a path may be relative, to where the command was run the last time.
+        and os.path.basename(record["video"]) == os.path.basename(sample.video)
     )

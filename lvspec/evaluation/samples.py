@@ -152,7 +152,7 @@ class Collector:
 
     def _sample(self, values: Mapping[str, Any]) -> Sample:
         video = _text(values, "video")
-        file = os.path.join(self.folder, video)
+        file = os.fspath(self.folder / video)
         if not os.path.isfile(file):
             got = "a folder" if os.path.isdir(file) else "no such file"
             raise ValueError(f"video: expected a file, got {video}: {got}")

@@ -91,19 +91,10 @@ class CaptionView:
     @property
     def speed(self) -> float | None:
         """Tokens a second, prefill included and warm-up left out."""
-        found = self.caption.stats.get("seconds")
-        if not found:
-            return None
+        found = self.caption.stats.get("seconds") or {}
         total = sum(seconds for _, seconds, _ in phases(found))
-        is_warm = found.get("warm-up", 0) > 0.05
-        # Tokens of iterations that were warm-up are counted, their time is not: no honest quotient.
-        if not total or (is_warm and self._has_warm_up_tokens):
-            return None
-        return len(self.caption.tokens) / total
-
-    @property
-    def _has_warm_up_tokens(self) -> bool:
-        return bool(self.caption.stats.get("seconds", {}).get("capture"))
+        # With a capture some tokens came from warm-up, and nobody has written how many.
+        return None if not total or found.get("capture") else len(self.caption.tokens) / total
 
     @property
     def phases(self) -> list[tuple[str, float, float]]:

@@ -183,7 +183,7 @@ def relevance_chart(captions: Sequence[Caption]) -> Chart | None:
                 x = LEFT + (index - first) * slot + slot * 0.08
                 bars.append(Bar(x, y, slot * 0.84, end - y, kind, f"{where}: {count} {kind} rows"))
                 base += count
-    low, high = _octave(first), _octave(last + 1)
+    low, high = math.log2(_edge(first)), math.log2(_edge(last + 1))
     # A number at every second octave, or as many as there is room for.
     every = max(1, math.ceil((high - low) / 7))
     octaves = range(math.ceil(low), math.floor(high) + 1, every)
@@ -213,14 +213,10 @@ def _threshold(captions: Sequence[Caption]) -> float | None:
     return found[len(found) // 2] if found else None
 
 
-def _octave(index: int) -> float:
-    """log2 of the lower end of a bin: four an octave, of equal width between powers of two."""
-    whole, part = divmod(index, 4)
-    return _LOWEST + whole + math.log2(1 + part / 4)
-
-
 def _edge(index: int) -> float:
-    return 2.0 ** _octave(index)
+    """The lower end of a bin: four an octave, of equal width between powers of two."""
+    whole, part = divmod(index, 4)
+    return 2.0 ** (_LOWEST + whole) * (1 + part / 4)
 
 
 def _bin(value: float) -> int:

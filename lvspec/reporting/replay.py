@@ -74,8 +74,12 @@ def replay_thresholds(captions: Sequence[Caption], facts: Mapping[str, Any]) -> 
     if not traced:
         return Replays(missing="there is no trace (lvspec generate --trace --json FILE)")
     values, gamma = facts.get("policy"), traced[0].stats.get("gamma")
-    if values is None or not gamma:
+    if gamma == 0:
+        return Replays(missing="nothing was drafted")
+    if values is None or gamma is None:
         return Replays(missing="the file does not say with which policy and gamma it was made")
+    if (facts.get("config") or {}).get("temperature"):
+        return Replays(missing="the target sampled, and other samples were not recorded")
     policy = AcceptancePolicy.from_dict(values)
     if not policy.needs_relevance:
         return Replays(missing=f"the policy, {policy.name}, has no gate")

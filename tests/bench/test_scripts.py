@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lvspec.evaluation.methods import EvaluationInterrupted
 from lvspec.policy import AcceptancePolicy
-from lvspec.shapes.evaluation import EvaluationInterrupted
 from lvspec.shapes.tasks import TASKS
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"

@@ -580,7 +580,7 @@ def test_help_lists_every_option(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     page = capsys.readouterr().out
-    assert all(f" {name} " in page for name in COMMANDS) and "demo" in COMMANDS
+    assert all(f" {name}" in page for name in COMMANDS) and "demo" in COMMANDS
     with pytest.raises(SystemExit, match="0"):
         main(["generate", "--help"])
     page = " ".join(capsys.readouterr().out.split())

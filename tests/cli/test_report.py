@@ -46,7 +46,8 @@ def test_pages_and_pictures_go_where_they_should(report, source, tmp_path):
     "words, messages",
     [
         (["none.json"], ["FILE: expected a file, got none.json: no such file"]),
-        (["."], ["got the folder ."]),
+        (["."], ["got the folder .\n"]),
+        (["folder"], ["got the folder folder (perhaps folder/records.jsonl)"]),
         (["text.json"], ["text.json: expected the JSON of", "got neither ('no')"]),
         (["out.json", "--out", "none/x.html"], ["--out: expected a name in an existing folder"]),
         (["out.json", "--out", "."], ["--out: expected the name of a file, got the folder ."]),
@@ -62,6 +63,8 @@ def test_pages_and_pictures_go_where_they_should(report, source, tmp_path):
 def test_bad_input_is_named(words, messages, report, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.json").write_text("no")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "records.jsonl").touch()
     code, out, err = report(*words)
     assert code == 2 and out == ""
     assert err.startswith("lvspec: error: ") and err.count("\n") == 1, err

@@ -14,8 +14,9 @@ from lvspec import AcceptancePolicy, DecodeConfig, generate, warmup
 from lvspec.engine import stats
 from lvspec.engine.result import Trace
 from lvspec.engine.stats import PHASES, DecodeStats, Moment, PhaseTimer
-from lvspec.ops import Acceptance
+from lvspec.ops import Acceptance, LogitStats
 from lvspec.phases.draft import Draft, DraftShape
+from lvspec.phases.outcome import Rows, Traced
 
 CPU = torch.device("cpu")
 
@@ -153,9 +154,17 @@ def test_recording_reads_nothing():
     draft = Draft(ids, DraftShape.chain(5, batch_size=1, device=torch.device("meta")))
     num_accepted = _int32(3).to("meta")
     acceptance = Acceptance(ids, num_accepted, num_accepted, ids, ids)
-    trace.add(draft, ids, ids.float(), ids[:, 0].float(), acceptance)
+    rows = Rows.of(*_rows_on_meta(draft))
+    trace.add(Traced(draft, ids, ids.float(), ids[:, 0].float(), acceptance, rows))
     with pytest.raises((RuntimeError, NotImplementedError), match="[Mm]eta"):
         trace.steps()
+
+
+def _rows_on_meta(draft):
+    """Logits, the draft, and what is found of them."""
+    floats = torch.zeros(1, 6, device="meta")
+    top = torch.zeros(1, 6, 5, device="meta")
+    return torch.zeros(1, 6, 9, device="meta"), draft, LogitStats(top.int(), top, floats, floats)
 
 
 READS = (
@@ -220,10 +229,13 @@ def test_statistics_cost_no_operation(operations, monkeypatch):
     assert operations() == with_them
 
 
-def test_trace_costs_copies_only(operations):
+def test_a_trace_reads_nothing(operations):
+    """It costs copies and, where rows are kept, a few small operations on what is there."""
     with_it, without = operations(trace=True), operations()
-    assert [with_it[name] for name in READS] == [without[name] for name in READS]
-    assert set(with_it - without) <= {"clone", "select"}
+    reads = [name for name in READS if name != "_to_copy"]
+    assert [with_it[name] for name in reads] == [without[name] for name in reads]
+    on_device = "clone select _to_copy gather clamp sub mul add view unsqueeze slice".split()
+    assert set(with_it - without) <= set(on_device), "_to_copy: of indices to int64"
     assert not without - with_it
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import transformers
@@ -9,6 +10,7 @@ from packaging.version import Version
 
 import lvspec
 from lvspec.config import DecodeConfig
+from lvspec.environment import NotWritten
 from lvspec.evaluation.methods import EvaluationInterrupted, Output
 from lvspec.evaluation.samples import Problem, Sample, Samples
 from lvspec.evaluation.ways import NAMES, Way, ways
@@ -171,6 +173,15 @@ def test_new_samples_are_added_and_changed_ones_done_again(run, samples):
     assert done.records["0.mp4", "autoregression"]["prompt"] == "what happens ?"
 
 
+def test_from_another_folder_it_goes_on(run, samples, videos, monkeypatch, interrupt_after):
+    """Where a command is run from is no part of what it is about."""
+    run("autoregression", samples=samples[:1])
+    monkeypatch.chdir(videos)
+    count = interrupt_after(None)
+    assert run("autoregression", samples=[replace(samples[0], video="0.mp4")]).is_complete
+    assert count["made"] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -298,6 +309,14 @@ def test_an_out_that_is_a_file(run, samples, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(OSError, match="^out: expected a folder, got .*out: a file"):
         run("strict", samples=samples)
+
+
+def test_a_summary_that_cannot_be_written(run, samples, tmp_path):
+    """The captions are there all the same."""
+    (tmp_path / "out" / "summary.json").mkdir(parents=True)
+    with pytest.raises(NotWritten, match="^out: expected a file that can be written, got "):
+        run("strict", samples=samples[:1])
+    assert len(lines(tmp_path)) == 2
 
 
 def test_a_trace_is_kept_where_it_is_asked_for(run, samples):

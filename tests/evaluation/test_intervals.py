@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lvspec.evaluation.intervals import (
+    _bets,
     mean_interval,
     mean_lower,
     samples_needed,
@@ -48,6 +49,16 @@ def test_means_are_above_their_bound(draw, size):
     mean = draw(rng, 10**5).mean()
     missed = sum(mean_lower(draw(rng, size), 0.8) > mean for _ in range(200))
     assert missed <= 58
+
+
+def test_a_stake_is_laid_before_its_score_is_seen():
+    """Or the bound is none."""
+    scores = np.linspace(0.2, 0.9, 12)
+    for index in range(12):
+        other = scores.copy()
+        other[index:] = 0.0
+        assert (_bets(scores, 3.0)[: index + 1] == _bets(other, 3.0)[: index + 1]).all()
+    assert len(set(_bets(scores, 3.0))) > 6
 
 
 def test_mean_bound_is_worth_having():

@@ -99,6 +99,13 @@ def test_without_ids_videos_are_told_apart(manifest):
     assert problem.where.endswith("line 4") and "line 1)" in problem.message
 
 
+def test_videos_are_relative_to_the_manifest(manifest, tmp_path, monkeypatch):
+    manifest(GOOD, {**GOOD, "video": str(tmp_path / "b.mp4")})
+    monkeypatch.chdir(tmp_path)
+    found = read_manifest("manifest.jsonl")
+    assert [sample.video for sample in found.samples] == ["a.mp4", str(tmp_path / "b.mp4")]
+
+
 def test_a_missing_manifest(tmp_path):
     with pytest.raises(OSError, match=r"nowhere\.jsonl"):
         read_manifest(tmp_path / "nowhere.jsonl")

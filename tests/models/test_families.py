@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lvspec import AcceptancePolicy, DecodeConfig, DynamicTree, generate
+from lvspec.engine.frames import frame_attention
 from lvspec.models.attention import lvspec_attention_on
 from lvspec.models.families import FAMILIES
 from lvspec.models.fused import recognise
@@ -378,6 +379,21 @@ def test_other_ways_to_draft(checkpoints, hf_greedy, family, kind):
         if (draft, options) == ("self", {}):
             whole = generation.stats.num_accepted[:-1]  # the last pass is cut at what was asked for
             assert set(whole) == {4}, "it sees what the target sees"
+
+
+@every_family
+def test_attention_by_frame_is_all_that_the_video_gets(checkpoints, family):
+    """The sum over frames is the loop's own score of the rows, and frames are told apart."""
+    target, _, near = checkpoints(family)
+    inputs = make_inputs(family, "clip")
+    policy = AcceptancePolicy(anchor_threshold=1e-9)
+    config = DecodeConfig(gamma=4, max_new_tokens=20, eos_ids=(), scorer="attention_mass")
+    found = generate(target, near, inputs, policy=policy, config=config)
+    (clip,) = [part for part in PROMPTS["clip"] if not isinstance(part, int)]
+    frames = clip[1] * (2 if "video_grid_thw" in inputs else 1)
+    mass = frame_attention(target, inputs, found.tokens[0].tolist(), frames=frames).mass
+    assert mass.shape == (20, clip[1]) and mass.std(dim=1).min() > 0
+    torch.testing.assert_close(mass[1:].sum(1).float(), found.relevance[0, 1:])
 
 
 @every_family

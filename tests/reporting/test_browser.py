@@ -6,6 +6,7 @@ import os
 import re
 
 import captions
+import evaluations
 import pytest
 from browser import Browser, find_browser
 from PIL import Image
@@ -85,6 +86,24 @@ def test_a_page_of_the_commands(browser, traced, look):
     assert browser.value(pictures) == 0
     assert browser.value("document.querySelectorAll('.frames img').length") == 4
     assert page.stat().st_size < 2**20
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_page_of_an_evaluation(browser, tmp_path, look):
+    records = evaluations.with_traces()
+    page = tmp_path / "evaluation.html"
+    lvspec.report(evaluations.write(tmp_path / "records.jsonl", records), page)
+    browser.open(page, **LOOKS[look])
+    assert (brightness(browser.picture()) < 60) == ("dark" in look)
+    assert browser.errors == [] and browser.requests == [page.as_uri()]
+    assert browser.value("document.documentElement.scrollWidth") == LOOKS[look].get("width", 1200)
+    said = browser.value("document.body.innerText")
+    for words in ("lvspec", "autoregression", "200.0 ms", captions.EVIL, "Worst captions first"):
+        assert words in said
+    # The worst is token by token below, and a link leads there.
+    browser.value("document.querySelector('.worst a').click()")
+    assert browser.value("location.hash") == "#caption-1"
+    assert browser.value("document.querySelector('#caption-1 .text').innerText").strip()
 
 
 def test_the_keyboard_reaches_every_token(browser, handmade):

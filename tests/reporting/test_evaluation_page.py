@@ -4,77 +4,24 @@ import json
 
 import captions
 import pytest
+from evaluations import ALL, record, with_traces, write
 from pages import Reader, assert_asks_for_nothing
 
 import lvspec
 from lvspec.evaluation.evaluate import KIND
-from lvspec.evaluation.journal import VERSION, Journal
+from lvspec.evaluation.journal import VERSION
 from lvspec.reporting.evaluation_view import evaluation_view, word_changes
 from lvspec.reporting.load import EVALUATION, EVALUATION_VERSION, load
-
-OWN = "a red ball rolls to the left."
-TEXTS = {
-    "autoregression": [OWN, OWN, OWN],
-    "strict": [OWN, OWN, OWN],
-    "lvspec": [OWN, "a red ball moves to the left.", f"a {captions.EVIL} rolls."],
-}
-SCORES = {"autoregression": [1, 1, 1], "strict": [1, 1, 1], "lvspec": [1, 0.9, 0.2]}
-
-
-def record(method, index, **changes):
-    """One line, as `lvspec evaluate` writes it."""
-    text, score = TEXTS[method][index], SCORES[method][index]
-    steps = {"autoregression": 9, "strict": 4, "lvspec": 2}[method]
-    return {
-        "id": f"clip {index}",
-        "method": method,
-        "video": f"clip{index}.mp4",
-        "prompt": "what?",
-        "error": None,
-        "seconds": 0.2 + steps / 10,
-        "prefill_s": 0.2,
-        "decode_s": steps / 10,
-        "text": text,
-        "tokens": list(range(10)),
-        "stats": {"iterations": steps, "regret": 1 - score, "gamma": 4},
-        "acceptance": {
-            "steps": steps,
-            "drafted": 4 * steps,
-            "accepted": 9 - steps,
-            "mean_acceptance_length": 9 / steps,
-            "acceptance_rate": 0.5,
-            "accepted_by_position": [] if method == "autoregression" else [steps, 1, 0, 0],
-        },
-        "scores": {"own_same": float(text == OWN), "own_chrf": score},
-        **changes,
-    }
-
-
-def traced(index):
-    """A line of lvspec's with a trace."""
-    return {**captions.result(), **record("lvspec", index, tokens=captions.TOKENS)}
-
-
-SETTINGS = {
-    "target": {"name": f"target {captions.EVIL}", "config_hash": "1"},
-    "methods": {name: {"policy": None} for name in TEXTS},
-}
-ALL = [record(method, index) for index in range(3) for method in TEXTS]
 
 
 @pytest.fixture
 def source(tmp_path):
     """`source(records)`: a file that evaluate's own journal wrote."""
 
-    def write(records=ALL, settings=SETTINGS):
-        path = tmp_path / "records.jsonl"
-        path.unlink(missing_ok=True)
-        with Journal(path, EVALUATION, settings) as journal:
-            for each in records:
-                journal.add(each)
-        return path
+    def make(*arguments):
+        return write(tmp_path / "records.jsonl", *arguments)
 
-    return write
+    return make
 
 
 @pytest.fixture
@@ -119,8 +66,7 @@ def test_the_worst_captions_come_first_with_their_differences(source, page):
 
 
 def test_the_worst_are_shown_token_by_token_where_there_is_a_trace(page):
-    records = [each if each["method"] != "lvspec" else traced(int(each["id"][-1])) for each in ALL]
-    _, reader = page(records)
+    _, reader = page(with_traces())
     assert reader.words[1] == "clip" and len(reader.words) == 2 * len(captions.TOKENS)
     links = [a["href"] for tag, a in reader.tags if tag == "a"]
     assert {"#caption-1", "#caption-2"} <= set(links)

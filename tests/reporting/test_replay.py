@@ -70,5 +70,9 @@ def test_of_trees_and_without_a_policy_there_is_none():
     steps[0]["parents"] = [0, 0, 1, 2]
     assert "trees" in replay_thresholds([read(trace=steps)], facts(FIXED)).missing
     assert "does not say" in replay_thresholds([read()], {}).missing
+    alone = read(stats={**captions.result()["stats"], "gamma": 0})
+    assert "nothing was drafted" in replay_thresholds([alone], facts(FIXED)).missing
+    sampled = facts(FIXED) | {"config": {"temperature": 0.7}}
+    assert "the target sampled" in replay_thresholds([read()], sampled).missing
     strict = [{**each.to_dict(), "anchor_threshold": "-inf"} for each in captions.STEPS]
     assert "no threshold" in replay_thresholds([read(trace=strict)], facts(FIXED)).missing

@@ -51,12 +51,12 @@ class Browser:
                 pages = [page for page in json.load(answer) if page["type"] == "page"]
             address = pages[0]["webSocketDebuggerUrl"]
             self._socket = self._open.enter_context(connect(address, max_size=None))
+            self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.call(f"{domain}.enable")
         except BaseException:
             self._end()
             raise
-        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
 
     def _port(self, file):
         for _ in range(600):
