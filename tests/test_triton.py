@@ -52,11 +52,12 @@ def run(script, *arguments, **environment):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_caption_is_the_same_on_the_kernels(tmp_path):
     from lvspec.shapes.clips import write_clip
     from lvspec.shapes.pair import load_embedded_pair

@@ -227,7 +227,8 @@ def test_interrupted_in_a_terminal(random_pair_folders, videos, tmp_path):
     out = tmp_path / "out"
     words = ["--target", target, "--draft", draft, "--device", "cpu", "--out", str(out)]
     words += ["--videos", str(videos), "--prompt", "?", "--max-new-tokens", "200"]
-    words += ["--methods", "autoregression", "hf-generate"]
+    methods = ["autoregression", "hf-generate", "strict", "fly", "random", "lvspec"]
+    words += ["--methods", *methods]  # enough of them that it is not over before the signal comes
     command = [sys.executable, "-c", "from lvspec.cli import main; raise SystemExit(main())"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
@@ -245,6 +246,6 @@ def test_interrupted_in_a_terminal(random_pair_folders, videos, tmp_path):
     done = subprocess.run([*command, "evaluate", *words], env=environment, **pipes)
     assert done.returncode == 0, done.stderr
     after = records.read_text().splitlines()
-    assert len(after) == 1 + 3 * 2
+    assert len(after) == 1 + 3 * len(methods)
     seconds = {json.loads(line)["seconds"] for line in after[1:]}
     assert {json.loads(line)["seconds"] for line in before[1:]} <= seconds
