@@ -34,6 +34,7 @@ def clips(pair, tmp_path_factory):
     return make_clips(pair, "calibration", 2, tmp_path_factory.mktemp("clips"))
 
 
+@pytest.mark.slow
 def test_a_candidate_sees_what_the_draft_saw_and_changes_nothing(gates, pair, clips):
     found = []
 

@@ -81,6 +81,7 @@ def test_unknown_split_is_named():
         scenes.random_scene(random.Random(0), wide.SETTING, "test")
 
 
+@pytest.mark.slow
 def test_more_scenes_than_a_setting_has_is_an_error():
     """Both looped for ever: too many of a split, and a frame in which no two shapes are apart."""
     grounds = dict(list(wide.SETTING.backgrounds.items())[:2])

@@ -30,6 +30,7 @@ def test_where_two_sequences_part(script):
     assert (part([4, 5, 6], [4, 7, 6]), part([4, 5], [4, 5, 6]), part([4], [])) == (1, 2, 0)
 
 
+@pytest.mark.slow
 def test_a_batch_ends_as_each_alone_and_a_wrong_token_is_judged(script, pair, tmp_path):
     drawn = make_clips(pair, "evaluation", 2, tmp_path)
     pixels = {"pixel_values_videos": drawn[1].inputs["pixel_values_videos"]}

@@ -150,6 +150,7 @@ def test_a_caption_that_broke_off_keeps_nothing(candidates):
 
 
 @pytest.mark.parametrize("rates", [(0.89, 0.89, 0.89), (0.95, 0.89, 0.7), (0.97, 0.96, 0.89)])
+@pytest.mark.slow
 def test_false_certificates_are_as_rare_as_stated(candidates, rates):
     """Whatever is certified has the fidelity, but for one time in twenty."""
     fidelity, rounds, wrong = Fidelity("own_same", 0.9, 0.95), 150, 0

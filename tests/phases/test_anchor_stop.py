@@ -45,7 +45,7 @@ def test_strict_is_greedy(pair, prompts, hf_greedy):
     assert len(sizes) > 2, "chains of different lengths"
 
 
-@pytest.mark.parametrize("policy", [STRICT, LOOSE])
+@pytest.mark.parametrize("policy", [pytest.param(STRICT, marks=pytest.mark.slow), LOOSE])
 def test_each_of_a_batch_as_alone(pair, prompts, policy):
     """Places are taken again."""
     config = _config()
@@ -60,6 +60,7 @@ def test_each_of_a_batch_as_alone(pair, prompts, policy):
             assert _drafted(ours) == _drafted(theirs)
 
 
+@pytest.mark.slow
 def test_all_passes_give_the_same(pair, prompts, monkeypatch):
     """On a GPU no pass is left out, for to know would stop it."""
     config = _config(capture=False)

@@ -27,6 +27,7 @@ def test_splits_share_no_description():
             assert first == second or not drawn[first] & drawn[second]
 
 
+@pytest.mark.slow
 def test_training_draws_no_held_out_description():
     """The batches themselves, not only the sampler: what a training run really sees."""
     held_out = {
