@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -232,7 +233,11 @@ def test_interrupted_in_a_terminal(random_pair_folders, videos, tmp_path):
     command = [sys.executable, "-c", "from lvspec.cli import main; raise SystemExit(main())"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
-    run = subprocess.Popen([*command, "evaluate", *words], env=environment, **pipes)
+    # A shell that starts tests in the background has them ignore the signal, and so would this.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    run = subprocess.Popen(
+        [*command, "evaluate", *words], env=environment, preexec_fn=heard, **pipes
+    )
     records = out / "records.jsonl"
     deadline = time.monotonic() + 120
     while not (records.exists() and records.read_bytes().count(b"\n") > 1):
