@@ -147,8 +147,7 @@ def calibrate(
     base = AcceptancePolicy(strict_ids=token_ids("strict_ids", tuple(strict_ids)))
 
     def prepare(sample: Sample) -> tuple[Any, Any]:
-        given = {"num_frames": num_frames, "fps": fps}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {"num_frames": num_frames, "fps": fps, "device": target.device}
         inputs = processor(sample.video, sample.prompt, **given)
         if draft_processor is None or isinstance(draft, str):
             return inputs, None

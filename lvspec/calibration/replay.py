@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lvspec import ops
 from lvspec.calibration.contexts import Context, Contexts
+from lvspec.phases.needs import TRACED_TOP_K
 from lvspec.policy import AcceptancePolicy
 from lvspec.reference.kinds import EXACT
 from lvspec.rule import GATE_BINS
@@ -66,6 +67,11 @@ def replay(
     Raises:
         ValueError: The policy needs what a trace does not keep.
     """
+    if policy.needed_top_k > TRACED_TOP_K:
+        raise ValueError(
+            f"top_k, entropy_top: expected at most {TRACED_TOP_K}, which a trace keeps, got "
+            f"{policy.needed_top_k}"
+        )
     if policy.random_share is not None:
         raise ValueError("random_share: expected none, which no recorded row decides, got one")
     eos_ids = sorted({*eos_ids, *policy.eos_ids})
@@ -102,7 +108,8 @@ def _chain(clip: Contexts, walk: Walk, gamma: int, eos_ids: Sequence[int]) -> li
     tokens, chain, is_guess = list(walk.tokens), [], False
     context: Context | None = walk._at
     while True:
-        is_last = len(chain) == gamma
+        # A draft stops behind an end of sequence: there is a row, and no proposal.
+        is_last = len(chain) == gamma or (bool(chain) and context.token in eos_ids)
         if context.row is None or (context.proposal is None and not is_last):
             is_guess = True
             context = clip.nearest(tokens) or clip.start

@@ -87,6 +87,7 @@ class Runs:
     made: int = 0
     _known: dict[tuple[str, str], Record] = field(default_factory=dict)
     _decoders: dict[bool, tuple[str, Decoder]] = field(default_factory=dict)
+    _prepared: tuple[str, tuple[Any, Any]] | None = None
 
     def __post_init__(self) -> None:
         for record in self.journal.records:
@@ -136,7 +137,7 @@ class Runs:
 
     def _caption(self, way: Way, sample: Sample) -> Record | None:
         try:
-            inputs, draft_inputs = self.prepare(sample)
+            inputs, draft_inputs = self._inputs_of(sample)
         except (OSError, ValueError) as error:
             return self._add({"way": None, "id": sample.id, "error": str(error)})
         decoder, facts = self._decoder_of(way), {}
@@ -168,6 +169,13 @@ class Runs:
             **facts,
         }
         return self._add(record)
+
+    def _inputs_of(self, sample: Sample) -> tuple[Any, Any]:
+        """Read once where the target alone takes its turn before a way."""
+        if self._prepared is None or self._prepared[0] != sample.id:
+            self._prepared = None  # two videos need not be in memory at a time
+            self._prepared = sample.id, self.prepare(sample)
+        return self._prepared[1]
 
     def _add(self, record: Record) -> Record | None:
         self.journal.add(record)

@@ -14,15 +14,12 @@ from typing import Any
 
 from lvspec.calibration.contexts import Contexts
 from lvspec.calibration.replay import replay
-from lvspec.engine.result import TraceStep
+from lvspec.phases.needs import TRACED_TOP_K
 from lvspec.policy import AcceptancePolicy
 from lvspec.reporting.tokens import Caption
 
 FACTORS = (0.0, 0.25, 0.5, 0.71, 1.0, 1.41, 2.0, 4.0, math.inf)
 """Of the threshold that was used in the end; 0: every row is an anchor, inf: none is."""
-
-BEST_KEPT = 5
-"""Of the target's best tokens in a trace."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +80,8 @@ def replay_thresholds(captions: Sequence[Caption], facts: Mapping[str, Any]) -> 
     policy = AcceptancePolicy.from_dict(values)
     if not policy.needs_relevance:
         return Replays(missing=f"the policy, {policy.name}, has no gate")
-    if policy.needed_top_k > BEST_KEPT:
-        return Replays(missing=f"the policy asks for more than the {BEST_KEPT} best of a row")
+    if policy.needed_top_k > TRACED_TOP_K:
+        return Replays(missing=f"the policy asks for more than the {TRACED_TOP_K} best of a row")
     if any(step.relevance is None for caption in traced for step in caption.steps):
         return Replays(missing="no relevance was recorded")
     chain = (list(range(len(step.parents))) == step.parents for c in traced for step in c.steps)
@@ -95,16 +92,6 @@ def replay_thresholds(captions: Sequence[Caption], facts: Mapping[str, Any]) -> 
         return Replays(missing="the gate found no threshold, so there is none to vary")
     factors = (None, *FACTORS)
     return Replays(tuple(_at(factor, traced, used, policy, int(gamma)) for factor in factors))
-
-
-def _up_to(step: TraceStep, ends: Sequence[int]) -> TraceStep:
-    """The step without what stands behind an end of the sequence, which nobody looks at."""
-    count = next((i for i, token in enumerate(step.drafted, 1) if token in ends), None)
-    if count is None:
-        return step
-    names = ("drafted", "parents", "log_probs", "regrets", "wanted", "relevance", "entropies")
-    cut = {name: getattr(step, name)[:count] for name in (*names, "top_ids", "top_log_probs")}
-    return replace(step, **cut)
 
 
 def _threshold(caption: Caption) -> float:
@@ -128,7 +115,7 @@ def _at(
             scaled = -math.inf if factor == 0 else threshold * factor
             policy = replace(policy, anchor_threshold=scaled)
         (walk,) = replay(
-            [Contexts([(tokens, [_up_to(step, ends) for step in caption.steps])])],
+            [Contexts([(tokens, caption.steps)])],
             policy,
             gamma,
             eos_ids=ends,

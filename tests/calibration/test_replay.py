@@ -1,5 +1,6 @@
 """Replay: a walk through recorded rows is what a run does, token for token."""
 
+import copy
 import math
 
 import pytest
@@ -99,6 +100,27 @@ def test_an_end_of_sequence_ends_a_walk(pair, prompts):
         assert walk.tokens == generation.tokens[0].tolist()
         assert walk.iterations == generation.stats.num_iterations
     assert any(len(walk.tokens) < COUNT for walk in walks)
+
+
+def test_a_draft_that_stops_at_an_end_leaves_nothing_to_guess(pair, prompts):
+    """Behind the end of sequence that it drafted there is a row of the target and no proposal."""
+    same = pair[0], copy.deepcopy(pair[0])  # whose drafts are right, the end among them
+    (first,) = captions(same, prompts[:1], OWN, 6)
+    tokens = first.tokens[0].tolist()
+    # One that was not said before, and stands within a chain of six: the seventh is the bonus.
+    eos_ids = next((tokens[i],) for i in (9, 10, 11, 3, 4) if tokens[i] not in tokens[:i])
+    runs = captions(same, prompts[:1], OWN, 6, eos_ids)
+    last = runs[0].trace.steps()[-1]
+    assert last.drafted[-1] == eos_ids[0] and len(last.drafted) < 6, "it stopped"
+    walks = replay(recorded(runs), OWN, 6, eos_ids=eos_ids, max_new_tokens=COUNT)
+    check(walks, runs)
+    assert walks[0].guessed == 0
+
+
+def test_what_a_trace_does_not_keep_is_named(pair, prompts):
+    policy = AcceptancePolicy(anchor_threshold=0.5, top_k=6)
+    with pytest.raises(ValueError, match="top_k, entropy_top: expected at most 5"):
+        replay([], policy, 6, eos_ids=(), max_new_tokens=COUNT)
 
 
 def test_the_most_alike_context_stands_in(pair, prompts):
