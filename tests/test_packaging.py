@@ -53,6 +53,16 @@ def test_sources_on_a_path_have_a_version_too():
     assert done.stdout.splitlines() == ["0+unknown", "lvspec 0+unknown"], done.stderr
 
 
+@pytest.mark.parametrize("room", ["lvspec", "kernels", "bench"])
+def test_a_file_is_a_screen_or_eight(room):
+    """Nobody holds more than that in mind."""
+    counts = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines())
+        for path in (ROOT / room).rglob("*.py")
+    }
+    assert counts and {name: count for name, count in counts.items() if count > 400} == {}
+
+
 def pinned():
     """Of every package in constraints.txt the versions, of which one is for this Python."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()

@@ -27,7 +27,7 @@ from lvspec.phases.defaults import eos_ids_of
 from lvspec.phases.draft import Drafter
 from lvspec.phases.iteration import Iteration
 from lvspec.phases.logits import LogitsProcessors
-from lvspec.phases.needs import TRACED_TOP_K, Needs
+from lvspec.phases.needs import Needs
 from lvspec.phases.outcome import Outcome
 from lvspec.phases.relevance import get_scorer
 from lvspec.phases.sampling import Sampler, draw
@@ -88,15 +88,10 @@ class Engine:
         self.cache: SlotCache | None = None
         sampler = None
         if config.samples:
-            sampler = Sampler(
-                config,
-                batch_size=batch_size,
-                num_slots=self.num_slots,
-                device=target.device,
-            )
-        obstacle = None
-        if self.processors.need_paths:
-            obstacle = "a logits processor looks at earlier tokens"
+            sizes = {"batch_size": batch_size, "num_slots": self.num_slots}
+            sampler = Sampler(config, **sizes, device=target.device)
+        reason = "a logits processor looks at earlier tokens"
+        obstacle = reason if self.processors.need_paths else None
         lag = (1 if target.device.type == "cuda" else 0) if config.lag is None else config.lag
         # What processors look at must be known on the host.
         self._lag = 0 if obstacle else lag
@@ -118,7 +113,7 @@ class Engine:
         )
         needs = Needs.of([self.policy])
         if config.trace:
-            needs |= Needs(top_k=min(TRACED_TOP_K, target.vocab_size), trace=True)
+            needs = needs.traced(target.vocab_size)
         self.iteration = Iteration(target, drafter, needs, self.processors, None, self.state)
         self._meet(needs)
 

@@ -53,6 +53,10 @@ class Needs:
             )
         return needs
 
+    def traced(self, vocab_size: int) -> Needs:
+        """With all that a trace keeps, of rows over so many tokens."""
+        return self | Needs(top_k=min(TRACED_TOP_K, vocab_size), trace=True)
+
     def __or__(self, other: Needs) -> Needs:
         """Of both."""
         return Needs(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))

@@ -235,7 +235,10 @@ def test_a_trace_reads_nothing(operations):
     reads = [name for name in READS if name != "_to_copy"]
     assert [with_it[name] for name in reads] == [without[name] for name in reads]
     on_device = "clone select _to_copy gather clamp sub mul add view unsqueeze slice".split()
-    assert set(with_it - without) <= set(on_device), "_to_copy: of indices to int64"
+    assert set(with_it - without) <= set(on_device)
+    # Slots before, and ids of the best, to int64: nothing else is converted, nor goes elsewhere.
+    iterations = (with_it - without)["_to_copy"] / 2
+    assert iterations == (with_it - without)["sub"] / 3 > 1
     assert not without - with_it
 
 
