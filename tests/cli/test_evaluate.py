@@ -10,13 +10,12 @@ import time
 from functools import partial
 
 import pytest
-import torch
 import transformers
+from noise import write_noise
 from packaging.version import Version
 
 from lvspec.cli import main
 from lvspec.evaluation import datasets
-from lvspec.video import write_video
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +25,7 @@ def _narrow(monkeypatch):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    for index in range(3):
-        rng = torch.Generator().manual_seed(index)
-        frames = torch.randint(0, 256, (8, 84, 84, 3), generator=rng, dtype=torch.uint8)
-        write_video(folder / f"{index}.mp4", frames, fps=4)
-    return folder
+    return write_noise(tmp_path_factory.mktemp("videos"), 3)
 
 
 @pytest.fixture

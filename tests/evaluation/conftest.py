@@ -1,12 +1,11 @@
 """A random pair with its processors, and four tiny videos of noise."""
 
 import pytest
-import torch
+from noise import write_noise
 
 from lvspec.config import DecodeConfig
 from lvspec.evaluation.samples import Sample
 from lvspec.models.loading import load_pair
-from lvspec.video import write_video
 
 
 @pytest.fixture(scope="package")
@@ -18,12 +17,7 @@ def loaded_pair(random_pair_folders):
 @pytest.fixture(scope="package")
 def videos(tmp_path_factory):
     """A folder with 0.mp4 to 3.mp4."""
-    folder = tmp_path_factory.mktemp("videos")
-    for index in range(4):
-        rng = torch.Generator().manual_seed(index)
-        frames = torch.randint(0, 256, (8, 84, 84, 3), generator=rng, dtype=torch.uint8)
-        write_video(folder / f"{index}.mp4", frames, fps=4)
-    return folder
+    return write_noise(tmp_path_factory.mktemp("videos"), 4)
 
 
 @pytest.fixture
