@@ -174,12 +174,12 @@ struct Rotate {
 };
 
 struct RotaryAngles {
-  const int64_t* positions;  // [3, batch_size, num_slots]
-  const float* frequencies;  // [head_dim / 2]
-  const int64_t* sections;   // [num_sections], they add up to head_dim / 2
+  const int64_t* positions;   // [rows, batch_size, num_slots]
+  const float* frequencies;   // [head_dim / 2]
+  const int32_t* dimensions;  // [head_dim / 2], which row of positions each multiplies
   double scaling;
-  float *cos, *sin;          // [batch_size, num_slots, head_dim]
-  int64_t batch_size, num_slots, head_dim, num_sections;
+  float *cos, *sin;           // [batch_size, num_slots, head_dim]
+  int64_t batch_size, num_slots, head_dim;
   int64_t positions_stride[3];
   ParallelFor parallel_for;
 };
@@ -222,6 +222,38 @@ struct Append {
   ParallelFor parallel_for;
 };
 
+// One decoder layer of text_pass. Weights are [outputs, inputs]; biases and head norms may be null.
+struct PassLayer {
+  const float *input_norm, *post_norm, *q_norm, *k_norm;
+  const float *q, *k, *v, *out, *gate, *up, *down;
+  const float *q_bias, *k_bias, *v_bias, *out_bias;
+  double input_eps, post_eps, head_eps, scaling;
+};
+
+// A pass over slots, see text_pass.h. Tensors of the cache are those of all layers.
+struct TextPass {
+  const int64_t* tokens;  // [batch_size, num_slots]; null: hidden is there already
+  const int64_t* depths;  // [num_slots], or [batch_size, num_slots] with their stride
+  const int64_t* ancestors;
+  float *k_cache, *v_cache;
+  const int32_t* kv_len;
+  const uint8_t* visual;
+  const int64_t* positions;       // [position_rows, batch_size, capacity]
+  const PassLayer* layers;
+  const float *embedding, *norm, *head;  // norm, head null: hidden is all that is wanted
+  const float* frequencies;       // [head_dim / 2]
+  const int32_t* dimensions;      // [head_dim / 2], which row of positions each multiplies
+  double norm_eps, angle_scaling;
+  float *hidden;                  // [batch_size, num_slots, width]
+  float *logits;                  // [batch_size, num_slots, outputs]
+  float *mass, *peak;             // [num_layers, batch_size, num_q_heads, num_slots], or null
+  int64_t batch_size, num_slots, width, inner, num_layers, first_layer, outputs;
+  int64_t num_q_heads, num_kv_heads, head_dim, capacity, position_rows;
+  int64_t depths_stride;          // of sequences
+  int64_t k_stride[5], v_stride[5];
+  ParallelFor parallel_for;
+};
+
 struct Kernels {
   const char* name;
   void (*verify_attention)(const VerifyAttention&);
@@ -240,6 +272,7 @@ struct Kernels {
   void (*rotary_angles)(const RotaryAngles&);
   void (*write_kv)(const WriteKv&);
   void (*append)(const Append&);
+  void (*text_pass)(const TextPass&);
 };
 
 const Kernels& portable_kernels();

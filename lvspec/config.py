@@ -17,7 +17,7 @@ DRAFT_ANCHOR_THRESHOLD = 0.065
 GAMMA = 12
 """Draft tokens of a chain where the number is not said and not chosen."""
 KEEP_BY = ("attention", "uniform")
-Fuse = Literal["kernels", "compile", "none"]
+Fuse = Literal["kernels", "none"]
 FUSE: tuple[Fuse, ...] = get_args(Fuse)
 """What may stand in for a model's small operations, see `DecodeConfig.fuse`."""
 

@@ -111,13 +111,9 @@ def _step(source: DraftSource, batch_size: int) -> _Call:
     cache = model.new_cache(batch_size=batch_size, capacity=CONTEXT + PIECE + 1, num_slots=2)
     last = torch.zeros(batch_size, 1, dtype=torch.int64, device=model.device)
 
-    def make() -> GoneOnChain:
-        return GoneOnChain(model, head, PIECE)
-
     def call() -> object:
         cache.kv_len.fill_(CONTEXT)
-        key = ("chain goes on", PIECE, head.key)
-        return run_phase(model, cache, key, make, last, cache.kv_len)
+        return run_phase(GoneOnChain(head, PIECE), model, cache, last, cache.kv_len)
 
     return call
 
