@@ -62,7 +62,7 @@ def extensions() -> list:
     except ImportError:
         explain("torch cannot be imported here (pip install --no-build-isolation builds them)")
         return []
-    sources = ["csrc/binding.cpp", "csrc/arch_portable.cpp"]
+    sources = ["csrc/binding.cpp", "csrc/binding_packed.cpp", "csrc/arch_portable.cpp"]
     if platform.machine() in ("x86_64", "AMD64"):
         sources += ["csrc/arch_avx2.cpp", "csrc/arch_avx512.cpp"]
     return [

@@ -1,24 +1,18 @@
 // The C++ operations as implementations of torch.ops.lvspec.* on the CPU, through torch's stable ABI.
 //
 // Schemas are defined in Python (lvspec/ops/registry.py), arguments are checked there too.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+#include "binding.h"
 
 #include <cstdlib>
 #include <cstring>
-#include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 
-#include "kernels.h"
 #include "rule.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using namespace lvspec::binding;
 
 const lvspec::Kernels& choose_kernels() {
   const char* wanted = std::getenv("LVSPEC_CPU");
@@ -36,68 +30,14 @@ const lvspec::Kernels& choose_kernels() {
   return lvspec::portable_kernels();
 }
 
-const lvspec::Kernels& kernels() {
-  static const lvspec::Kernels& chosen = choose_kernels();
+}  // namespace
+
+const lvspec::Kernels& lvspec::binding::kernels() {
+  static const Kernels& chosen = choose_kernels();
   return chosen;
 }
 
-void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
-                  void* context) {
-  if (count <= grain) {
-    body(0, count, context);
-    return;
-  }
-  torch::stable::parallel_for(
-      0, count, grain, [=](int64_t begin, int64_t end) { body(begin, end, context); });
-}
-
-lvspec::Type type_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return lvspec::Type::f32;
-    case ScalarType::BFloat16: return lvspec::Type::bf16;
-    case ScalarType::Half: return lvspec::Type::f16;
-    case ScalarType::Double: return lvspec::Type::f64;
-    case ScalarType::Float8_e4m3fn: return lvspec::Type::f8_e4m3;
-    default: throw std::runtime_error("lvspec: a type that lvspec.ops does not let through");
-  }
-}
-
-ScalarType statistics_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-Tensor packed(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
-
-template <class T>
-const T* pointer(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-template <class T>
-const T* pointer_or_null(const std::optional<Tensor>& x) {
-  return x.has_value() ? pointer<T>(*x) : nullptr;
-}
-
-void copy_strides(const Tensor& x, int64_t* to) {
-  for (int64_t i = 0; i < x.dim(); ++i) to[i] = x.stride(i);
-}
-
-// A contiguous tensor. Not torch::stable::new_empty, which looks its operator up by name each time.
-Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
-  int64_t strides[5], step = 1;
-  int64_t dim = static_cast<int64_t>(shape.size());
-  while (dim-- > 0) {
-    strides[dim] = step;
-    step *= shape.begin()[dim] > 1 ? shape.begin()[dim] : 1;
-  }
-  int32_t device = 0;
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(shape.size()), shape.begin(), strides,
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device, 0, &handle));
-  return Tensor(handle);
-}
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> verify_attention(
     Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor ancestors, Tensor visual,

@@ -149,6 +149,39 @@ struct GatedLinear {
   ParallelFor parallel_for;
 };
 
+// Which of the 16-bit types hold every weight exactly.
+constexpr uint8_t kExactF16 = 1, kExactBf16 = 2;
+
+struct ExactTypes {
+  const float* weight;
+  int64_t count;
+  uint8_t* types;  // of the bits above those stay that hold for these weights too
+  ParallelFor parallel_for;
+};
+
+// To panels of Kernels::panel outputs each, [panels][inputs][panel]. Their order within a panel is
+// that of the instruction set. What stands beside the outputs given here stays as it is.
+struct PackWeights {
+  Type type;            // f16, bf16 or f32: one in which every weight is exact
+  const float* weight;  // [outputs, inputs]
+  void* packed;         // zeros where no output stands
+  int64_t outputs, inputs;
+  int64_t first_output;  // of `packed`: matrices stand one after the other
+  int64_t first_panel, panel_step;  // 0, 1; or 0, 2 for gates and 1, 2 for ups, see PackedLinear
+  ParallelFor parallel_for;
+};
+
+struct PackedLinear {
+  Type type;  // of packed: f16, bf16 or f32
+  const float* x;  // [rows, inputs]
+  const void* packed;
+  const float *bias, *residual;  // [outputs], [rows, outputs] (perhaps y itself); or null
+  float* y;                      // [rows, outputs]
+  int64_t rows, inputs, outputs;
+  bool is_gated;  // y = silu(gate) * up: panels of gates and of ups in turn; no bias
+  ParallelFor parallel_for;
+};
+
 struct SiluMultiply {
   const float *gate, *up;
   float* y;
@@ -224,6 +257,7 @@ struct Append {
 
 struct Kernels {
   const char* name;
+  int64_t panel;  // outputs of a panel of packed weights
   void (*verify_attention)(const VerifyAttention&);
   void (*accept)(const Accept&);
   void (*accept_sampled)(const AcceptSampled&);
@@ -234,6 +268,9 @@ struct Kernels {
   void (*visual_importance)(const VisualImportance&);
   void (*linear)(const Linear&);
   void (*gated_linear)(const GatedLinear&);
+  void (*find_exact_types)(const ExactTypes&);
+  void (*pack_weights)(const PackWeights&);
+  void (*packed_linear)(const PackedLinear&);
   void (*silu_multiply)(const SiluMultiply&);
   void (*rms_norm)(const RmsNorm&);
   void (*rotate)(const Rotate&);
