@@ -25,12 +25,14 @@ static const Kernels& choose_kernels() {
   return portable_kernels();
 }
 
-const Kernels& kernels() {
+const Kernels& binding::kernels() {
   static const Kernels& chosen = choose_kernels();
   return chosen;
 }
 
 namespace {
+
+using namespace binding;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> verify_attention(
     Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor ancestors, Tensor visual,
@@ -307,7 +309,7 @@ Tensor append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor num
 
 // Read by lvspec.ops.backends with ctypes.
 extern "C" __attribute__((visibility("default"))) const char* lvspec_instruction_set() {
-  return lvspec::kernels().name;
+  return lvspec::binding::kernels().name;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {

@@ -1,4 +1,4 @@
-// What all bindings share: torch's tensors to pointers and sizes, threads, the kernels of this processor.
+// What binding*.cpp share: tensors of torch's stable ABI as pointers, new ones, its threads.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -14,16 +14,16 @@
 
 #include "kernels.h"
 
-namespace lvspec {
-
-// Of the instruction set that was chosen when the library was loaded.
-const Kernels& kernels();
+namespace lvspec::binding {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Those of the instruction set that was chosen when the library was loaded.
+const Kernels& kernels();
+
 inline void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
-                  void* context) {
+                         void* context) {
   if (count <= grain) {
     body(0, count, context);
     return;
@@ -47,7 +47,9 @@ inline ScalarType statistics_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline Tensor packed(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+inline Tensor packed(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
 
 template <class T>
 const T* pointer(const Tensor& x) {
@@ -80,6 +82,7 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, Sc
   return empty(like, shape.begin(), static_cast<int64_t>(shape.size()), type);
 }
 
+// A contiguous tensor of the shape and type of x.
 inline Tensor new_like(const Tensor& x) {
   int64_t shape[8];
   for (int64_t i = 0; i < x.dim(); ++i) shape[i] = x.size(i);
@@ -88,4 +91,4 @@ inline Tensor new_like(const Tensor& x) {
 
 inline float* numbers(Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
 
-}  // namespace lvspec
+}  // namespace lvspec::binding

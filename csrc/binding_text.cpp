@@ -8,6 +8,8 @@
 namespace lvspec {
 namespace {
 
+using namespace binding;
+
 Tensor silu_multiply(Tensor gate, Tensor up) {
   SiluMultiply a{};
   gate = packed(gate), up = packed(up);
@@ -127,34 +129,38 @@ struct Columns {
   const T* address() {
     return reinterpret_cast<const T*>(static_cast<intptr_t>(*next++));
   }
+  PassWeight weight() {
+    const void* data = address<void>();
+    return {data, static_cast<Type>(integer())};
+  }
 };
 
 PassLayer read_layer(Columns& c) {
   PassLayer layer{};
   layer.input_norm = c.address<float>(), layer.input_eps = c.number();
-  layer.q = c.address<float>(), layer.k = c.address<float>(), layer.v = c.address<float>();
+  layer.q = c.weight(), layer.k = c.weight(), layer.v = c.weight();
   layer.q_bias = c.address<float>(), layer.k_bias = c.address<float>();
   layer.v_bias = c.address<float>();
   layer.q_norm = c.address<float>(), layer.k_norm = c.address<float>();
   layer.head_eps = c.number(), layer.scaling = c.number();
-  layer.out = c.address<float>(), layer.out_bias = c.address<float>();
+  layer.out = c.weight(), layer.out_bias = c.address<float>();
   layer.post_norm = c.address<float>(), layer.post_eps = c.number();
-  layer.gate = c.address<float>(), layer.up = c.address<float>(), layer.down = c.address<float>();
+  layer.gate = c.weight(), layer.up = c.weight(), layer.down = c.weight();
   return layer;
 }
 
 constexpr const char* kTextPassSchema =
     "text_pass(Tensor table, Tensor? tokens, Tensor? hidden, Tensor depths, Tensor ancestors, "
     "Tensor(a!) k, Tensor(b!) v, Tensor kv_len, Tensor visual, Tensor positions, int first, "
-    "int count, int head, int outputs, bool scores) -> (Tensor, Tensor, Tensor)";
+    "int count, Tensor? head, int outputs, bool scores) -> (Tensor, Tensor, Tensor)";
 
 // A pass over slots. With `hidden` [B, S, H] in the place of tokens it runs layers first to
 // first + count of it and returns what they make of it; otherwise it returns logits
-// [B, S, outputs] by the head at an address, of [outputs, H]. Masses and peaks are empty without scores.
+// [B, S, outputs] by the first rows of a head, [V, H] or packed. Masses and peaks are empty without scores.
 std::tuple<Tensor, Tensor, Tensor> text_pass(
     Tensor table, std::optional<Tensor> tokens, std::optional<Tensor> hidden, Tensor depths,
     Tensor ancestors, Tensor k, Tensor v, Tensor kv_len, Tensor visual, Tensor positions,
-    int64_t first, int64_t count, int64_t head, int64_t outputs, bool scores) {
+    int64_t first, int64_t count, std::optional<Tensor> head, int64_t outputs, bool scores) {
   Columns c{pointer<int64_t>(table)};
   TextPass a{};
   const int64_t vocabulary = c.integer(), num_layers = c.integer();
@@ -195,9 +201,9 @@ std::tuple<Tensor, Tensor, Tensor> text_pass(
       if (a.tokens[i] < 0 || a.tokens[i] >= vocabulary)
         throw std::runtime_error("lvspec: expected token ids below " + std::to_string(vocabulary) +
                                  ", got " + std::to_string(a.tokens[i]));
-    a.head = reinterpret_cast<const float*>(static_cast<intptr_t>(head)), a.outputs = outputs;
+    a.head = {head->const_data_ptr(), type_of(*head)}, a.outputs = outputs;
   }
-  const bool has_head = a.head != nullptr;
+  const bool has_head = a.head.data != nullptr;
   Tensor logits = empty(k, {a.batch_size, a.num_slots, has_head ? outputs : 0}, ScalarType::Float);
   a.logits = numbers(logits);
   const int64_t scored = scores ? count : 0;

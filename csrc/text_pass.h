@@ -1,14 +1,15 @@
 // text_pass: the decoder of a text model over a few slots, in float32: a whole pass in one call.
 //
 // Embedding; in every layer norm, q/k/v, head norms, rotation, cache, attention, product and sum, norm,
-// gated MLP and sum; the last norm and the head. Weights are read where HF's modules have them. What
-// it computes is lvspec/models/text_pass.py, which states it.
+// gated MLP and sum; the last norm and the head. Weights are read where HF's modules have them, or from
+// copies in 16 bits that hold the same numbers. What it computes, lvspec/models/text_pass.py states.
 #pragma once
 
 #include <cstring>
 
 #include "gated_linear.h"
 #include "linear.h"
+#include "packed_linear.h"
 #include "rms_norm.h"
 #include "rotary.h"
 #include "verify_attention.h"
@@ -20,7 +21,13 @@ namespace lvspec::LVSPEC_ARCH {
 struct PassState {
   const TextPass& a;
   const int64_t rows, q_width, kv_width;
-  float *cos, *sin, *normed, *q, *k, *v, *turned_q, *turned_k, *attended, *lse, *inner;
+  float *cos, *sin, *normed, *qkv, *turned_q, *turned_k, *attended, *lse, *inner;
+
+  // Heads side by side in rows that are `stride` apart.
+  struct Heads {
+    float* x;
+    int64_t count, stride;
+  };
 
   PassState(const TextPass& pass, Scratch<float>& scratch)
       : a(pass), rows(pass.batch_size * pass.num_slots), q_width(pass.num_q_heads * pass.head_dim),
@@ -31,9 +38,9 @@ struct PassState {
     };
     const int64_t widest = q_width > a.width ? q_width : a.width;
     const Part parts[] = {{&cos, a.head_dim}, {&sin, a.head_dim},   {&normed, widest},
-                          {&q, q_width},      {&k, kv_width},       {&v, kv_width},
-                          {&turned_q, q_width}, {&turned_k, kv_width}, {&attended, widest},
-                          {&lse, a.num_q_heads}, {&inner, a.inner}};
+                          {&qkv, q_width + 2 * kv_width}, {&turned_q, q_width},
+                          {&turned_k, kv_width}, {&attended, widest}, {&lse, a.num_q_heads},
+                          {&inner, a.inner}};
     int64_t total = 0;
     const auto padded = [&](const Part& part) { return (rows * part.width + 15) / 16 * 16; };
     for (const Part& part : parts) total += padded(part);
@@ -45,16 +52,33 @@ struct PassState {
     rms_norm({x, weight, y, eps, rows, a.width, a.parallel_for});
   }
 
-  void multiply(const float* x, const float* weight, const float* bias, int64_t inputs,
-                int64_t outputs, float* y) const {
-    linear({x, weight, bias, y, rows, inputs, outputs, a.parallel_for});
+  void multiply(const float* x, const PassWeight& weight, const float* bias, int64_t inputs,
+                int64_t outputs, float* y, const float* residual = nullptr) const {
+    if (weight.is_packed())
+      packed_linear({weight.type, x, weight.data, bias, residual, y, rows, inputs, outputs, false,
+                     a.parallel_for});
+    else
+      linear({x, static_cast<const float*>(weight.data), bias, y, rows, inputs, outputs,
+              a.parallel_for});
   }
 
   // hidden += x W^T + b, by way of `product`.
-  void add_product(const float* x, const float* weight, const float* bias, int64_t inputs,
+  void add_product(const float* x, const PassWeight& weight, const float* bias, int64_t inputs,
                    float* product) const {
+    if (weight.is_packed())
+      return multiply(x, weight, bias, inputs, a.width, a.hidden, a.hidden);
     multiply(x, weight, bias, inputs, a.width, product);
     for (int64_t i = 0; i < rows * a.width; ++i) a.hidden[i] += product[i];
+  }
+
+  void multiply_gated(const float* x, const PassLayer& layer) const {
+    if (layer.gate.is_packed())
+      packed_linear({layer.gate.type, x, layer.gate.data, nullptr, nullptr, inner, rows, a.width,
+                     a.inner, true, a.parallel_for});
+    else
+      gated_linear({x, static_cast<const float*>(layer.gate.data),
+                    static_cast<const float*>(layer.up.data), inner, rows, a.width, a.inner,
+                    a.parallel_for});
   }
 
   void embed() const {
@@ -77,26 +101,46 @@ struct PassState {
                    a.num_slots, a.head_dim, {rows, a.num_slots, 1}, a.parallel_for});
   }
 
-  // Heads stand side by side in the rows of a projection.
-  void turn(float* x, int64_t heads, const float* head_norm, double eps, float* y) const {
-    if (head_norm != nullptr)
-      rms_norm({x, head_norm, x, eps, rows * heads, a.head_dim, a.parallel_for});
-    const int64_t width = heads * a.head_dim;
-    rotate({x, cos, sin, y, a.batch_size, heads, a.num_slots, a.head_dim,
-            {a.num_slots * width, a.head_dim, width, 1}, a.parallel_for});
+  // Queries, keys and values of all rows.
+  void project(const PassLayer& layer, Heads& q, Heads& k, Heads& v) const {
+    const int64_t width = q_width + 2 * kv_width;
+    if (layer.q.is_packed()) {
+      multiply(normed, layer.q, layer.q_bias, a.width, width, qkv);
+      q = {qkv, a.num_q_heads, width};
+      k = {qkv + q_width, a.num_kv_heads, width};
+      v = {k.x + kv_width, a.num_kv_heads, width};
+      return;
+    }
+    q = {qkv, a.num_q_heads, q_width};
+    k = {qkv + rows * q_width, a.num_kv_heads, kv_width};
+    v = {k.x + rows * kv_width, a.num_kv_heads, kv_width};
+    multiply(normed, layer.q, layer.q_bias, a.width, q_width, q.x);
+    multiply(normed, layer.k, layer.k_bias, a.width, kv_width, k.x);
+    multiply(normed, layer.v, layer.v_bias, a.width, kv_width, v.x);
   }
 
-  void write(int64_t index) const {
+  void turn(const Heads& heads, const float* head_norm, double eps, float* y) const {
+    const int64_t D = a.head_dim;
+    if (head_norm != nullptr)
+      for (int64_t row = 0; row < rows; ++row) {
+        float* x = heads.x + row * heads.stride;
+        rms_norm({x, head_norm, x, eps, heads.count, D, a.parallel_for});
+      }
+    rotate({heads.x, cos, sin, y, a.batch_size, heads.count, a.num_slots, D,
+            {a.num_slots * heads.stride, D, heads.stride, 1}, a.parallel_for});
+  }
+
+  void write(int64_t index, const Heads& v) const {
     const int64_t D = a.head_dim, S = a.num_slots, head_stride = S * D;
     WriteKv w{};
     w.element_size = sizeof(float);
-    w.k = turned_k, w.v = v;
+    w.k = turned_k, w.v = v.x;
     w.k_cache = a.k_cache + index * a.k_stride[0], w.v_cache = a.v_cache + index * a.v_stride[0];
     w.kv_len = a.kv_len;
     w.batch_size = a.batch_size, w.num_kv_heads = a.num_kv_heads, w.num_slots = S;
     w.capacity = a.capacity, w.head_dim = D;
     const int64_t turned[4] = {a.num_kv_heads * head_stride, head_stride, D, 1};
-    const int64_t projected[4] = {S * kv_width, D, kv_width, 1};
+    const int64_t projected[4] = {S * v.stride, D, v.stride, 1};
     std::memcpy(w.k_stride, turned, sizeof turned);
     std::memcpy(w.v_stride, projected, sizeof projected);
     std::memcpy(w.k_cache_stride, a.k_stride + 1, sizeof turned);
@@ -137,16 +181,15 @@ struct PassState {
   void run_layer(int64_t index) const {
     const PassLayer& layer = a.layers[index];
     norm(a.hidden, layer.input_norm, layer.input_eps, normed);
-    multiply(normed, layer.q, layer.q_bias, a.width, q_width, q);
-    multiply(normed, layer.k, layer.k_bias, a.width, kv_width, k);
-    multiply(normed, layer.v, layer.v_bias, a.width, kv_width, v);
-    turn(q, a.num_q_heads, layer.q_norm, layer.head_eps, turned_q);
-    turn(k, a.num_kv_heads, layer.k_norm, layer.head_eps, turned_k);
-    write(index);
+    Heads q, k, v;
+    project(layer, q, k, v);
+    turn(q, layer.q_norm, layer.head_eps, turned_q);
+    turn(k, layer.k_norm, layer.head_eps, turned_k);
+    write(index, v);
     attend(index, layer.scaling);
     add_product(normed, layer.out, layer.out_bias, q_width, attended);
     norm(a.hidden, layer.post_norm, layer.post_eps, normed);
-    gated_linear({normed, layer.gate, layer.up, inner, rows, a.width, a.inner, a.parallel_for});
+    multiply_gated(normed, layer);
     add_product(inner, layer.down, nullptr, a.inner, attended);
   }
 };
@@ -159,7 +202,7 @@ static void text_pass(const TextPass& a) {
   pass.find_angles(positions);
   for (int64_t i = 0; i < a.num_layers; ++i) pass.run_layer(a.first_layer + i);
   if (a.norm != nullptr) pass.norm(a.hidden, a.norm, a.norm_eps, a.hidden);
-  if (a.head != nullptr) pass.multiply(a.hidden, a.head, nullptr, a.width, a.outputs, a.logits);
+  if (a.head.data != nullptr) pass.multiply(a.hidden, a.head, nullptr, a.width, a.outputs, a.logits);
 }
 
 }  // namespace lvspec::LVSPEC_ARCH

@@ -85,7 +85,7 @@ class Model:
         self.is_static = self.family.has_static_pass and self.length_limit is None
         self.watch = watch_of(self.text)
         obstacle = None if self.family.has_static_pass else "experts are chosen by value"
-        self._own = OwnPasses(self.text, fuse, self.watch, role, obstacle)
+        self._own = OwnPasses(self.text, model, fuse, self.watch, role, obstacle)
 
     @property
     def device(self) -> torch.device:
@@ -184,7 +184,10 @@ class Model:
                 f"{self.role}: expected the text model that was there in the beginning, got "
                 "another one; make a new Decoder"
             )
+        is_first = not self.watch.is_held
         with self.watch.held(self.text, self.hf.lm_head, self.role):
+            if is_first:
+                self._own.look()
             yield
 
     @contextmanager

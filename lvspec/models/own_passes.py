@@ -42,8 +42,11 @@ class Made:
     def parts(self) -> dict[str, int]:
         """See `DecodeStats.parts`."""
         plan = self.plan
-        called = 0 if plan is None else len(plan.called)
-        return {"layers": 0 if plan is None else len(plan.layers), "called": called}
+        return {
+            "layers": 0 if plan is None else len(plan.layers),
+            "called": 0 if plan is None else len(plan.called),
+            "compact": 0 if self.cpu is None else self.cpu.num_compact,
+        }
 
     @property
     def passes(self) -> str:
@@ -68,6 +71,7 @@ class OwnPasses:
 
     Args:
         text: The text model; what is made for it lives as long as it does.
+        model: Whose it is, with a head.
         fuse: See `DecodeConfig.fuse`.
         watch: Of the text model; it is held whenever this is asked.
         role: "target" or "draft", for messages.
@@ -75,9 +79,15 @@ class OwnPasses:
     """
 
     def __init__(
-        self, text: nn.Module, fuse: Fuse, watch: Watch, role: str, obstacle: str | None
+        self,
+        text: nn.Module,
+        model: nn.Module,
+        fuse: Fuse,
+        watch: Watch,
+        role: str,
+        obstacle: str | None,
     ) -> None:
-        self._text, self._watch, self._role = text, watch, role
+        self._text, self._model, self._watch, self._role = text, model, watch, role
         self._obstacle = 'fuse="none"' if fuse == "none" else obstacle
         self._known = _KNOWN.setdefault(text, _Known())
 
@@ -94,6 +104,12 @@ class OwnPasses:
             found = self._make()
             made[self._watch.revision] = found  # where weights were moved it is another state
         return made[self._watch.revision]
+
+    def look(self) -> None:
+        """See to it that nothing is used that was copied from weights of before."""
+        made = self._known.made.get(self._watch.revision)
+        if made is not None and made.cpu is not None and not made.cpu.is_current():
+            del self._known.made[self._watch.revision]
 
     @warming_up()
     def _make(self) -> Made:
@@ -114,7 +130,7 @@ class OwnPasses:
             return Made(plan, cpu=self._cpu(plan))
 
     def _cpu(self, plan: DecoderPlan) -> CpuPass | None:
-        cpu = cpu_pass_of(plan)
+        cpu = cpu_pass_of(plan, self._model.lm_head)
         if cpu is None:
             return None
 

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from policies import gated
-from recorded import RECORDED
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, generate, ops
 from lvspec.engine.decoder import Decoder
@@ -39,7 +38,7 @@ def prompts(make_prompt):
 @pytest.fixture(scope="module")
 def common(pair, prompts):
     """Ids of which two thirds of the target's own captions are made, and none of the others."""
-    config = DecodeConfig(max_new_tokens=40, eos_ids=(), capture=RECORDED)
+    config = DecodeConfig(max_new_tokens=40, eos_ids=())
     said = {
         token
         for prompt in prompts
@@ -50,7 +49,7 @@ def common(pair, prompts):
 
 def config(**options):
     given = {"gamma": 5, "max_new_tokens": 40, "eos_ids": (), "trace": True}
-    return DecodeConfig(**{**given, "capture": RECORDED, **options})
+    return DecodeConfig(**{**given, **options})
 
 
 def drafted(generation):

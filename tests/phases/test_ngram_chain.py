@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from recorded import RECORDED
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
 from lvspec.models.model import Model
@@ -44,9 +43,7 @@ def passes(monkeypatch):
 
 
 def _config(**config):
-    return DecodeConfig(
-        **{"gamma": 6, "max_new_tokens": 30, "eos_ids": (), "capture": RECORDED, **config}
-    )
+    return DecodeConfig(**{"gamma": 6, "max_new_tokens": 30, "eos_ids": (), **config})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from recorded import RECORDED
 from transformers import DynamicCache
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
@@ -44,9 +43,7 @@ def prompts(make_prompt):
 
 
 def _config(**config):
-    return DecodeConfig(
-        **{"gamma": 4, "max_new_tokens": 20, "eos_ids": (), "capture": RECORDED, **config}
-    )
+    return DecodeConfig(**{"gamma": 4, "max_new_tokens": 20, "eos_ids": (), **config})
 
 
 # Which rows.

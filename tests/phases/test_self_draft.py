@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from policies import gated
-from recorded import RECORDED
 
 from lvspec import (
     AcceptancePolicy,
@@ -49,9 +48,7 @@ def greedy(target, prompts, hf_greedy):
 
 
 def _config(**config):
-    return DecodeConfig(
-        **{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), "capture": RECORDED, **config}
-    )
+    return DecodeConfig(**{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), **config})
 
 
 @pytest.mark.parametrize("capture", [True, False])

@@ -9,7 +9,6 @@ import math
 import pytest
 import torch
 from policies import gated
-from recorded import RECORDED
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, SkipTree, generate
 from lvspec.engine.api import generate_many
@@ -49,7 +48,6 @@ def prompts(make_prompt):
 
 def _config(tree, **config):
     config = {"gamma": 4, "max_new_tokens": 24, "eos_ids": (), "trace": True, **config}
-    config.setdefault("capture", RECORDED)
     return DecodeConfig(tree=tree, draft_anchor_threshold=THRESHOLD, **config)
 
 
