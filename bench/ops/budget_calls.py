@@ -198,7 +198,7 @@ def _model_part_calls() -> list[Call]:
         for hidden in (896, 2048, 3584, 8192):
             x, weight = _empty(1, rows, hidden, dtype=dtype), _empty(hidden, dtype=dtype)
             calls.append(_call("rms_norm", f"{name} H={hidden}", x, weight, 1e-6))
-            calls.append(_call("add_rms_norm", f"{name} H={hidden}", x, x, weight, 1e-6))
+            calls += _product_calls(name, hidden, dtype)
         head = _empty(1, rows, 16, 128, dtype=dtype)  # Qwen3-VL norms heads
         calls.append(_call("rms_norm", f"{name} D=128", head, _empty(128, dtype=dtype), 1e-6))
         gate = _empty(1, rows, 18944, dtype=dtype)
@@ -207,11 +207,28 @@ def _model_part_calls() -> list[Call]:
         tables = (_empty(64), _int32(64))
         calls.append(_call("rotary_angles", name, positions, *tables, 1.0, dtype))
         for head_dim in (64, 80, 128):
-            q, k = (_empty(1, rows, heads * head_dim, dtype=dtype) for heads in (28, 4))
+            qkv = _empty(1, rows, 36 * head_dim, dtype=dtype)
             angles = (_empty(1, rows, head_dim, dtype=dtype),) * 2
             cache = _empty(28, 1, 4, 4608, head_dim, dtype=dtype)
-            given = (q, k, k, *angles, cache, cache, 1, _int32(1))
-            calls.append(_call("rotate_and_write", f"{name} D={head_dim}", *given))
+            norm = _empty(head_dim, dtype=dtype)
+            for norms, heads in ((None, ""), (norm, " normed heads")):
+                given = (qkv, *angles, norms, norms, 1e-6, cache, cache, 1, _int32(1))
+                calls.append(_call("rotate_and_write", f"{name} D={head_dim}{heads}", *given))
+    return calls
+
+
+def _product_calls(name: str, hidden: int, dtype: torch.dtype) -> list[Call]:
+    """Products of a layer with a norm before, or a gate or a residual behind them."""
+    calls: list[Call] = []
+    norm = _empty(hidden, dtype=dtype)
+    qkv, gates = (_empty(rows, hidden, dtype=dtype) for rows in (hidden + 1024, 2 * 5 * hidden))
+    for rows in (1, 2, 13):
+        x, label = _empty(rows, hidden, dtype=dtype), f"{name} K={hidden} M={rows}"
+        bias = _empty(hidden + 1024, dtype=dtype)
+        calls.append(_call("norm_linear", label, x, norm, 1e-6, qkv, bias))
+        calls.append(_call("norm_gated_linear", label, x, norm, 1e-6, gates))
+        out = _empty(hidden, hidden, dtype=dtype)
+        calls.append(_call("linear_add_", label, x, out, _empty(rows, hidden, dtype=dtype)))
     return calls
 
 

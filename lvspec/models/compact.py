@@ -17,8 +17,8 @@ _LOOKED_AT = 4096
 """Weights of a matrix that are tried before all of them are."""
 
 _SAMPLES = 64
-"""Weights of a matrix that are compared whenever a call begins. (Whoever trains, merges an adapter or
-loads other weights changes all of them.)"""
+"""Weights of a matrix that are compared whenever a call begins. (Whoever trains, merges an adapter
+or loads other weights changes all of them.)"""
 
 _HALVES = (torch.float16, torch.bfloat16)
 

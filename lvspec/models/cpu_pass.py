@@ -68,7 +68,7 @@ class CpuPass:
         outputs = head.size if type(head) is DraftHead else linear.weight.shape[0]
         is_compact = linear is self._head and self._compact_head is not None
         weight = self._compact_head if is_compact else linear.weight
-        given = (depths, ancestors, *cache.tensors(), 0, len(self._plan.layers))
+        given = (depths.long(), ancestors, *cache.tensors(), 0, len(self._plan.layers))
         found = torch.ops.lvspec.text_pass(
             self._table, tokens, None, *given, weight, outputs, scores
         )
@@ -110,12 +110,13 @@ class CpuPass:
         yield from weights
         biases = [part.bias for part in parts]
         if weights[2] == 0 and any(bias is not None for bias in biases):  # all in the first
-            rows = (p.weight.new_zeros(p.weight.shape[0]) if p.bias is None else p.bias for p in parts)
-            biases = [self._keep(torch.cat(list(rows))), None, None]
+            sizes = [part.weight.shape[0] for part in parts]
+            rows = [torch.zeros(n) if x is None else x for n, x in zip(sizes, biases, strict=True)]
+            biases = [self._keep(torch.cat(rows)), None, None]
         yield from map(_address, biases)
 
     def _weights(self, *parts: Tensor, gated: bool = False) -> Iterator[int]:
-        """Address and type of each; where there is a copy it is the first, and the others are none."""
+        """Address and type of each; a copy stands for all of them, in the first's place."""
         found = self._compact.add(*parts, gated=gated)
         if found is not None:
             self._keep(found)

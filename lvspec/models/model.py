@@ -286,7 +286,7 @@ class Model:
             scores: Whether attention leaves masses and peaks.
             head: Makes the logits; None: the model's own.
         """
-        made = self.made
+        made = self._own.made if self.watch.is_held else self.made
         head = self.hf.lm_head if head is None else head
         if made.cpu is not None and made.cpu.takes(tokens.numel(), head):
             return StepOutput(*made.cpu.run(tokens, depths, ancestors, cache, scores, head))

@@ -7,6 +7,7 @@ is quantised or unknown in their place is called as it is; any other has a reaso
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,19 +173,21 @@ class DecoderPlan:
     """A text model: embedding, layers, last norm.
 
     Attributes:
-        text: The model.
+        reference: To the model, which a plan does not keep alive.
+        embed: Of token ids.
         called: Modules that are called as they are, each once.
     """
 
-    text: nn.Module
+    reference: weakref.ref[nn.Module]
+    embed: nn.Module
     angles: Angles
     layers: tuple[LayerPlan, ...]
     norm: Norm
     called: tuple[nn.Module, ...]
 
     @property
-    def embed(self) -> nn.Module:
-        return self.text.embed_tokens
+    def text(self) -> nn.Module:
+        return self.reference()
 
 
 class _Planner:
@@ -201,7 +204,8 @@ class _Planner:
         angles = _angles(text.rotary_emb)
         if angles.dimensions is None:
             self.called.append(text.rotary_emb)
-        return DecoderPlan(text, angles, layers, self.norm(text.norm), tuple(self.called))
+        norm, called = self.norm(text.norm), tuple(self.called)
+        return DecoderPlan(weakref.ref(text), text.embed_tokens, angles, layers, norm, called)
 
     def layer(self, layer: nn.Module) -> LayerPlan:
         _expect(layer, _OF_A_LAYER)

@@ -17,6 +17,7 @@ from lvspec.ops.backends import active_backend
 from lvspec.ops.registry import define
 
 _NAMES = tuple(inspect.signature(specification.append).parameters)
+_LOOKED_AT = tuple(map(_NAMES.index, ("regret_used", "kv_len", "lse", "relevance")))
 _WRITTEN = (
     "out_ids",
     "out_kinds",
@@ -31,10 +32,10 @@ _WRITTEN = (
 
 def append(*arguments: Any) -> Tensor:
     """The C++ takes float32 relevance, and log-sum-exps and regrets of one dtype."""
-    given = dict(zip(_NAMES, arguments, strict=True))
-    relevance, dtypes = given["relevance"], {given[name].dtype for name in ("lse", "regret_used")}
-    if active_backend(given["kv_len"].device.type) == "cpp":
-        if len(dtypes) > 1 or not (relevance is None or relevance.dtype == torch.float32):
+    regret_used, kv_len, lse, relevance = (arguments[index] for index in _LOOKED_AT)
+    if active_backend(kv_len.device.type) == "cpp":
+        is_taken = relevance is None or relevance.dtype == torch.float32
+        if not is_taken or lse.dtype != regret_used.dtype:
             return specification.append(*arguments)
     return torch.ops.lvspec.append(*arguments)
 

@@ -14,8 +14,8 @@ from torch.nn import functional
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Rows over their root mean square, times a weight.
 
-    Computed in float32 (float64 for float64) and rounded to the dtype of `x` before the weight is
-    multiplied.
+    Computed in float32, whatever the dtype, and rounded to that of `x` before the weight is
+    multiplied, as HF's modules do.
 
     Args:
         x: float `[..., H]`, strided views allowed.
@@ -25,7 +25,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         `[..., H]`, the dtype of `x`.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.float()
     mean = wide.pow(2).mean(-1, keepdim=True)
     return weight * (wide * torch.rsqrt(mean + eps)).to(x.dtype)
 
