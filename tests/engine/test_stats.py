@@ -213,10 +213,7 @@ def operations(random_pair, noisy_draft, make_prompt, monkeypatch):
             run(**config)
         return mode.counts
 
-    # What is made once per process is made now, recorded passes and their second, optimised form
-    # among it: torch optimises them by calls that such a mode cannot stand.
-    run()
-    run()
+    run()  # what is made once per process is made now
     count()
     return count
 

@@ -109,7 +109,7 @@ def test_rows_as_in_python(seed):
 
 
 def _read(hf, prompt, role="target"):
-    model = Model(hf, role, record=False)
+    model = Model(hf, role)
     length = prompt["input_ids"].shape[1]
     cache = model.new_cache(batch_size=3, capacity=length + 9, num_slots=5)
     model.prefill(check_inputs(model, prompt), cache, 1)

@@ -111,7 +111,7 @@ def test_the_prompt_is_copied(target, prompts, share):
     """Bitwise, into a cache of its own, without another prefill."""
     prompt = prompts[0]
     ids, length = prompt["input_ids"], prompt["input_ids"].shape[1]
-    model = Model(target, "target", record=False)
+    model = Model(target, "target")
     cache = model.new_cache(batch_size=2, capacity=length + 9, num_slots=6)
     model.prefill(check_inputs(model, prompt), cache, 1)
     before = [x.clone() for x in cache.tensors()]

@@ -60,7 +60,7 @@ def main(target, draft):
             torch.tensor = tensor
             done = engine.run_phases()
         assert done.report.device.type == "cuda" and done.report.device.index in (None, 0)
-        model = Model(target, "target", record=False)
+        model = Model(target, "target")
         runner = make_runner([model], capture=True, obstacle=None)
         runner.obstacle = models_obstacle([model])
         runner.is_due(0, 0)
