@@ -23,13 +23,13 @@ ScalarType exact_type(const Tensor& weight) {
   a.weight = pointer<float>(weight), a.count = weight.numel(), a.types = &types;
   a.parallel_for = parallel_for;
   kernels().find_exact_types(a);
-  return types & lvspec::kExactF16    ? ScalarType::Half
-         : types & lvspec::kExactBf16 ? ScalarType::BFloat16
-                                      : ScalarType::Float;
+  if (types & lvspec::kExactF16 && kernels().widens_f16) return ScalarType::Half;
+  return types & lvspec::kExactBf16 ? ScalarType::BFloat16 : ScalarType::Float;
 }
 
 // Weights [O, I] of float32, or gates and behind them ups [2 * O, I], in panels for the instruction
-// set of this process: one dimension, of the narrowest type in which all of them are exact.
+// set of this process: one dimension, of float16 if all of them are exact in it (and it is widened by
+// an instruction), else of bfloat16 if they are in that, else of float32.
 Tensor cpu_pack(Tensor weight, bool gated) {
   require(weight.dim() == 2, "weight", "two dimensions", weight.dim());
   require(weight.scalar_type() == ScalarType::Float, "weight", "float32, type 6",

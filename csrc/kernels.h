@@ -300,7 +300,8 @@ struct TextPass {
 
 struct Kernels {
   const char* name;
-  int64_t panel;  // outputs of a panel of packed weights
+  int64_t panel;    // outputs of a panel of packed weights
+  bool widens_f16;  // at no cost to speak of; else 16 bits of that type are slower than 32
   void (*verify_attention)(const VerifyAttention&);
   void (*accept)(const Accept&);
   void (*accept_sampled)(const AcceptSampled&);

@@ -12,6 +12,7 @@
 namespace lvspec::LVSPEC_ARCH {
 
 constexpr int64_t kPanel = 2 * kLanes<float>;
+constexpr bool kWidensF16 = LVSPEC_VECTOR_BYTES > 16;  // with an instruction
 
 // Two vectors of a panel, and where in a panel an output stands so that they are in order.
 template <class W>

@@ -17,28 +17,52 @@ namespace lvspec::LVSPEC_ARCH {
 // As many sums as there are registers for, next to a panel and a broadcast.
 constexpr int kPackedRows = LVSPEC_VECTOR_BYTES == 64 ? 14 : 6;
 
-constexpr int64_t kChain = 512;  // sums of sums: rounding grows with the longest chain of them
+constexpr int64_t kChain = 128;  // sums of sums: rounding grows with the longest chain of them
 
 // Panels at a time: with few rows eight sums hide their latency.
 constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : rows < 4 ? 2 : 1; }
 
+// How a tile reads panels: as the first, and what comes next is fetched meanwhile; so, and widened
+// ones are written down for the tiles of other rows; or what has been read before.
+enum class Reading { first, first_of_several, again };
+
+template <class W>
+struct Panels {
+  const W* from;
+  int64_t step;    // from panel to panel
+  int64_t ahead;   // to what will be read next
+  float* widened;  // [panels][kChain][kPanel]
+};
+
 // sums[PANELS][sums_step] = ROWS rows, which x holds side by side, input by input, times panels;
 // or added to what is there.
-template <class W, int ROWS, int PANELS>
-[[gnu::noinline]] static void multiply_packed(const float* x, const W* weight, int64_t panel_step,
+template <int ROWS, int PANELS, Reading READING, class W>
+[[gnu::noinline]] static void multiply_packed(const float* x, const Panels<W>& panels,
                                               int64_t inputs, float* sums, int64_t sums_step,
                                               bool is_first) {
   using V = Vec<float>;
-  constexpr int64_t lanes = kLanes<float>;
+  constexpr int64_t lanes = kLanes<float>, line = 64 / sizeof(W);
   V sum[ROWS][2 * PANELS];
   LVSPEC_UNROLL
   for (int r = 0; r < ROWS; ++r)
     LVSPEC_UNROLL
     for (int v = 0; v < 2 * PANELS; ++v) sum[r][v] = V{};
-  for (int64_t i = 0; i < inputs; ++i, x += ROWS, weight += kPanel) {
+  const W* weight = panels.from;
+  const int64_t step = panels.step, ahead = panels.ahead;
+  float* widened = panels.widened;
+  for (int64_t i = 0; i < inputs; ++i, x += ROWS, weight += kPanel, widened += kPanel) {
     V w[2 * PANELS];
     LVSPEC_UNROLL
-    for (int p = 0; p < PANELS; ++p) load_panel(weight + p * panel_step, w + 2 * p);
+    for (int p = 0; p < PANELS; ++p) {
+      load_panel(weight + p * step, w + 2 * p);
+      if (READING != Reading::again)
+        for (int64_t next = 0; next < kPanel; next += line)
+          __builtin_prefetch(weight + p * step + ahead + next);
+      if (READING == Reading::first_of_several) {
+        store(widened + p * kChain * kPanel, w[2 * p]);
+        store(widened + p * kChain * kPanel + lanes, w[2 * p + 1]);
+      }
+    }
     LVSPEC_UNROLL
     for (int r = 0; r < ROWS; ++r)
       LVSPEC_UNROLL
@@ -56,14 +80,48 @@ template <class W, int ROWS, int PANELS>
 // Rows of x in groups that a tile takes, each of them input by input: x of row r of a group of n
 // rows that begins with row f, at input i, is at f * inputs + i * n + r - f.
 static void pack_inputs(const float* x, int64_t rows, int64_t inputs, float* to) {
+  constexpr int64_t lanes = kLanes<float>, piece = kPieceLanes<float>;
   for_tiles<kPackedRows>(rows, [&](int64_t first, auto group) {
-    constexpr int size = group.value;
-    for (int r = 0; r < size; ++r) {
-      const float* from = x + (first + r) * inputs;
-      float* packed = to + first * inputs + r;
-      for (int64_t i = 0; i < inputs; ++i) packed[i * size] = from[i];
+    constexpr int64_t size = group.value;
+    const float* from = x + first * inputs;
+    float* packed = to + first * inputs;
+    int64_t done = 0;
+    if constexpr (size >= piece) {
+      for (; done + lanes <= inputs; done += lanes)
+        for (int64_t next = 0; next < size; next += piece) {
+          const int64_t r = next + piece <= size ? next : size - piece;  // some perhaps again
+          Vec<float> square[piece];
+          for (int64_t j = 0; j < piece; ++j) square[j] = load(from + (r + j) * inputs + done);
+          transpose_pieces<float>(square);
+          for (int64_t j = 0; j < piece; ++j) {
+            float numbers[lanes];
+            store(numbers, square[j]);
+            for (int64_t k = 0; k < lanes; k += piece)
+              std::memcpy(packed + (done + k + j) * size + r, numbers + k, kPieceBytes);
+          }
+        }
     }
+    for (int64_t r = 0; r < size; ++r)
+      for (int64_t i = done; i < inputs; ++i) packed[i * size + r] = from[r * inputs + i];
   });
+}
+
+// sums[count][rows][kPanel] of `count` panels with a group of rows, `wide` of them at a time.
+template <int ROWS, Reading READING, class W>
+static void multiply_group(const float* x, Panels<W> panels, int64_t count, int64_t inputs,
+                           float* sums, int64_t sums_step, bool is_first) {
+  constexpr int wide = panels_at_once(ROWS);
+  int64_t p = 0;
+  const auto move = [&](int64_t by) {
+    p += by, panels.from += by * panels.step, panels.widened += by * kChain * kPanel;
+  };
+  for (; p + wide <= count; move(wide))
+    multiply_packed<ROWS, wide, READING>(x, panels, inputs, sums + p * sums_step, sums_step,
+                                         is_first);
+  if constexpr (wide > 1)
+    for (; p < count; move(1))
+      multiply_packed<ROWS, 1, READING>(x, panels, inputs, sums + p * sums_step, sums_step,
+                                        is_first);
 }
 
 // sums[count][rows][kPanel] of some panels, over all inputs. `widened` has room for the panels'
@@ -71,38 +129,32 @@ static void pack_inputs(const float* x, int64_t rows, int64_t inputs, float* to)
 template <class W>
 static void sum_panels(const PackedLinear& a, const float* x, int64_t panel, int64_t count,
                        float* widened, float* sums) {
+  constexpr bool is_wide = sizeof(W) == sizeof(float);
   const int64_t step = a.inputs * kPanel, sums_step = a.rows * kPanel;
   const W* weight = static_cast<const W*>(a.packed) + panel * step;
-  for (int64_t i = 0; i < a.inputs; i += kChain, weight += kChain * kPanel) {
-    const int64_t inputs = a.inputs - i < kChain ? a.inputs - i : kChain;
-    const auto multiply = [&](const auto* from, int64_t from_step) {
-      using Read = std::remove_cv_t<std::remove_pointer_t<decltype(from)>>;
-      for_tiles<kPackedRows>(a.rows, [&](int64_t row, auto group) {
-        constexpr int rows = group.value, wide = panels_at_once(rows);
-        const float* group_x = x + row * a.inputs + i * rows;
-        float* to = sums + row * kPanel;
-        int64_t p = 0;
-        for (; p + wide <= count; p += wide)
-          multiply_packed<Read, rows, wide>(group_x, from + p * from_step, from_step, inputs,
-                                            to + p * sums_step, sums_step, i == 0);
-        for (; p < count; ++p)
-          multiply_packed<Read, rows, 1>(group_x, from + p * from_step, from_step, inputs,
-                                         to + p * sums_step, sums_step, i == 0);
-      });
-    };
-    if (sizeof(W) == sizeof(float) || a.rows <= kPackedRows) {
-      multiply(weight, step);
-      continue;
-    }
-    // Read by several groups of rows: once is enough to widen them.
-    for (int64_t p = 0; p < count; ++p)
-      for (int64_t j = 0; j < inputs; ++j) {
-        Vec<float> w[2];
-        load_panel(weight + p * step + j * kPanel, w);
-        float* to = widened + (p * kChain + j) * kPanel;
-        store(to, w[0]), store(to + kLanes<float>, w[1]);
-      }
-    multiply(static_cast<const float*>(widened), kChain * kPanel);
+  for (int64_t i = 0; i < a.inputs; i += kChain) {
+    const bool is_last = i + kChain >= a.inputs;
+    const int64_t inputs = is_last ? a.inputs - i : kChain;
+    const Panels<W> panels = {weight + i * kPanel, step,
+                              is_last ? count * step - i * kPanel : kChain * kPanel, widened};
+    for_tiles<kPackedRows>(a.rows, [&](int64_t row, auto group) {
+      constexpr int rows = group.value;
+      const float* group_x = x + row * a.inputs + i * rows;
+      float* to = sums + row * kPanel;
+      const auto multiply = [&](auto reading, const auto& from) {
+        multiply_group<rows, Reading(reading.value)>(group_x, from, count, inputs, to, sums_step,
+                                                     i == 0);
+      };
+      if (row > 0 && is_wide)
+        multiply(Constant<int(Reading::again)>{}, panels);
+      else if (row > 0)
+        multiply(Constant<int(Reading::again)>{},
+                 Panels<float>{widened, kChain * kPanel, 0, widened});
+      else if (is_wide || a.rows <= kPackedRows)
+        multiply(Constant<int(Reading::first)>{}, panels);
+      else
+        multiply(Constant<int(Reading::first_of_several)>{}, panels);
+    });
   }
 }
 
