@@ -28,6 +28,7 @@ def first_difference(plan: DecoderPlan, run_layer: RunLayer | None = None) -> st
         run_layer: What is compared; None: the layers of the plan.
     """
     text = plan.text
+    eps = max(torch.finfo(text.embed_tokens.weight.dtype).eps, 2e-6)
     hidden = _random(2, _SLOTS, text.config.hidden_size, like=text.embed_tokens.weight)
     cache = _small_cache(plan)
     depths = torch.arange(_SLOTS, device=hidden.device)
@@ -36,9 +37,9 @@ def first_difference(plan: DecoderPlan, run_layer: RunLayer | None = None) -> st
         for index, layer in enumerate(text.layers):
             theirs = _run(_hf_layer(plan, layer, positions), index, hidden, cache)
             ours = _run(run_layer or _own_layer(plan, positions), index, hidden, cache)
-            if not _agree(ours, theirs):
+            if not _agree(ours, theirs, eps):
                 return f"layer {index} ({type(layer).__name__})"
-    if run_layer is None and not _agree((plan.norm(hidden),), (text.norm(hidden),)):
+    if run_layer is None and not _agree((plan.norm(hidden),), (text.norm(hidden),), eps):
         return f"the last norm ({type(text.norm).__name__})"
     return None
 
@@ -95,16 +96,18 @@ def _random(*shape: int, like: Tensor, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator).to(like.device, like.dtype)
 
 
-def _agree(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> bool:
-    """Up to a few roundings of the largest number of a row, and less on average."""
+def _agree(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], eps: float) -> bool:
+    """Up to a few roundings of the largest number of a row, and less on average.
+
+    Scores are float32 where rows are not, which were rounded before.
+    """
     return len(ours) == len(theirs) and all(
-        x.shape == y.shape and x.dtype == y.dtype and _is_close(x, y)
+        x.shape == y.shape and x.dtype == y.dtype and _is_close(x, y, eps)
         for x, y in zip(ours, theirs, strict=True)
     )
 
 
-def _is_close(x: Tensor, y: Tensor) -> bool:
-    eps = max(torch.finfo(x.dtype).eps, 2e-6)
+def _is_close(x: Tensor, y: Tensor, eps: float) -> bool:
     error, size = (x.float() - y.float()).abs(), y.float().abs()
     if not bool((error.amax(-1) <= 8 * eps * size.amax(-1).clamp(min=eps)).all()):
         return False

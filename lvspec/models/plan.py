@@ -333,8 +333,9 @@ def _angles(rotary: nn.Module) -> Angles:
     sections = getattr(rotary, "mrope_section", None)
     rows = 1 if sections is None else 3
     called = Angles(None, None, 1.0, rows, rotary)
-    if not (is_fixed and is_known) or frequencies.dtype != torch.float32:
+    if not (is_fixed and is_known):
         return called
+    frequencies = frequencies.float()  # a model that was converted has them in its type
     half = frequencies.shape[0]
     generator = torch.Generator().manual_seed(0)
     positions = torch.randint(1000, (rows, 2, 7), generator=generator).to(frequencies.device)
