@@ -29,7 +29,7 @@ from lvspec.phases.draft.model_cache import DraftSource
 from lvspec.policy import AcceptancePolicy
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 63)
-"""Between these the noise of a measurement decides nothing; each is recorded or captured anew."""
+"""Between these the noise of a measurement decides nothing; each is captured anew."""
 
 EXACT, LOOSE = 0.8, 0.95
 """Acceptance that is guessed: of a policy that lets no mismatch pass, and of any other."""

@@ -25,8 +25,7 @@ from lvspec.tree import chain_ancestors
 from lvspec.warmup import warming_up
 
 ROWS = (13, 25)
-"""Slots of the passes of the target that are timed; a line through both is what a pass takes.
-(Passes of as many slots are often run later, and a CPU has recorded these then.)"""
+"""Slots of the passes of the target that are timed; a line through both is what a pass takes."""
 CONTEXT = 128
 """Positions before those slots."""
 
@@ -62,7 +61,7 @@ class Pace:
 def measure_pace(
     target: Model, source: DraftSource, *, batch_size: int, scores: bool, capture: bool
 ) -> Pace | None:
-    """Time passes as they are run: recorded on a CPU, as CUDA graphs on a GPU.
+    """Time passes as they are run: on a GPU as CUDA graphs.
 
     Args:
         target: Who verifies.

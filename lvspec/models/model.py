@@ -312,7 +312,7 @@ def held(models: Iterable[Model]) -> Iterator[None]:
 
     Raises:
         ValueError: torch.autocast is on: HF's forward would compute in other types than the caches
-            have, and recorded passes would not.
+            have, and lvspec's pass would not.
     """
     with ExitStack() as stack:
         # Always in the same order, or two threads could wait for each other.
