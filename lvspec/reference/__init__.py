@@ -13,9 +13,13 @@ from lvspec.reference.gate import Gate, gate
 from lvspec.reference.logit_stats import LogitStats, logit_stats
 from lvspec.reference.model_parts import (
     add_rms_norm,
+    linear_add_,
+    norm_gated_linear,
+    norm_linear,
     rms_norm,
     rotary_angles,
     rotate_and_write,
+    rotate_qkv_and_write,
     silu_multiply,
 )
 from lvspec.reference.scaled_linear import scaled_linear
@@ -36,12 +40,16 @@ __all__ = [
     "commit_kv",
     "expand_tree",
     "gate",
+    "linear_add_",
     "logit_stats",
+    "norm_gated_linear",
+    "norm_linear",
     "piece_length",
     "plan_splits",
     "rms_norm",
     "rotary_angles",
     "rotate_and_write",
+    "rotate_qkv_and_write",
     "scaled_linear",
     "silu_multiply",
     "verify_attention",

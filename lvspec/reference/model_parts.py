@@ -1,7 +1,7 @@
 """Small operations of HF's text models in plain PyTorch, rounded where HF's modules round.
 
-rms_norm, add_rms_norm, silu_multiply, rotary_angles and rotate_and_write: what `models/fused` puts
-in the place of several operations each. All tensors of a call have one dtype but for integers.
+Each stands in the place of several operations. All tensors of a call have one dtype, integers
+excepted.
 """
 
 from __future__ import annotations
@@ -47,6 +47,61 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def silu_multiply(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, silu rounded to the dtype first; float tensors of one shape."""
     return functional.silu(gate) * up
+
+
+def norm_linear(
+    x: Tensor, norm_weight: Tensor | None, eps: float, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Rows times a matrix, behind their `rms_norm` if they have one.
+
+    The normed rows are rounded to the dtype, as a module of their own would leave them; products
+    are added in float32 (float64 for float64), the bias with them, and rounded once.
+
+    Args:
+        x: float `[R, I]`, strided views allowed.
+        norm_weight: `[I]`, or None: the rows as they are.
+        eps: As for `rms_norm`; without a norm of no meaning.
+        weight: `[O, I]`, contiguous.
+        bias: `[O]` or None.
+
+    Returns:
+        `[R, O]`, the dtype of `x`.
+    """
+    rows = x if norm_weight is None else rms_norm(x, norm_weight, eps)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    product = rows.to(wide) @ weight.to(wide).T
+    if bias is not None:
+        product = product + bias.to(wide)
+    return product.to(x.dtype)
+
+
+def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor) -> Tensor:
+    """The first half of a gated MLP: `silu_multiply` of two `norm_linear`, each rounded.
+
+    Args:
+        x, norm_weight, eps: As for `norm_linear`.
+        weight: `[2 * M, I]`, contiguous: the gate's rows, then those of what it is multiplied by.
+
+    Returns:
+        `[R, M]`, the dtype of `x`.
+    """
+    gate, up = norm_linear(x, norm_weight, eps, weight, None).chunk(2, dim=-1)
+    return silu_multiply(gate, up)
+
+
+def linear_add_(x: Tensor, weight: Tensor, residual: Tensor) -> None:
+    """Add rows times a matrix to a residual, in place.
+
+    The sum of products and residual is rounded once. HF's two operations round the product first,
+    so that in 16 bits the last bit may be another.
+
+    Args:
+        x: float `[R, I]`, strided views allowed.
+        weight: `[O, I]`, contiguous.
+        residual: `[R, O]`, strided views allowed; it is written.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    residual.copy_(residual.to(wide) + x.to(wide) @ weight.to(wide).T)
 
 
 def rotary_angles(
@@ -112,3 +167,36 @@ def rotate_and_write(
                 new = rows[sequence, :, first:end]
                 cache[layer, sequence, :, length + first : length + end] = new
     return turned(heads(q)).contiguous()
+
+
+def rotate_qkv_and_write(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    layer: int,
+    kv_len: Tensor,
+) -> Tensor:
+    """`rotate_and_write` of one product's heads, queries and keys normed before they are turned.
+
+    Args:
+        qkv: float `[B, S, (Hq + 2 Hkv) * D]`, the heads of the queries, keys and values.
+        cos, sin: `[B, S, D]`.
+        q_norm, k_norm: `[D]`, weights of a `rms_norm` of each head, or None: the head as it is.
+        eps: As for `rms_norm`.
+        k_cache, v_cache, layer, kv_len: As for `rotate_and_write`.
+
+    Returns:
+        The turned queries, `[B, Hq, S, D]`, contiguous.
+    """
+    head_dim, num_kv_heads = cos.shape[2], k_cache.shape[2]
+    heads = qkv.unflatten(-1, (-1, head_dim))
+    q, k, v = heads.split([heads.shape[2] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=2)
+    q = q if q_norm is None else rms_norm(q, q_norm, eps)
+    k = k if k_norm is None else rms_norm(k, k_norm, eps)
+    flat = (x.flatten(2) for x in (q, k, v))
+    return rotate_and_write(*flat, cos, sin, k_cache, v_cache, layer, kv_len)
