@@ -38,8 +38,8 @@ PYTEST := $(BIN)/pytest -q -n $(JOBS) --dist loadfile -p no:benchmark
 test: $(if $(LATEST)$(OLDEST),,lint) $(VENV)/.for-tests
 	$(PYTEST) -m 'not slow'
 
-# Most tests run passes as they come (tests/support/recorded.py); here two files of them record.
-RECORDED_TESTS = tests/phases/test_trees.py tests/engine/test_batch.py
+# Most tests run passes as they come (tests/support/recorded.py); here three files of them record.
+RECORDED_TESTS = tests/phases/test_trees.py tests/phases/test_anchor_stop.py tests/engine/test_batch.py
 
 test-slow: $(VENV)/.for-tests
 	$(PYTEST) -m slow

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from lvspec.kernels import launch
+from lvspec.kernels.launch import request, wait_for_kernels_ahead
 from lvspec.kernels.rounding import rounded
 
 MOST_ROWS = 16
@@ -69,6 +70,7 @@ def few_rows_kernel(
     GATED: tl.constexpr,  # weight has `outputs` rows of a gate, then as many more
     ADDS: tl.constexpr,  # to y
     DOT_IN_FLOAT32: tl.constexpr,
+    DEPENDENT: tl.constexpr,
     # tiles
     PARTS: tl.constexpr,
     NORM_ROWS: tl.constexpr,
@@ -76,6 +78,7 @@ def few_rows_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    LINE: tl.constexpr,  # weights of a line of L2, 128 bytes
 ):
     m = tl.arange(0, BLOCK_M)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -90,6 +93,11 @@ def few_rows_kernel(
     from_weight = weight + n.to(tl.int64)[None, :, None] * size
     dtype = y.dtype.element_ty
 
+    if DEPENDENT:  # the weights of the first turn are on their way before the rows are there
+        line = tl.minimum(tl.arange(0, PARTS * BLOCK_K // LINE) * LINE, size - 1)
+        first = tl.where(is_output, n, 0).to(tl.int64) * size
+        request(weight + first[:, None] + line[None, :])
+        wait_for_kernels_ahead()
     if HAS_NORM:
         scales = _row_scales(
             x, rows, size, eps, x_stride_row, x_stride_column, NORM_ROWS, NORM_BLOCK
@@ -164,7 +172,7 @@ def few_rows(
     block_m = 16 if is_wide or rows > 8 else 8
     block_n = 16 if is_wide or outputs <= _FEW_OUTPUTS else 32
     norm_rows = 1 if rows == 1 else block_m
-    num_stages = 2 if is_wide else _LAUNCH[launch.device_class(x.device)][block_n]
+    num_stages = 4 if is_wide else _LAUNCH[launch.device_class(x.device)][block_n]
     with launch.device_guard(x):
         few_rows_kernel[(triton.cdiv(outputs, block_n),)](
             x=x,
@@ -185,12 +193,15 @@ def few_rows(
             GATED=gated,
             ADDS=adds,
             DOT_IN_FLOAT32=launch.INTERPRETED and x.dtype == torch.bfloat16,
+            DEPENDENT=launch.DEPENDENT,
             PARTS=_PARTS,
             NORM_ROWS=norm_rows,
             NORM_BLOCK=_NORMED_AT_ONCE // norm_rows,
             BLOCK_M=block_m,
             BLOCK_N=block_n,
-            BLOCK_K=64,
+            BLOCK_K=32 if is_wide else 64,
+            LINE=128 // x.element_size(),
             num_warps=_PARTS,
             num_stages=num_stages,
+            launch_pdl=launch.DEPENDENT,
         )

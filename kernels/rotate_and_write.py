@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from lvspec.kernels import launch
+from lvspec.kernels.launch import wait_for_kernels_ahead
 from lvspec.kernels.rounding import rounded
 
 
@@ -105,9 +106,12 @@ def rotate_and_write_kernel(
     # flags
     HAS_Q_NORM: tl.constexpr,
     HAS_K_NORM: tl.constexpr,
+    DEPENDENT: tl.constexpr,
     # tiles
     BLOCK: tl.constexpr,
 ):
+    if DEPENDENT:
+        wait_for_kernels_ahead()
     program = tl.program_id(0)
     heads = num_q_heads + 2 * num_kv_heads
     head = program % heads
@@ -205,6 +209,8 @@ def rotate_and_write(
             v_cache_stride_column=v_cache.stride(3),
             HAS_Q_NORM=q_norm is not None,
             HAS_K_NORM=k_norm is not None,
+            DEPENDENT=launch.DEPENDENT,
+            launch_pdl=launch.DEPENDENT,
             BLOCK=triton.next_power_of_2(head_dim // 2),
             **_LAUNCH,
         )

@@ -198,7 +198,6 @@ def _model_part_calls() -> list[Call]:
         for hidden in (896, 2048, 3584, 8192):
             x, weight = _empty(1, rows, hidden, dtype=dtype), _empty(hidden, dtype=dtype)
             calls.append(_call("rms_norm", f"{name} H={hidden}", x, weight, 1e-6))
-            calls += _product_calls(name, hidden, dtype)
         head = _empty(1, rows, 16, 128, dtype=dtype)  # Qwen3-VL norms heads
         calls.append(_call("rms_norm", f"{name} D=128", head, _empty(128, dtype=dtype), 1e-6))
         gate = _empty(1, rows, 18944, dtype=dtype)
@@ -211,24 +210,35 @@ def _model_part_calls() -> list[Call]:
             angles = (_empty(1, rows, head_dim, dtype=dtype),) * 2
             cache = _empty(28, 1, 4, 4608, head_dim, dtype=dtype)
             norm = _empty(head_dim, dtype=dtype)
-            for norms, heads in ((None, ""), (norm, " normed heads")):
-                given = (qkv, *angles, norms, norms, 1e-6, cache, cache, 1, _int32(1))
-                calls.append(_call("rotate_and_write", f"{name} D={head_dim}{heads}", *given))
+            for label, norms in (("", (None, None)), (" norms", (norm, norm))):
+                given = (qkv, *angles, *norms, 1e-6, cache, cache, 1, _int32(1))
+                calls.append(_call("rotate_and_write", f"{name} D={head_dim}{label}", *given))
     return calls
 
 
-def _product_calls(name: str, hidden: int, dtype: torch.dtype) -> list[Call]:
-    """Products of a layer with a norm before, or a gate or a residual behind them."""
+def _product_calls() -> list[Call]:
+    """Layers of 3B and 7B, with the rows of a chain's steps and of its check."""
     calls: list[Call] = []
-    norm = _empty(hidden, dtype=dtype)
-    qkv, gates = (_empty(rows, hidden, dtype=dtype) for rows in (hidden + 1024, 2 * 5 * hidden))
-    for rows in (1, 2, 13):
-        x, label = _empty(rows, hidden, dtype=dtype), f"{name} K={hidden} M={rows}"
-        bias = _empty(hidden + 1024, dtype=dtype)
-        calls.append(_call("norm_linear", label, x, norm, 1e-6, qkv, bias))
-        calls.append(_call("norm_gated_linear", label, x, norm, 1e-6, gates))
-        out = _empty(hidden, hidden, dtype=dtype)
-        calls.append(_call("linear_add_", label, x, out, _empty(rows, hidden, dtype=dtype)))
+
+    def add(operation: str, dtype: torch.dtype, rows: int, outputs: int, size: int) -> None:
+        name = str(dtype).removeprefix("torch.")
+        x, weight = _empty(rows, size, dtype=dtype), _empty(outputs, size, dtype=dtype)
+        normed = (x, _empty(size, dtype=dtype), 1e-6, weight)
+        arguments = {
+            "norm_linear": (*normed, _empty(outputs, dtype=dtype)),
+            "norm_gated_linear": normed,
+            "linear_add_": (x, weight, _empty(rows, outputs, dtype=dtype)),
+        }[operation]
+        label = f"{name} N={outputs} K={size} M={rows} few-rows"
+        calls.append(_call(operation, label, *arguments))
+
+    for rows in (1, 8, 13):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)[: 3 if rows == 1 else 1]:
+            add("norm_linear", dtype, rows, 2560, 2048)
+            add("norm_gated_linear", dtype, rows, 22016, 2048)
+            add("linear_add_", dtype, rows, 2048, 11008)
+        add("norm_linear", torch.bfloat16, rows, 4608, 3584)
+        add("linear_add_", torch.bfloat16, rows, 8192, 8192)
     return calls
 
 
@@ -265,6 +275,7 @@ CALLS: list[Call] = [
     *_acceptance_calls(),
     *_cache_calls(),
     *_model_part_calls(),
+    *_product_calls(),
     *_linear_calls(),
     *_loop_calls(),
 ]
