@@ -171,8 +171,9 @@ class ChainLength:
             gamma = best_gamma(acceptance, ratio, most)
             return GammaChoice(gamma, "bytes", ratio, 0.0, acceptance, said_by)
         ratios = pace.cost_ratio, pace.row_ratio
-        texts = self._known.lengths.get(self._key) if said_by == "generations" else None
-        lengths = torch.tensor([min(length, LONGEST) for length in texts or ()])
+        known = self._known.lengths.get(self._key) if said_by == "generations" else None
+        texts = tuple(known or ())  # another thread may learn meanwhile
+        lengths = torch.tensor([min(length, LONGEST) for length in texts])
         nearly = torch.cat([(lengths * share).ceil().long() for share in NEARLY])
 
         def worth(gamma: int) -> float:
