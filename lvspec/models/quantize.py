@@ -51,7 +51,7 @@ def quantize(model: PreTrainedModel, weights: Weights) -> PreTrainedModel:
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
-    text = Model(model, "model", record=False).text
+    text = Model(model, "model").text
     layers = {name: part for name, part in text.named_modules() if isinstance(part, nn.Linear)}
     if weights != "int4":
         layers["lm_head"] = model.lm_head
