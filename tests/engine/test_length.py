@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import torch
-from recorded import RECORDED
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, Decoder, generate, generate_many
@@ -284,7 +283,7 @@ def test_its_number_repeats_a_run_whose_caption_depends_on_it(
     """Under a loose policy, alone and together, and before and after another length is chosen."""
     prompts = [make_prompt(3, ("video", 2, 4, 4), 5, seed=n, dtype=torch.float64) for n in range(3)]
     policy = AcceptancePolicy.relaxed(top_k=16, max_regret=1.0)
-    options = {"max_new_tokens": 30, "eos_ids": (), "capture": RECORDED}
+    options = {"max_new_tokens": 30, "eos_ids": ()}
     monkeypatch.setattr(length, "ENOUGH", 5)
     said, chosen = [], None
     for gamma in gammas:

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from recorded import RECORDED
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.engine.api import generate_many
@@ -28,7 +27,6 @@ def prompts(make_prompt):
 def _config(**config):
     config = {"gamma": 6, "max_new_tokens": 40, "eos_ids": (), "trace": True, **config}
     options = {"draft_anchor_threshold": THRESHOLD, "stop_at_unsure_anchors": CONFIDENCE}
-    options["capture"] = RECORDED
     return DecodeConfig(**{**options, **config})
 
 
