@@ -76,6 +76,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify_attention(
   a.plan_kind = pointer_or_null<int32_t>(plan_kind);
   a.k_scale = pointer_or_null<float>(k_scale);
   a.v_scale = pointer_or_null<float>(v_scale);
+  const auto of_sequences = [&](const std::optional<Tensor>& scale) {
+    return scale.has_value() && scale->dim() == 2 ? a.num_kv_heads : 0;
+  };
+  a.k_scale_stride = of_sequences(k_scale), a.v_scale_stride = of_sequences(v_scale);
   a.out = out.mutable_data_ptr(), a.lse = lse.mutable_data_ptr();
   a.mass = scores ? mass.mutable_data_ptr() : nullptr;
   a.peak = scores ? peak.mutable_data_ptr() : nullptr;

@@ -1,5 +1,5 @@
-// Products with packed weights as torch.ops.lvspec.cpu_pack and cpu_packed_*, on the CPU alone: parts
-// of passes, like those at the end of binding.cpp.
+// Products with weights of other types than x: packed ones as torch.ops.lvspec.cpu_pack and
+// cpu_packed_*, on the CPU alone, and scaled_linear of a byte each.
 #include "binding.h"
 
 #include <cstring>
@@ -88,6 +88,30 @@ Tensor cpu_packed_gated_linear(Tensor x, Tensor weight, int64_t outputs) {
   return multiply(x, weight, outputs, true, nullptr, nullptr);
 }
 
+// (x W^T) * scale + bias, for x [..., I] that is not float64, see lvspec/ops/scaled_linear.py.
+Tensor scaled_linear(Tensor x, Tensor weight, Tensor scale, std::optional<Tensor> bias) {
+  lvspec::ScaledLinear a{};
+  a.type = type_of(x);
+  require(a.type != lvspec::Type::f64, "x", "float32, bfloat16 or float16 (types 6, 15 and 5)",
+          int64_t(x.scalar_type()));
+  x = packed(x), weight = packed(weight), scale = packed(scale);
+  if (bias.has_value()) bias = packed(*bias), a.bias_type = type_of(*bias);
+  a.outputs = weight.size(0), a.inputs = weight.size(1);
+  a.rows = a.inputs > 0 ? x.numel() / a.inputs : 0;
+  a.is_float8 = weight.scalar_type() == ScalarType::Float8_e4m3fn;
+  a.scale_type = type_of(scale);
+  int64_t shape[8];
+  for (int64_t i = 0; i < x.dim(); ++i) shape[i] = x.size(i);
+  shape[x.dim() - 1] = a.outputs;
+  Tensor y = empty(x, shape, x.dim(), x.scalar_type());
+  a.x = x.const_data_ptr(), a.weight = weight.const_data_ptr(), a.scale = scale.const_data_ptr();
+  a.bias = bias.has_value() ? bias->const_data_ptr() : nullptr;
+  a.y = y.mutable_data_ptr();
+  a.parallel_for = parallel_for;
+  if (a.rows > 0) kernels().scaled_linear(a);
+  return y;
+}
+
 // Whether float32 numbers at some addresses are still those that were there, to the last bit.
 bool cpu_unchanged(Tensor addresses, Tensor numbers) {
   const int64_t* from = pointer<int64_t>(addresses);
@@ -111,6 +135,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lvspec, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {
+  m.impl("scaled_linear", TORCH_BOX(&scaled_linear));
   m.impl("cpu_pack", TORCH_BOX(&cpu_pack));
   m.impl("cpu_unchanged", TORCH_BOX(&cpu_unchanged));
   m.impl("cpu_packed_linear", TORCH_BOX(&cpu_packed_linear));

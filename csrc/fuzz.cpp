@@ -57,8 +57,10 @@ void fuzz_verify_attention(Random& random) {
   Array start = integers<int32_t>(random, plan_shape, false, 0, a.capacity);
   Array end = integers<int32_t>(random, plan_shape, false, 0, a.capacity);
   Array kind = integers<int32_t>(random, plan_shape, false, -1, 2);
-  Array k_scale = numbers(random, Type::f32, {a.num_kv_heads}, false, 1, false);
-  Array v_scale = numbers(random, Type::f32, {a.num_kv_heads}, false, 1, false);
+  const int64_t scales = random.one_in(2) ? a.batch_size : 1;
+  Array k_scale = numbers(random, Type::f32, {scales, a.num_kv_heads}, false, 1, false);
+  Array v_scale = numbers(random, Type::f32, {scales, a.num_kv_heads}, false, 1, false);
+  a.k_scale_stride = a.v_scale_stride = scales > 1 ? a.num_kv_heads : 0;
   const auto bind = [&] {
     a.q = q.as<void>(), a.k_cache = k.as<void>(), a.v_cache = v.as<void>();
     q.copy_strides(a.q_stride), k.copy_strides(a.k_stride), v.copy_strides(a.v_stride);
@@ -384,6 +386,24 @@ void fuzz_linear(Random& random) {
   run("linear", &Kernels::linear, a, {numbers_of(a.y, a.rows * a.outputs)}, {}, [] {});
 }
 
+void fuzz_scaled_linear(Random& random) {
+  lvspec::ScaledLinear a{};
+  a.type = Type(random.between(0, 2));
+  a.scale_type = any_float(random), a.bias_type = any_float(random);
+  a.is_float8 = random.one_in(2);
+  a.rows = any_size(random, 70), a.inputs = any_size(random, 400);
+  a.outputs = any_size(random, 100);
+  Array x = numbers(random, a.type, {a.rows, a.inputs}, false, 0.1, false);
+  Array bytes = integers<int8_t>(random, {a.outputs, a.inputs}, false, -128, 127);
+  if (a.is_float8) bytes = numbers(random, Type::f8_e4m3, {a.outputs, a.inputs}, false, 1, false);
+  Array scale = numbers(random, a.scale_type, {a.outputs}, false, 0.01, false);
+  Array bias = numbers(random, a.bias_type, {a.outputs}, false, 1, false);
+  a.x = x.as<void>(), a.weight = bytes.as<void>(), a.scale = scale.as<void>();
+  if (random.one_in(2)) a.bias = bias.as<void>();
+  run("scaled_linear", &Kernels::scaled_linear, a, {rounded(a.y, a.type, a.rows * a.outputs)}, {},
+      [] {});
+}
+
 void fuzz_gated_linear(Random& random) {
   lvspec::GatedLinear a{};
   a.rows = any_size(random, 70), a.inputs = any_size(random, 400);
@@ -527,7 +547,7 @@ void (*const kOperations[])(Random&) = {
     fuzz_verify_attention,  fuzz_logit_stats,   fuzz_expand_tree,    fuzz_commit_kv,
     fuzz_visual_importance, fuzz_accept, fuzz_gate, fuzz_accept_sampled, fuzz_linear,
     fuzz_gated_linear,      fuzz_silu_multiply, fuzz_rms_norm,       fuzz_rotary,
-    fuzz_write_kv,          fuzz_append,        fuzz_packed_linear,
+    fuzz_write_kv,          fuzz_append,        fuzz_packed_linear,  fuzz_scaled_linear,
 };
 
 }  // namespace

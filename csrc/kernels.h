@@ -24,11 +24,12 @@ struct VerifyAttention {
   double scale;
   const int32_t* block_table;  // null: not paged
   const int32_t *plan_start, *plan_end, *plan_kind;  // null: no plan
-  const float *k_scale, *v_scale;  // null: 1
+  const float *k_scale, *v_scale;  // [num_kv_heads], or as many for each sequence; null: 1
   void *out, *lse;
   void *mass, *peak;  // null: not wanted
   int64_t batch_size, num_q_heads, num_kv_heads, num_slots, head_dim, capacity;
   int64_t page_size, max_pages, num_pages, num_pieces;
+  int64_t k_scale_stride, v_scale_stride;  // of sequences, perhaps 0
   int64_t q_stride[4], k_stride[4], v_stride[4];
   ParallelFor parallel_for;
 };
@@ -139,6 +140,16 @@ struct VisualImportance {
 struct Linear {
   const float *x, *weight, *bias;  // [rows, inputs], [outputs, inputs], [outputs] or null
   float* y;                        // [rows, outputs]
+  int64_t rows, inputs, outputs;
+  ParallelFor parallel_for;
+};
+
+struct ScaledLinear {
+  Type type;                   // of x and y: f32, bf16 or f16
+  Type scale_type, bias_type;  // any of the floats
+  bool is_float8;              // of weight: e4m3, else int8
+  const void *x, *weight, *scale, *bias;  // [rows, inputs], [outputs, inputs], [outputs] both, or null
+  void* y;                                // [rows, outputs]
   int64_t rows, inputs, outputs;
   ParallelFor parallel_for;
 };
@@ -311,6 +322,7 @@ struct Kernels {
   void (*commit_kv)(const CommitKv&);
   void (*visual_importance)(const VisualImportance&);
   void (*linear)(const Linear&);
+  void (*scaled_linear)(const ScaledLinear&);
   void (*gated_linear)(const GatedLinear&);
   void (*find_exact_types)(const ExactTypes&);
   void (*pack_weights)(const PackWeights&);

@@ -1,7 +1,8 @@
 // linear: x W^T + b for a few rows of x, in float32, at the speed at which W can be read.
 //
-// Not an operation of lvspec.ops: the products of text_pass.h with weights as HF has them. Libraries
-// made for large products lose half their speed on thirteen rows.
+// Not an operation of lvspec.ops: the products of text_pass.h with weights as HF has them, and what
+// scaled_linear.h has of bytes. Libraries made for large products lose half their speed on thirteen
+// rows.
 // Vectors go along the inputs, of x and of W alike, so that no lane idles whatever the number of
 // rows is; W is read once, a few of its rows at a time. The lanes of a sum are added up in one
 // fixed order, so a row of the result has the same bits however many rows there are.
@@ -23,9 +24,41 @@ struct LinearSums {
   Vec<float> of[kLinearRows][kLanes<float> / 2];
 };
 
-// OUTPUTS rows of W with ROWS rows of x, which `x` holds vector by vector, side by side.
-template <int OUTPUTS, int ROWS>
-[[gnu::noinline]] static void multiply_outputs(const float* x, const float* weight, int64_t inputs,
+static inline Vec<float> load_floats(const float* from) { return load(from); }
+
+// Bytes, one to a lane, in lanes of 32 bits.
+template <class To, class Byte>
+static inline Vec<To> load_bytes(const void* from) {
+  typedef Byte Bytes __attribute__((vector_size(LVSPEC_VECTOR_BYTES / 4)));
+  Bytes bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, Vec<To>);
+}
+
+static inline Vec<float> load_floats(const int8_t* from) { return load_bytes<float, int8_t>(from); }
+
+static inline Vec<float> load_floats(const f8_e4m3* from) {  // as widen(f8_e4m3)
+  const Vec<uint32_t> bits = load_bytes<uint32_t, uint8_t>(from);
+  const Vec<uint32_t> magnitude = (bits & 0x7fu) << 20, sign = (bits & 0x80u) << 24;
+  const Vec<float> scaled = as_floats(magnitude) * as_float(0x7b800000);
+  Vec<uint32_t> finite;
+  std::memcpy(&finite, &scaled, sizeof finite);
+  return as_floats(sign | (magnitude == 0x07f00000u ? finite | 0x7fc00000u : finite));
+}
+
+// The first `count` of them, perhaps all; the others are 0.
+template <class W>
+static inline Vec<float> load_first_floats(const W* from, int64_t count) {
+  if (count >= kLanes<float>) return load_floats(from);
+  W padded[kLanes<float>] = {};
+  std::memcpy(padded, from, size_t(count) * sizeof(W));
+  return load_floats(padded);
+}
+
+// OUTPUTS rows of W with ROWS rows of x, which `x` holds vector by vector, side by side. Numbers of
+// W are floats, or bytes that load_floats widens.
+template <int OUTPUTS, int ROWS, class W>
+[[gnu::noinline]] static void multiply_outputs(const float* x, const W* weight, int64_t inputs,
                                     LinearSums& result, int64_t first) {
   using V = Vec<float>;
   constexpr int64_t lanes = kLanes<float>;
@@ -39,7 +72,7 @@ template <int OUTPUTS, int ROWS>
     V w[OUTPUTS];
     LVSPEC_UNROLL
     for (int o = 0; o < OUTPUTS; ++o) {
-      w[o] = load(weight + o * inputs + i);
+      w[o] = load_floats(weight + o * inputs + i);
       __builtin_prefetch(weight + (o + kLinearAhead) * inputs + i);
     }
     LVSPEC_UNROLL
@@ -52,7 +85,7 @@ template <int OUTPUTS, int ROWS>
   if (i < inputs) {
     V w[OUTPUTS];
     LVSPEC_UNROLL
-    for (int o = 0; o < OUTPUTS; ++o) w[o] = load_first(weight + o * inputs + i, inputs - i);
+    for (int o = 0; o < OUTPUTS; ++o) w[o] = load_first_floats(weight + o * inputs + i, inputs - i);
     LVSPEC_UNROLL
     for (int r = 0; r < ROWS; ++r) {
       const V column = load(x + r * lanes);
@@ -69,8 +102,8 @@ template <int OUTPUTS, int ROWS>
 }
 
 // `count` rows of W, at most as many as there are lanes, with `rows` rows of x.
-template <int ROWS = kLinearRows>
-static void multiply_block(const float* x, int64_t rows, const float* weight, int64_t inputs,
+template <int ROWS = kLinearRows, class W>
+static void multiply_block(const float* x, int64_t rows, const W* weight, int64_t inputs,
                            int64_t count, LinearSums& sums) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) return multiply_block<ROWS - 1>(x, rows, weight, inputs, count, sums);

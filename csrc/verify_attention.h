@@ -216,8 +216,11 @@ static void attend_head(const VerifyAttention& a, int64_t sequence, int64_t head
 
   const Stored* k_head = static_cast<const Stored*>(a.k_cache) + head * a.k_stride[1];
   const Stored* v_head = static_cast<const Stored*>(a.v_cache) + head * a.v_stride[1];
-  const float* k_factor = a.k_scale == nullptr ? nullptr : a.k_scale + head;
-  const float* v_factor = a.v_scale == nullptr ? nullptr : a.v_scale + head;
+  const auto factor = [&](const float* scale, int64_t stride) {
+    return scale == nullptr ? nullptr : scale + sequence * stride + head;
+  };
+  const float* k_factor = factor(a.k_scale, a.k_scale_stride);
+  const float* v_factor = factor(a.v_scale, a.v_scale_stride);
   const Stored* stored[kKeyBlock];
   for (int64_t first = 0; first < end;) {
     const bool is_tree = first >= length;
