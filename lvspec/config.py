@@ -19,6 +19,8 @@ GAMMA = 12
 KEEP_BY = ("attention", "uniform")
 Fuse = Literal["kernels", "none"]
 FUSE: tuple[Fuse, ...] = get_args(Fuse)
+CacheDtype = Literal["auto", "fp8"]
+CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
 """Whose code may run passes, see `DecodeConfig.fuse`."""
 
 
@@ -67,6 +69,12 @@ class DecodeConfig:
         max_new_tokens: Tokens to generate at most, the end-of-sequence token included, >= 1.
         cache_capacity: Positions of the KV cache. None: what prompt, `max_new_tokens` and one draft
             need. A prompt that does not fit raises ValueError.
+        cache_dtype: What the KV caches of target and draft hold. "auto": numbers of the model's
+            dtype. "fp8": float8_e4m3fn, a byte each, with a factor for every head of a sequence
+            that its prompt decides. Prompts are read without that; later tokens see rounded keys
+            and values, so other tokens may be said: those of the target with such a cache, which
+            `strict()` gives whoever drafts. On CUDA from compute capability 8.9 on; on a CPU a pass
+            is then no single operation.
         eos_ids: End-of-sequence ids. None: the policy's, or if it has none, those of the target's
             generation config.
         temperature: 0 is greedy: the target's choice is its largest logit. Above 0 the choice is a
@@ -117,6 +125,7 @@ class DecodeConfig:
     draft_passes: int | None = None
     max_new_tokens: int = 256
     cache_capacity: int | None = None
+    cache_dtype: CacheDtype = "auto"
     eos_ids: tuple[int, ...] | None = None
     temperature: float = 0.0
     top_k: int | None = None
@@ -146,8 +155,10 @@ class DecodeConfig:
                 "generation_config: expected True or False (the target's own, target."
                 f"generation_config, is applied or not), got {self.generation_config!r}"
             )
-        if self.fuse not in FUSE:
-            raise ValueError(f"fuse: expected one of {', '.join(FUSE)}, got {self.fuse!r}")
+        for name, known in (("fuse", FUSE), ("cache_dtype", CACHE_DTYPES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         check_count("ngram_max", self.ngram_max)
         if self.draft_ngram != 0:
             check_count("draft_ngram", self.draft_ngram, most=MAX_SLOTS - 2)

@@ -213,7 +213,22 @@ def _model_part_calls() -> list[Call]:
             for label, norms in (("", (None, None)), (" norms", (norm, norm))):
                 given = (qkv, *angles, *norms, 1e-6, cache, cache, 1, _int32(1))
                 calls.append(_call("rotate_and_write", f"{name} D={head_dim}{label}", *given))
+            calls.append(_narrowing(name, head_dim, dtype))
     return calls
+
+
+def _narrowing(name: str, head_dim: int, dtype: torch.dtype) -> Call:
+    """Rows of 13 slots into a float8 cache."""
+
+    def make(device_class: str) -> Made:
+        rows = _empty(1, 4, 13, head_dim, dtype=dtype)
+        cache = _empty(28, 1, 4, 4608, head_dim, dtype=torch.float8_e4m3fn)
+        scale = _empty(28, 1, 4)
+        # Data-centre Ampere cannot convert to float8; its table serves chips that can.
+        capability = 89 if device_class == "sm80" else CAPABILITY[device_class]
+        return (rows, rows, scale, scale, cache, cache, 1, _int32(1)), capability
+
+    return "write_float8", f"{name} D={head_dim}", make
 
 
 def _product_calls() -> list[Call]:

@@ -85,6 +85,10 @@ def verify_attention(
     kv_len = kv_len.contiguous()
     plan = [kv_len if table is None else table.contiguous() for table in (plan_start, plan_end)]
     plan.append(kv_len if plan_kind is None else plan_kind.contiguous())
+    k_scale, v_scale = (
+        None if factor is None else factor.expand(batch_size, num_kv_heads).contiguous()
+        for factor in (k_scale, v_scale)
+    )
     table = kv_len if block_table is None else block_table
     shape_of_launch = launch_shape(
         launch.device_class(q.device),

@@ -229,7 +229,7 @@ def attend_kernel(
     # Natural logarithms are made in the end: exp2 is one instruction, exp two.
     scale = scale * 1.4426950408889634
     if K_SCALED:
-        scale = scale * tl.load(k_scale + kv_head)
+        scale = scale * tl.load(k_scale + tl.program_id(2))
     k_head = k_cache + kv_head * stride_k_head
     v_head = v_cache + kv_head * stride_v_head
     if PAGE_SIZE == 0:
@@ -293,7 +293,7 @@ def attend_kernel(
             )
 
     if V_SCALED:
-        accumulator = accumulator * tl.load(v_scale + kv_head)
+        accumulator = accumulator * tl.load(v_scale + tl.program_id(2))
     first_row = (sequence * NUM_KV_HEADS + kv_head) * (GROUP * num_slots)
     offset = (first_row + row) * (num_pieces + 1) + piece
     tl.store(partial_max + offset, running_max, mask=is_row)

@@ -47,7 +47,8 @@ def checked(config: DecodeConfig | None, draft: DraftChoice) -> DecodeConfig:
 
 def drafting(config: DecodeConfig) -> dict[str, Any]:
     """What else is not as it is by default, of how drafts are made and rows are scored."""
-    names, default = ("draft_keep", "draft_keep_by", "draft_vocab", "scorer"), DecodeConfig()
+    names = ("draft_keep", "draft_keep_by", "draft_vocab", "cache_dtype", "scorer")
+    default = DecodeConfig()
     return {
         name: getattr(config, name)
         for name in names

@@ -134,7 +134,7 @@ def _calibrate(arguments: argparse.Namespace, samples: Samples, folder: Path) ->
     from lvspec.cli.checkpoints import token_ids_of
     from lvspec.config import DecodeConfig
 
-    given = ("max_new_tokens", "gamma", "draft_keep")
+    given = ("max_new_tokens", "gamma", "draft_keep", "cache_dtype")
     chosen = {name: v for name in given if (v := getattr(arguments, name)) is not None}
     config = DecodeConfig(**chosen)
     try:

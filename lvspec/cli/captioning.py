@@ -75,6 +75,7 @@ def caption_videos(
                 dtype=arguments.dtype,
                 device=device,
                 draft_weights=arguments.draft_weights,
+                target_weights=arguments.target_weights,
             )
         if arguments.profile is not None:
             with errors_by_option({"profile": "--profile"}):
@@ -104,6 +105,7 @@ def _describe(
         "draft": None if arguments.no_draft else arguments.draft or embedded,
         "dtype": arguments.dtype,
         "draft_weights": arguments.draft_weights,
+        "target_weights": arguments.target_weights,
         "frames": {"num_frames": arguments.num_frames, "fps": arguments.fps},
         "profile": arguments.profile,
         "policy": None if arguments.no_draft else policy.to_dict(),

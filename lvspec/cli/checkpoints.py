@@ -55,6 +55,7 @@ def load_models(
     dtype: str,
     device: torch.device,
     draft_weights: Weights | None = None,
+    target_weights: Weights | None = None,
 ) -> Models:
     """The models of `--target` and `--draft`, or those of the embedded pair.
 
@@ -63,7 +64,7 @@ def load_models(
         draft: A checkpoint, "self" or "ngram"; None: the embedded one.
         with_draft: Whether there is a draft at all.
         dtype, device: Of both.
-        draft_weights: As for `lvspec.models.loading.load_pair`.
+        draft_weights, target_weights: As for `lvspec.models.loading.load_pair`.
 
     Raises:
         OSError, ValueError: See `lvspec.models.loading.load_pair`; or a checkpoint is damaged.
@@ -83,9 +84,17 @@ def load_models(
     try:
         if not has_model:
             processor = load_processor(folders[0], "target")
-            model = load_model(folders[0], "target", dtype=dtype, device=device)
+            model = load_model(
+                folders[0], "target", dtype=dtype, device=device, weights=target_weights
+            )
             return Models(model, draft if with_draft else None, processor, None)
-        pair = load_pair(*folders, dtype=dtype, device=device, draft_weights=draft_weights)
+        pair = load_pair(
+            *folders,
+            dtype=dtype,
+            device=device,
+            draft_weights=draft_weights,
+            target_weights=target_weights,
+        )
     except (OSError, ValueError):
         raise
     except torch.OutOfMemoryError as error:

@@ -152,7 +152,7 @@ def _evaluate(arguments: argparse.Namespace, samples: Samples, judge: Judge | No
     from lvspec.evaluation.methods import EvaluationInterrupted
     from lvspec.evaluation.ways import ways
 
-    names = ("max_new_tokens", "gamma", "draft_keep")
+    names = ("max_new_tokens", "gamma", "draft_keep", "cache_dtype")
     given: dict[str, Any] = {n: v for n in names if (v := getattr(arguments, n)) is not None}
     config = DecodeConfig(**given, trace=arguments.trace)
     ways(arguments.methods, config=config)  # a name that is none is said before models are loaded

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from lvspec.cli.inputs import add_weights_options, check_weights
 from lvspec.cli.options import (
     CALL_OPTIONS,
     CONFIG_OPTIONS,
-    DRAFT_WEIGHTS,
     DRAFT_WORDS,
     DTYPES,
     POLICY_OPTIONS,
@@ -52,11 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     models.add_argument("--no-draft", action="store_true", help="plain autoregression")
     models.add_argument("--dtype", choices=DTYPES, default="auto", help="(default: %(default)s)")
-    models.add_argument(
-        "--draft-weights",
-        choices=DRAFT_WEIGHTS,
-        help="quantise the draft (needs torchao; int4: bfloat16 on a GPU)",
-    )
+    add_weights_options(models)
     models.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (a GPU if there is one)"
     )
@@ -214,7 +209,7 @@ def _policy(arguments: argparse.Namespace) -> AcceptancePolicy:
 
 _SAID_BY_PROFILE = (
     *("policy", *POLICY_OPTIONS, "gamma", "acceptance", "cost_ratio", "tree", "draft_vocab"),
-    *("draft_keep", "draft_keep_by", "temperature"),
+    *("draft_keep", "draft_keep_by", "cache_dtype", "temperature"),
 )
 """Options that would make other settings of those that were calibrated."""
 
@@ -247,18 +242,9 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
     if draft is not None and draft not in DRAFT_WORDS and target is None:
         raise ValueError(f"--target: expected one beside --draft {draft}, got none")
-    if arguments.draft_weights is not None:
-        if arguments.no_draft or draft in DRAFT_WORDS:
-            given = "--no-draft" if arguments.no_draft else f"--draft {draft}"
-            raise ValueError(
-                f"--draft-weights: expected a draft model to quantise, got {given} and "
-                f"{arguments.draft_weights}"
-            )
-        if importlib.util.find_spec("torchao") is None:
-            raise ValueError(
-                "--draft-weights: expected torchao, which is not installed (pip install "
-                f"lvspec[quant]), got {arguments.draft_weights}"
-            )
+    check_weights(
+        arguments, has_draft_model=not arguments.no_draft and draft not in DRAFT_WORDS
+    )
     for option, texts in (
         ("--prompt", [arguments.prompt]),
         ("--strict-words", arguments.strict_words),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 from typing import TYPE_CHECKING
 
-from lvspec.cli.options import DRAFT_WEIGHTS, DRAFT_WORDS, DTYPES
+from lvspec.cli.options import BY_TORCHAO, CACHE_DTYPES, DRAFT_WORDS, DTYPES, WEIGHTS
 from lvspec.evaluation.samples import Samples, read_manifest, samples_of_folder
 
 if TYPE_CHECKING:
@@ -24,12 +25,52 @@ def add_pair_options(parser: argparse.ArgumentParser, *, draft: str) -> None:
     models.add_argument("--target", metavar="PATH")
     models.add_argument("--draft", metavar="PATH", help=draft)
     models.add_argument("--dtype", choices=DTYPES, default="auto", help="(default: %(default)s)")
-    models.add_argument("--draft-weights", choices=DRAFT_WEIGHTS, help="needs torchao")
+    add_weights_options(models)
     models.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1")
     models.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
     frames = parser.add_argument_group("frames").add_mutually_exclusive_group()
     frames.add_argument("--fps", type=float, metavar="X", help="frames per second (default 2)")
     frames.add_argument("--num-frames", type=int, metavar="N", help="frames of each video, >= 2")
+
+
+def add_weights_options(models: argparse._ArgumentGroup) -> None:
+    """`--draft-weights`, `--target-weights` and `--cache-dtype`."""
+    models.add_argument(
+        "--draft-weights",
+        choices=WEIGHTS,
+        help="quantise the draft (int8, int4: needs torchao; int4: bfloat16 on a GPU)",
+    )
+    models.add_argument(
+        "--target-weights",
+        choices=WEIGHTS,
+        help="quantise the target, but for its head: what it says is then its own",
+    )
+    models.add_argument(
+        "--cache-dtype",
+        choices=CACHE_DTYPES,
+        help="of keys and values: auto, the model's (default), or fp8, a byte each",
+    )
+
+
+def check_weights(arguments: argparse.Namespace, *, has_draft_model: bool) -> None:
+    """Refuse what cannot be quantised.
+
+    Raises:
+        ValueError: There is no draft model, or no torchao; names the option.
+    """
+    if arguments.draft_weights is not None and not has_draft_model:
+        given = f"--draft {arguments.draft}" if arguments.draft else "--no-draft"
+        raise ValueError(
+            f"--draft-weights: expected a draft model to quantise, got {given} and "
+            f"{arguments.draft_weights}"
+        )
+    for role in ("draft", "target"):
+        weights = getattr(arguments, f"{role}_weights")
+        if weights in BY_TORCHAO and importlib.util.find_spec("torchao") is None:
+            raise ValueError(
+                f"--{role}-weights: expected torchao, which is not installed (pip install "
+                f"lvspec[quant]), got {weights}"
+            )
 
 
 def check_inputs(arguments: argparse.Namespace, *, least_clips: int) -> None:
@@ -43,6 +84,7 @@ def check_inputs(arguments: argparse.Namespace, *, least_clips: int) -> None:
         raise ValueError(f"--draft: expected one beside --target {target}, got none")
     if target is None and draft is not None and draft not in DRAFT_WORDS:
         raise ValueError(f"--target: expected one beside --draft {draft}, got none")
+    check_weights(arguments, has_draft_model=draft not in DRAFT_WORDS)
     if arguments.videos is not None and not (arguments.prompt or "").strip():
         raise ValueError("--prompt: expected a text beside --videos, got none")
     if arguments.videos is None and arguments.prompt is not None:
@@ -95,4 +137,5 @@ def load_quietly(arguments: argparse.Namespace) -> Models:
         dtype=arguments.dtype,
         device=find_device(arguments.device),
         draft_weights=arguments.draft_weights,
+        target_weights=arguments.target_weights,
     )

@@ -12,13 +12,16 @@ from typing import Any
 from lvspec.policy import AUTO, MAX_MISMATCHES, MAX_TOP_K
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DRAFT_WEIGHTS = ("int8", "int4", "fp8")
+WEIGHTS = ("int8", "int4", "fp8")
+BY_TORCHAO = ("int8", "int4")
+CACHE_DTYPES = ("auto", "fp8")
 DRAFT_WORDS = ("self", "ngram")
 """What --draft takes besides checkpoints."""
 
 CONFIG_OPTIONS = (
     *("gamma", "acceptance", "cost_ratio", "tree", "draft_keep", "draft_keep_by"),
-    *("max_new_tokens", "cache_capacity", "temperature", "sample_top_k", "sample_top_p", "seed"),
+    *("max_new_tokens", "cache_capacity", "cache_dtype", "temperature", "sample_top_k"),
+    *("sample_top_p", "seed"),
 )
 
 

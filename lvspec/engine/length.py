@@ -130,7 +130,7 @@ class ChainLength:
         ways = (config.draft_keep, config.draft_keep_by, config.draft_vocab)
         self._key = (models, isinstance(draft, str), policy, *ways, config.samples)
         self._pace_key = (models, batch_size, policy.needs_relevance, config.draft_vocab)
-        self._pace_key += (config.capture, config.fuse)
+        self._pace_key += (config.capture, config.fuse, config.cache_dtype)
 
     def choose(self) -> GammaChoice:
         """What is best now; of the same answer for as long as not much was learnt."""

@@ -34,6 +34,7 @@ class AttentionStep:
         scores: Whether to compute mass and peak.
         plan: The split plan of the cache, or None.
         workspace: Scratch for the operation, or None.
+        scales: Factors of a float8 cache's keys and values, float32 `[L, B, Hkv]`, or None.
         importance: `[B, N]`, to which every layer adds what `ops.visual_importance` says of the
             pass's rows together, or `[B, S, N]`, of each by itself; None where that is not wanted.
         masses, peaks: float32 `[B, Hq, S]` of every layer in order, if `scores`.
@@ -45,12 +46,16 @@ class AttentionStep:
     scores: bool
     plan: ops.SplitPlan | None = None
     workspace: Tensor | None = None
+    scales: tuple[Tensor, Tensor] | None = None
     importance: Tensor | None = None
     masses: list[Tensor] = field(default_factory=list)
     peaks: list[Tensor] = field(default_factory=list)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """Attention `[B, Hq, S, D]` of one layer's queries over its cache `[B, Hkv, N, D]`."""
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+    ) -> Tensor:
+        """Attention `[B, Hq, S, D]` of a layer's queries over its cache `[B, Hkv, N, D]`."""
+        k_scale, v_scale = (None, None) if self.scales is None else (x[layer] for x in self.scales)
         result = ops.verify_attention(
             query,
             key,
@@ -60,6 +65,8 @@ class AttentionStep:
             self.visual,
             scale=scaling,
             plan=self.plan,
+            k_scale=k_scale,
+            v_scale=v_scale,
             scores=self.scores,
             workspace=self.workspace,
         )
@@ -67,6 +74,8 @@ class AttentionStep:
             self.masses.append(result.visual_mass)
             self.peaks.append(result.visual_peak)
         if self.importance is not None:
+            if k_scale is not None:
+                key = key.to(query.dtype) * k_scale[..., None, None].to(query.dtype)
             self.importance += _importance(self, query, key, result.lse, scaling)
         return result.out
 
@@ -88,7 +97,8 @@ def lvspec_attention(
         )
     device = query.device
     query = query.to(key.device)  # the cache's, of which there is one for all layers
-    return lvspec_step.attend(query, key, value, scaling).transpose(1, 2).to(device), None
+    attended = lvspec_step.attend(module.layer_idx, query, key, value, scaling)
+    return attended.transpose(1, 2).to(device), None
 
 
 def _importance(

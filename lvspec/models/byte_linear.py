@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lvspec.ops import active_backend, float_dtypes
+from lvspec.ops.backends import active_backend
+from lvspec.ops.scaled_linear import MAX_ROWS, scaled_linear, takes_bytes
 
-MAX_ROWS = {"int8pack": 16, "scaled_linear": 128}
-"""Rows up to which a kernel is called. torch's was seen to be faster than expanding the weights up
-to that many; by the bytes that each moves, so should be lvspec's (no GPU was there to measure)."""
+MAX_PACKED_ROWS = 16
+"""Rows up to which torch's kernel was seen to be faster than expanding the weights."""
 
 _Kernel = Literal["int8pack", "scaled_linear"]
 
 
 class ByteLinear(nn.Linear):
-    """A linear layer whose weights torchao holds as int8 or float8_e4m3fn.
+    """A linear layer whose weights torchao holds as int8.
 
     torchao expands such weights for every product unless a compiler takes them together: more work
     than with plain weights, where a draft step has one row. These kernels do not expand them:
-    lvspec's own in Triton, and torch's for int8 and bfloat16 on a CPU.
+    lvspec's own, and torch's for bfloat16 on a CPU.
     """
 
     @classmethod
@@ -45,11 +44,12 @@ class ByteLinear(nn.Linear):
         weight = self.weight
         # Where a model was moved or converted since, torchao knows what to do.
         kernel = _kernel(weight, input.dtype) if input.device == weight.qdata.device else None
-        if kernel is None or input.numel() > MAX_ROWS[kernel] * input.shape[-1]:
+        most = MAX_PACKED_ROWS if kernel == "int8pack" else MAX_ROWS
+        if kernel is None or input.numel() > most * input.shape[-1]:
             return super().forward(input)
         scale = weight.scale.reshape(-1)
         if kernel == "scaled_linear":
-            return torch.ops.lvspec.scaled_linear(input, weight.qdata, scale, self.bias)
+            return scaled_linear(input, weight.qdata, scale, self.bias)
         rows = input.reshape(-1, input.shape[-1])
         product = torch.ops.aten._weight_int8pack_mm(rows, weight.qdata, scale.to(input.dtype))
         if self.bias is not None:
@@ -60,16 +60,8 @@ class ByteLinear(nn.Linear):
 def _kernel(weight: Any, dtype: torch.dtype) -> _Kernel | None:
     """What multiplies rows of a dtype with quantised weights of torchao's, where they are."""
     stored, device = weight.qdata.dtype, weight.qdata.device
-    if active_backend(device.type) == "triton":
-        is_taken = stored == torch.int8 or (
-            stored == torch.float8_e4m3fn and _converts_from_float8(device)
-        )
-        return "scaled_linear" if is_taken and dtype in float_dtypes(device.type) else None
-    is_packed = device.type == "cpu" and stored == torch.int8 and dtype == torch.bfloat16
-    return "int8pack" if is_packed else None
-
-
-@functools.cache
-def _converts_from_float8(device: torch.device) -> bool:
-    """Whether Triton has the conversion there; its interpreter has."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+    if stored != torch.int8:
+        return None
+    if device.type == "cpu" and dtype == torch.bfloat16 and active_backend("cpu") != "triton":
+        return "int8pack"
+    return "scaled_linear" if takes_bytes(stored, dtype, device) else None

@@ -12,6 +12,12 @@ from torch.nn.functional import pad
 from transformers import Cache, PretrainedConfig
 
 from lvspec import ops
+from lvspec.ops.float8 import write_float8
+from lvspec.reference.float8 import FLOAT8, float8_scale, narrow_to_float8
+
+HEADROOM = 2.0
+"""How much larger than the prompt's largest key or value a later one may be in a float8 cache; what
+is larger still becomes the largest. As the type is a float, room above costs hardly anything."""
 
 
 class SlotCache(Cache):
@@ -20,9 +26,13 @@ class SlotCache(Cache):
     A pass has at most `num_slots` slots.
 
     Attributes:
-        k, v: `[L, B, Hkv, N, D]`, the model's dtype. Zero at first: a row that no pass wrote must
-            not bring NaN into a masked product.
+        k, v: `[L, B, Hkv, N, D]`, the model's dtype or float8_e4m3fn. Zero at first: a row that no
+            pass wrote must not bring NaN into a masked product.
+        k_scale, v_scale: float32 `[L, B, Hkv]`, what the numbers of a sequence's head are
+            multiplied by, powers of two that its prompt decides (so that nothing depends on the
+            other sequences); None where keys and values are of the model's dtype.
         kv_len: int32 `[B]`, committed positions.
+        no_rows: int32 `[B]`, zeros: the `kv_len` of an empty cache.
         visual: uint8 `[B, N]`, 1 where the position holds a video token.
         positions: int64 `[R, B, N]`, the rotary position of every cache position, those behind the
             prompt included: time, height and width, or one row.
@@ -50,7 +60,10 @@ class SlotCache(Cache):
         shape = (text_config.num_hidden_layers, batch_size, kv_heads, capacity, head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.kv_len = torch.zeros(batch_size, dtype=torch.int32, device=device)
+        self.k_scale = self.v_scale = None
+        if dtype == FLOAT8:
+            self.k_scale, self.v_scale = torch.ones((2, *shape[:3]), device=device).unbind()
+        self.kv_len, self.no_rows = torch.zeros(2, batch_size, dtype=torch.int32, device=device)
         self.visual = torch.zeros(batch_size, capacity, dtype=torch.uint8, device=device)
         positions = (position_rows, batch_size, capacity)
         self.positions = torch.zeros(positions, dtype=torch.int64, device=device)
@@ -90,6 +103,7 @@ class SlotCache(Cache):
         cache.k, cache.v = k, v
         cache.kv_len, cache.visual, cache.positions = kv_len, visual, positions
         cache.plan = cache.workspace = cache._written = None
+        cache.k_scale = cache.v_scale = None
         return cache
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -105,7 +119,9 @@ class SlotCache(Cache):
         more = capacity - self.capacity
         if more <= 0:
             return
-        self.k, self.v = (pad(x, (0, 0, 0, more)) for x in (self.k, self.v))
+        self.k, self.v = (
+            pad(_selectable(x), (0, 0, 0, more)).view(x.dtype) for x in (self.k, self.v)
+        )
         self.visual = pad(self.visual, (0, more))
         following = self.positions[..., -1:] + torch.arange(1, more + 1, device=self.k.device)
         self.positions = torch.cat([self.positions, following], dim=-1)
@@ -128,6 +144,10 @@ class SlotCache(Cache):
         **kwargs: object,
     ) -> tuple[Tensor, Tensor]:
         """Write a step's rows of one layer; all of the layer's cache is returned (no copy)."""
+        if self.k_scale is not None:
+            device = self.k.device
+            self.write(layer_idx, key_states.to(device), value_states.to(device))
+            return self.k[layer_idx], self.v[layer_idx]
         if self._written is None:  # where attention writes them itself, nobody needs to know
             offsets = torch.arange(self._num_written, device=self.kv_len.device)
             rows = (self.kv_len[:, None] + offsets)[:, None, :, None]
@@ -138,6 +158,30 @@ class SlotCache(Cache):
         keys.scatter_(2, self._written, key_states.to(keys.device))
         values.scatter_(2, self._written, value_states.to(values.device))
         return keys, values
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """A step's rows `[B, Hkv, S, D]` of one layer into a float8 cache, behind `kv_len`."""
+        scales = (self.k_scale, self.v_scale)
+        write_float8(keys, values, *scales, self.k, self.v, layer, self.kv_len)
+
+    def write_prompt(self, layer: int, sequence: int, keys: Tensor, values: Tensor) -> None:
+        """A whole prompt's rows `[Hkv, T, D]` of one layer into its place."""
+        length = keys.shape[1]
+        for stored, rows, scale in (
+            (self.k, keys, self.k_scale),
+            (self.v, values, self.v_scale),
+        ):
+            if scale is not None:
+                found = float8_scale(rows, (1, 2), HEADROOM)
+                scale[layer, sequence] = found
+                rows = narrow_to_float8(rows, found[:, None, None])
+            stored[layer, sequence, :, :length] = rows
+
+    def scales(self, places: slice = slice(None)) -> tuple[Tensor, Tensor] | None:
+        """(keys', values') factors of some places, `[L, n, Hkv]`; None without."""
+        if self.k_scale is None:
+            return None
+        return self.k_scale[:, places], self.v_scale[:, places]
 
     def prefill_view(self, sequence: int) -> PrefillView:
         """A cache for HF's own prefill forward of one sequence, which fills its place."""
@@ -179,7 +223,11 @@ class SlotCache(Cache):
         count = rows.shape[0]
         for mine, theirs in ((self.k, source.k), (self.v, source.v)):
             # A copy comes between, so rows may move within one cache.
-            mine[:, sequence, :, :count] = theirs[:, sequence].index_select(2, rows)
+            found = _selectable(theirs[:, sequence]).index_select(2, rows)
+            mine[:, sequence, :, :count] = found.view(theirs.dtype)
+        if self.k_scale is not None:
+            self.k_scale[:, sequence] = source.k_scale[:, sequence]
+            self.v_scale[:, sequence] = source.v_scale[:, sequence]
         positions = source.positions[:, sequence].index_select(1, rows)
         visual = source.visual[sequence].index_select(0, rows)
         self.finish_prefill(sequence, positions, visual)
@@ -212,6 +260,11 @@ class SlotCache(Cache):
         self.plan = None if self._without_plan else self._tables
 
 
+def _selectable(x: Tensor) -> Tensor:
+    """Its bytes, if it is float8: of that some operations are missing here and there."""
+    return x.view(torch.uint8) if x.dtype == FLOAT8 else x
+
+
 def _most_pieces(capacity: int, num_kv_heads: int) -> int:
     """Pieces of a plan that is worth following: twice those of a prompt that is one run."""
     return 2 * -(-capacity // ops.piece_length(capacity, num_kv_heads)) + 16
@@ -233,9 +286,7 @@ class PrefillView(Cache):
         *args: object,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor]:
-        length = key_states.shape[2]
-        self._cache.k[layer_idx, self._sequence, :, :length] = key_states[0]
-        self._cache.v[layer_idx, self._sequence, :, :length] = value_states[0]
+        self._cache.write_prompt(layer_idx, self._sequence, key_states[0], value_states[0])
         return key_states, value_states
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lvspec.models.byte_linear import ByteLinear
+from lvspec.models.float8_linear import Float8Linear
 
 _SUBSETS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], DraftHead]] = WeakKeyDictionary()
 
@@ -62,27 +63,48 @@ def draft_head(head: nn.Module, size: int, ids: tuple[int, ...] | None) -> Draft
     """
     if ids is None:
         return DraftHead(head, size)
-    weight = _weight(head)
+    parts = _parts(head)
     known = _SUBSETS.setdefault(head, {})
     # Whoever owns the head may change it outside of inference mode.
     with torch.inference_mode(False), torch.no_grad():
-        rows = torch.tensor(ids, dtype=torch.int64, device=weight.device)
+        rows = torch.tensor(ids, dtype=torch.int64, device=parts["weight"].device)
         found = known.get(ids)
-        if found is None or _kind(found.head.weight) != _kind(weight):
-            linear = nn.Linear(weight.shape[1], len(ids), bias=head.bias is not None, device="meta")
-            linear.weight = _like(weight, len(ids), weight.shape[1])
-            if head.bias is not None:
-                linear.bias = _like(head.bias, len(ids))
+        if found is None or not _is_made_of(found.head, parts):
+            linear = nn.Linear(head.in_features, len(ids), bias="bias" in parts, device="meta")
+            linear.__class__ = Float8Linear if "scale" in parts else nn.Linear
+            for name, part in parts.items():
+                empty = part.new_empty((len(ids), *part.shape[1:]))
+                linear.register_parameter(name, nn.Parameter(empty, requires_grad=False))
             found = known[ids] = DraftHead(linear.eval(), len(ids), rows)
-        found.head.weight.copy_(weight[rows])
-        if head.bias is not None:
-            found.head.bias.copy_(head.bias[rows])
+        for name, part in parts.items():
+            getattr(found.head, name).copy_(_some(part, rows))
     return found
 
 
+def _parts(head: nn.Module) -> dict[str, Tensor]:
+    """What a row of logits is made of, by name, a row each."""
+    parts = {"weight": _weight(head), "bias": head.bias}
+    if type(head) is Float8Linear:
+        parts["scale"] = head.scale
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _is_made_of(linear: nn.Linear, parts: dict[str, Tensor]) -> bool:
+    """Whether it has such parts, of other rows."""
+    own = {name: _kind(part) for name, part in linear.named_parameters()}
+    return own == {name: _kind(part) for name, part in parts.items()}
+
+
+def _some(part: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a tensor; those of float8 cannot be selected everywhere, bytes can."""
+    if part.dtype.itemsize > 1:
+        return part[rows]
+    return part.view(torch.uint8)[rows].view(part.dtype)
+
+
 def _weight(head: nn.Module) -> Tensor:
-    """Weights `[V, hidden]`; quantised ones as they are used."""
-    is_plain = type(head) in (nn.Linear, ByteLinear) and not (
+    """Weights `[V, hidden]`; those that torchao has quantised as they are used."""
+    is_plain = type(head) in (nn.Linear, ByteLinear, Float8Linear) and not (
         head._forward_hooks or head._forward_pre_hooks
     )
     is_quantised = is_plain and hasattr(head.weight, "__tensor_flatten__")  # several tensors
@@ -94,10 +116,6 @@ def _weight(head: nn.Module) -> Tensor:
         "draft_vocab: expected a draft whose lm_head is a torch.nn.Linear without hooks, the rows "
         f"of which can be copied, got {type(head).__name__}"
     )
-
-
-def _like(weight: Tensor, *shape: int) -> nn.Parameter:
-    return nn.Parameter(weight.new_empty(shape), requires_grad=False)
 
 
 def _kind(weight: Tensor) -> tuple[torch.dtype, torch.device]:

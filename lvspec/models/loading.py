@@ -45,6 +45,7 @@ def load_pair(
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
     draft_weights: Weights | None = None,
+    target_weights: Weights | None = None,
 ) -> Pair:
     """Load two checkpoints of a supported family, from folders or the hub's cache.
 
@@ -62,23 +63,31 @@ def load_pair(
             eagerly, which `stats.loop` says.
         draft_weights: "int8", "int4" or "fp8": the draft is quantised, see `lvspec.quantize`. None:
             as it is.
+        target_weights: The same of the target, whose head stays as it is; excludes `device_map`.
+            Its weights are read from the files as they are quantised, one layer after the other:
+            neither the device nor the host has room for all of them as they were. What it says is
+            then its own, not what the target says without.
 
     Warns:
         UserWarning: A checkpoint has tensors that its model does not use; names them.
 
     Raises:
-        ImportError: HF's processor of a family, `device_map` or `draft_weights` needs something
-            that is not installed.
+        ImportError: HF's processor of a family, `device_map`, `draft_weights` or `target_weights`
+            needs something that is not installed.
         OSError: There is no checkpoint, or not all of it: no safetensors, shards that are missing,
             pointers of git-lfs.
         ValueError: An unsupported family; no chat template; the tokenizers differ; tensors are
-            missing or have other shapes than the model's, by name; the draft cannot be quantised
-            so.
+            missing or have other shapes than the model's, by name; a model cannot be quantised so.
     """
     if device is not None and device_map is not None:
         raise ValueError(
             f"device, device_map: expected one of them, got device={device!r} and "
             f"device_map={device_map!r}"
+        )
+    if target_weights is not None and device_map is not None:
+        raise ValueError(
+            "target_weights, device_map: expected one of them, got target_weights="
+            f"{target_weights!r} and device_map={device_map!r}"
         )
     target, draft = find_checkpoint(target, "target"), find_checkpoint(draft, "draft")
     for role, folder in (("target", target), ("draft", draft)):
@@ -91,11 +100,12 @@ def load_pair(
         device = target_model.device
     elif device is None:
         device = default_device()
-    draft_model = load_model(draft, "draft", dtype=dtype, device=device)
-    if draft_weights is not None:  # before the target is read: what cannot be done is said soon
-        quantize(draft_model, draft_weights)
+    # Before the target is read: what cannot be done is said soon.
+    draft_model = load_model(draft, "draft", dtype=dtype, device=device, weights=draft_weights)
     if device_map is None:
-        target_model = load_model(target, "target", dtype=dtype, device=device)
+        target_model = load_model(
+            target, "target", dtype=dtype, device=device, weights=target_weights
+        )
     processors = (replace(each, device=device) for each in (processor, draft_processor))
     return Pair(target_model, draft_model, *processors)
 
@@ -174,6 +184,7 @@ def load_model(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
+    weights: Weights | None = None,
 ) -> PreTrainedModel:
     """One model, ready to run: safetensors only, no remote code, every weight from the checkpoint.
 
@@ -181,11 +192,12 @@ def load_model(
         folder: From `find_checkpoint`.
         role: "target" or "draft", for messages.
         dtype, device, device_map: As for `load_pair`.
+        weights: Its `draft_weights` or `target_weights`.
 
     Raises:
-        ImportError: `device_map` needs accelerate, which is not installed.
+        ImportError: `device_map` or `weights` needs something that is not installed.
         ValueError: Tensors are missing or have other shapes, by name; or `device_map` offloads the
-            modules that the model begins with.
+            modules that the model begins with; or it cannot be quantised so.
     """
     model, found = AutoModelForImageTextToText.from_pretrained(
         folder,
@@ -219,7 +231,11 @@ def load_model(
             stacklevel=2,
         )
     if device_map is None:
-        model = model.to(default_device() if device is None else device)
+        device = default_device() if device is None else device
+        if weights is None:
+            model = model.to(device)
+        else:  # HF maps the files into memory: what is not looked at takes no room
+            quantize(model, weights, head=role == "draft", device=device)
     elif model.device.type == "meta":  # where the caches and inputs go is where the model begins
         raise ValueError(
             f"device_map: expected the first modules of the {role} on a device, got them offloaded"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lvspec.config import Fuse
+from lvspec.config import CacheDtype, Fuse
 from lvspec.models.attention import AttentionStep, lvspec_attention_on
 from lvspec.models.cache import SlotCache
 from lvspec.models.families import check_family
@@ -31,6 +31,8 @@ from lvspec.models.text_pass import (
     slot_positions,
 )
 from lvspec.models.watch import watch_of
+from lvspec.ops.scaled_linear import converts_from_float8
+from lvspec.reference.float8 import FLOAT8
 
 MADE_HERE = ("position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
@@ -45,6 +47,7 @@ class Model:
         model: The HF model.
         role: "target" or "draft", for messages.
         fuse: Whose code runs its passes, see `DecodeConfig.fuse`.
+        cache_dtype: Of its caches, see `DecodeConfig.cache_dtype`.
 
     Raises:
         TypeError: `model` is not an HF model.
@@ -57,10 +60,17 @@ class Model:
             where that follows the length of the sequence; else None.
     """
 
-    def __init__(self, model: PreTrainedModel, role: str, *, fuse: Fuse = "kernels") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        role: str,
+        *,
+        fuse: Fuse = "kernels",
+        cache_dtype: CacheDtype = "auto",
+    ) -> None:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"{role}: expected a transformers model, got {type(model).__name__}")
-        self.hf, self.role = model, role
+        self.hf, self.role, self.cache_dtype = model, role, cache_dtype
         self.family = check_family(model.config.model_type, role)
         self.text = self.family.text_model(model)
         text_type = self.text.config.model_type
@@ -142,13 +152,19 @@ class Model:
                 f"{self.role}: expected at most {self.window} positions (prompt, new tokens and "
                 f"slots), the sliding window of its text model, got {capacity}"
             )
+        is_float8 = self.cache_dtype == "fp8"
+        if is_float8 and not converts_from_float8(self.device):
+            raise ValueError(
+                "cache_dtype: expected a GPU of compute capability 8.9 or more for 'fp8', got "
+                f"{torch.cuda.get_device_name(self.device)}"
+            )
         return SlotCache(
             self.text.config,
             position_rows=self.family.position_rows,
             batch_size=batch_size,
             capacity=capacity,
             num_slots=num_slots,
-            dtype=self.text.dtype,
+            dtype=FLOAT8 if is_float8 else self.text.dtype,
             device=self.device,
         )
 
@@ -189,6 +205,11 @@ class Model:
             if is_first:
                 self._own.look()
             yield
+
+    def forget(self) -> None:
+        """Let go of what holds the model's weights besides itself; the next pass makes it anew."""
+        with self.held():
+            self._own.forget()
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -288,11 +309,18 @@ class Model:
         """
         made = self._own.made if self.watch.is_held else self.made
         head = self.hf.lm_head if head is None else head
-        if made.cpu is not None and made.cpu.takes(tokens.numel(), head):
+        is_float8 = cache.k_scale is not None
+        if made.cpu is not None and not is_float8 and made.cpu.takes(tokens.numel(), head):
             return StepOutput(*made.cpu.run(tokens, depths, ancestors, cache, scores, head))
         positions = slot_positions(cache, depths, tokens.shape)
         step = AttentionStep(
-            cache.kv_len, ancestors, cache.visual, scores, cache.plan, cache.workspace
+            cache.kv_len,
+            ancestors,
+            cache.visual,
+            scores,
+            cache.plan,
+            cache.workspace,
+            cache.scales(),
         )
         if made.plan is not None:
             hidden = own_pass(made.plan, tokens, positions, cache, step)

@@ -85,9 +85,12 @@ def own_layer(
     """One layer of `own_pass`, in place: `rows` `[B * S, H]`, `angles` two of `[B, S, D]`."""
 
     def attend(query: Tensor) -> Tensor:
-        return step.attend(query, cache.k[index], cache.v[index], layer.scaling)
+        return step.attend(index, query, cache.k[index], cache.v[index], layer.scaling)
 
-    attended = _attention(layer, index, rows, angles, cache.k, cache.v, cache.kv_len, attend)
+    if cache.k_scale is None:
+        attended = _attention(layer, index, rows, angles, cache.k, cache.v, cache.kv_len, attend)
+    else:
+        attended = _attention_in_float8(layer, index, rows, angles, cache, attend)
     layer.out.add_to(rows, attended)
     layer.mlp.add_to(rows, layer.post_norm)
 
@@ -108,12 +111,17 @@ def prompt_pass(
     """
     length, last = embeds.shape[1], len(plan.layers) - 1
     k, v = (x[:, sequence : sequence + 1] for x in (cache.k, cache.v))
+    is_float8 = cache.k_scale is not None
+    if is_float8:  # a prompt sees its keys and values as they are, a layer at a time
+        k, v = (embeds.new_empty((1, *x.shape[1:3], length, x.shape[4])) for x in (k, v))
     start = torch.zeros(1, dtype=torch.int32, device=embeds.device)
 
     def attend(index: int, scaling: float, query: Tensor) -> Tensor:
+        if is_float8:
+            cache.write_prompt(index, sequence, k[0, 0], v[0, 0])
         if index == last:
             query = query[:, :, -1:]
-        seen = (x[index, :, :, :length] for x in (k, v))
+        seen = (x[0 if is_float8 else index, :, :, :length] for x in (k, v))
         is_causal = query.shape[2] > 1
         return scaled_dot_product_attention(
             query, *seen, is_causal=is_causal, scale=scaling, enable_gqa=True
@@ -123,7 +131,8 @@ def prompt_pass(
     rows = embeds[0].clone()
     for index, layer in enumerate(plan.layers):
         seeing = partial(attend, index, layer.scaling)
-        attended = _attention(layer, index, rows, angles, k, v, start, seeing)
+        row = 0 if is_float8 else index
+        attended = _attention(layer, row, rows, angles, k, v, start, seeing)
         rows = rows[-1:].clone() if index == last else rows
         layer.out.add_to(rows, attended)
         layer.mlp.add_to(rows, layer.post_norm)
@@ -145,6 +154,26 @@ def _attention(
     qkv = layer.project(rows).unflatten(0, shape)
     query = ops.rotate_and_write(qkv, *angles, *layer.head_norms, k, v, index, kv_len)
     return attend(query).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _attention_in_float8(
+    layer: LayerPlan,
+    index: int,
+    rows: Tensor,
+    angles: tuple[Tensor, Tensor],
+    cache: SlotCache,
+    attend: Attend,
+) -> Tensor:
+    """The same with a float8 cache: keys and values of the slots become bytes on the way there."""
+    batch_size, num_slots = angles[0].shape[:2]
+    shape = (1, batch_size, cache.k.shape[2], num_slots, cache.k.shape[4])
+    k, v = rows.new_empty((2, *shape)).unbind()
+
+    def attend_behind(query: Tensor) -> Tensor:
+        cache.write(index, k[0], v[0])
+        return attend(query)
+
+    return _attention(layer, 0, rows, angles, k, v, cache.no_rows, attend_behind)
 
 
 def hf_pass(

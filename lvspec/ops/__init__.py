@@ -9,7 +9,7 @@ LVSPEC_BACKEND in the environment, read when this module is imported, forces a b
 `backends`.
 """
 
-from lvspec.ops import scaled_linear  # noqa: F401 (importing defines it)
+from lvspec.ops import float8, scaled_linear  # noqa: F401 (importing defines them)
 from lvspec.ops.accept import Rules, accept
 from lvspec.ops.accept_sampled import accept_sampled
 from lvspec.ops.append import append

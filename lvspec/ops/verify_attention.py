@@ -176,7 +176,8 @@ def _check_attention(
     check_heads(num_q_heads, num_kv_heads)
     for name, factor in (("k_scale", k_scale), ("v_scale", v_scale)):
         if factor is not None:
-            check(name, factor, (torch.float32,), (num_kv_heads,), device)
+            shape = (num_kv_heads,) if factor.dim() == 1 else (batch_size, num_kv_heads)
+            check(name, factor, (torch.float32,), shape, device)
         elif k_cache.dtype == _FP8:
             fail(name, f"a factor per KV head, for the cache is {names((_FP8,))}", None)
     _check_float8(k_cache)

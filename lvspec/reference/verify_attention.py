@@ -62,8 +62,8 @@ def verify_attention(
             anything.
         plan: Pieces from `plan_splits`. The result is the same up to rounding; whether a position
             is video is then read from the plan, for which everything behind the prompt is text.
-        k_scale: float32 `[Hkv]`, by which every number of `k_cache` is multiplied. Needed for a
-            float8 cache; None is 1.
+        k_scale: float32 `[Hkv]`, or `[B, Hkv]` for factors of every sequence's own, by which every
+            number of `k_cache` is multiplied. Needed for a float8 cache; None is 1.
         v_scale: The same for `v_cache`.
         scores: Whether to return `visual_mass` and `visual_peak`.
 
@@ -89,9 +89,9 @@ def verify_attention(
         keys = k_cache[sequence, :, :end].to(dtype)
         values = v_cache[sequence, :, :end].to(dtype)
         if k_scale is not None:
-            keys = keys * k_scale[:, None, None]
+            keys = keys * _of_heads(k_scale, sequence)
         if v_scale is not None:
-            values = values * v_scale[:, None, None]
+            values = values * _of_heads(v_scale, sequence)
         logits = torch.bmm(rows[sequence], keys.transpose(1, 2))  # [Hkv, group * S, end]
         on_tree = logits.view(num_kv_heads, group, num_slots, end)[..., length:]
         on_tree.masked_fill_(hidden[sequence, :, : end - length], -math.inf)
@@ -130,6 +130,11 @@ def _softmax(
         return out, lse, None, None
     on_video = weights.mul_((visual != 0).to(weights.dtype))
     return out, lse, on_video.sum(-1), on_video.amax(-1)
+
+
+def _of_heads(scale: torch.Tensor, sequence: int) -> torch.Tensor:
+    """Factors of a sequence's heads, `[Hkv, 1, 1]`."""
+    return (scale if scale.dim() == 1 else scale[sequence])[:, None, None]
 
 
 def _softmax_by_pieces(

@@ -4,13 +4,15 @@ Weights are ordinary ones with the attributes that torchao's have, so torchao is
 run through the same code in `test_quantization.py`.
 """
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lvspec.models import byte_linear
-from lvspec.models.byte_linear import MAX_ROWS, ByteLinear
+from lvspec.models.byte_linear import MAX_PACKED_ROWS, ByteLinear
+from lvspec.ops.scaled_linear import MAX_ROWS
 from lvspec.reference import scaled_linear
 
 INT8, FP8 = torch.int8, torch.float8_e4m3fn
@@ -21,8 +23,7 @@ def quantised(dtype, stored, *, outputs=96, size=128, with_bias=True):
     """A layer as torchao leaves it; its own product is of the expanded weights."""
     layer = nn.Linear(size, outputs, bias=with_bias, dtype=dtype)
     scale = layer.weight.detach().float().abs().amax(1, keepdim=True) / 127
-    numbers = layer.weight.detach().float() / scale
-    numbers = (numbers.round() if stored == INT8 else numbers).to(stored)
+    numbers = (layer.weight.detach().float() / scale).round().to(stored)
     layer.weight = nn.Parameter((numbers.float() * scale).to(dtype), requires_grad=False)
     layer.weight.qdata, layer.weight.scale = numbers, scale
     layer.weight.act_quant_kwargs = None
@@ -56,60 +57,55 @@ def check(layer, shape, dtype, kernels):
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(byte_linear, "active_backend", lambda device_type: "triton")
+    _as_with(monkeypatch, "triton")
 
 
 @pytest.fixture
 def as_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(byte_linear, "active_backend", lambda device_type: "cpp")
+    _as_with(monkeypatch, "cpp")
+
+
+def _as_with(monkeypatch, backend):
+    for module in ("lvspec.models.byte_linear", "lvspec.ops.scaled_linear"):
+        monkeypatch.setattr(sys.modules[module], "active_backend", lambda device_type: backend)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("stored", [INT8, FP8], ids=["int8", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_on_a_gpu(as_on_a_gpu, dtype, stored, with_bias):
-    layer = quantised(dtype, stored, with_bias=with_bias)
+def test_on_a_gpu(as_on_a_gpu, dtype, with_bias):
+    layer = quantised(dtype, INT8, with_bias=with_bias)
     ByteLinear.take_over(layer)
     assert type(layer) is ByteLinear
-    most = MAX_ROWS["scaled_linear"]
-    for shape in ((), (1, 1), (2, 3), (1, most)):
+    for shape in ((), (1, 1), (2, 3), (1, MAX_ROWS)):
         check(layer, shape, dtype, ["scaled_linear"])
-    check(layer, (1, most + 1), dtype, [])
+    check(layer, (1, MAX_ROWS + 1), dtype, [])
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_on_a_cpu(as_on_a_cpu, with_bias):
     layer = quantised(torch.bfloat16, INT8, with_bias=with_bias)
     ByteLinear.take_over(layer)
-    most = MAX_ROWS["int8pack"]
-    for shape in ((1, 1), (2, 3), (1, most)):
+    for shape in ((1, 1), (2, 3), (1, MAX_PACKED_ROWS)):
         check(layer, shape, torch.bfloat16, ["_weight_int8pack_mm"])
-    check(layer, (1, most + 1), torch.bfloat16, [])
+    check(layer, (1, MAX_PACKED_ROWS + 1), torch.bfloat16, [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_on_a_cpu_in_other_types(as_on_a_cpu, dtype):
+    layer = quantised(dtype, INT8)
+    ByteLinear.take_over(layer)
+    check(layer, (1, MAX_ROWS), dtype, ["scaled_linear"])
+    check(layer, (1, MAX_ROWS + 1), dtype, [])
 
 
 @pytest.mark.parametrize(
     ("dtype", "stored"),
-    [(torch.float32, INT8), (torch.float16, INT8), (torch.bfloat16, FP8)],
+    [(torch.float64, INT8), (torch.float32, FP8), (torch.bfloat16, FP8)],
 )
-def test_torch_has_no_other_kernel_on_a_cpu(as_on_a_cpu, dtype, stored):
+def test_what_has_no_kernel(as_on_a_cpu, dtype, stored):
     layer = quantised(dtype, stored)
     ByteLinear.take_over(layer)
     assert type(layer) is nn.Linear
-
-
-def test_chips_without_float8(as_on_a_gpu, monkeypatch):
-    monkeypatch.setattr(byte_linear, "_converts_from_float8", lambda device: False)
-    layers = {stored: quantised(torch.bfloat16, stored) for stored in (INT8, FP8)}
-    for layer in layers.values():
-        ByteLinear.take_over(layer)
-    assert type(layers[FP8]) is nn.Linear and type(layers[INT8]) is ByteLinear
-
-
-@pytest.mark.parametrize(("capability", "expected"), [((8, 0), False), ((8, 9), True)])
-def test_what_converts_from_float8(monkeypatch, capability, expected):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert byte_linear._converts_from_float8.__wrapped__(torch.device("cuda", 0)) == expected
-    assert byte_linear._converts_from_float8.__wrapped__(torch.device("cpu"))
 
 
 def test_a_layer_that_was_converted_since(as_on_a_gpu):

@@ -1,6 +1,6 @@
-"""quantize: a draft in fewer bytes. What decodes is the target, so its own tokens stay.
+"""quantize: a draft in fewer bytes, whose target's own tokens stay, and a target in fewer bytes.
 
-Most of it needs torchao, an optional requirement.
+int8 and int4 need torchao, an optional requirement. `test_float8_linear.py` has the layers of fp8.
 """
 
 import copy
@@ -16,6 +16,7 @@ from passes import assert_same, clip, step
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair, quantize
 from lvspec.models.byte_linear import ByteLinear
+from lvspec.models.float8_linear import Float8Linear
 from lvspec.models.head import draft_head
 from lvspec.models.model import Model, stored_bytes
 from lvspec.phases.draft.factory import cost_ratio_of_bytes, draft_source
@@ -25,8 +26,11 @@ KINDS = ["int8", "fp8"]
 
 
 @pytest.fixture
-def torchao():
-    return pytest.importorskip("torchao.quantization", reason="needs torchao (lvspec[quant])")
+def torchao(request):
+    """What is done by it needs it."""
+    given = getattr(request.node, "callspec", None)
+    if given is None or given.params.get("weights") != "fp8":
+        pytest.importorskip("torchao.quantization", reason="needs torchao (lvspec[quant])")
 
 
 @pytest.fixture
@@ -51,8 +55,8 @@ def test_what_is_quantised(torchao, draft, weights):
     assert len(names) == 2 * 7
     for name in names:
         ours, theirs = linears(draft)[name], linears(before)[name]
-        assert type(ours.weight) is not torch.nn.Parameter
-        assert ours.weight.dtype == torch.float32
+        assert (type(ours) is Float8Linear) == (weights == "fp8")
+        assert (type(ours.weight) is torch.nn.Parameter) == (weights == "fp8")
         x = torch.randn(2, 3, theirs.in_features)
         error = (ours(x) - theirs(x)).abs().max() / theirs(x).abs().max()
         assert 0 < error < {"int8": 0.02, "fp8": 0.08}[weights]
@@ -99,22 +103,17 @@ def test_narrow_models(torchao, draft, make_prompt, dtype):
     assert found.tokens.shape == (1, 30) and found.stats.tau > 3
 
 
-@pytest.mark.parametrize("weights", KINDS)
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_kernels_read_the_bytes(torchao, draft, monkeypatch, dtype, weights):
-    """What torchao makes is what kernels expect: of every layer on a GPU, of some on a CPU."""
-
-    def kinds():
-        model = quantize(copy.deepcopy(draft).to(dtype), weights)
-        return {type(layer) for layer in (*linears(model).values(), model.lm_head)}
-
+def test_kernels_read_the_bytes(torchao, draft, monkeypatch, dtype, backend):
+    """What torchao makes is what kernels expect."""
     with monkeypatch.context() as patches:
-        patches.setattr("lvspec.models.byte_linear.active_backend", lambda device_type: "cpp")
-        is_fast = (dtype, weights) == (torch.bfloat16, "int8")
-        assert kinds() == {ByteLinear if is_fast else torch.nn.Linear}
-        patches.setattr("lvspec.models.byte_linear.active_backend", lambda device_type: "triton")
-        assert kinds() == {ByteLinear}
-        ours = quantize(draft.to(dtype), weights).lm_head
+        for name in ("lvspec.models.byte_linear", "lvspec.ops.scaled_linear"):
+            patches.setattr(sys.modules[name], "active_backend", lambda device_type: backend)
+        model = quantize(draft.to(dtype), "int8")
+        layers = (*linears(model).values(), model.lm_head)
+        assert {type(layer) for layer in layers} == {ByteLinear}
+        ours = model.lm_head
         theirs = copy.deepcopy(ours)
         theirs.__class__ = torch.nn.Linear
         x = torch.randn(1, 3, 256, dtype=dtype)
@@ -211,8 +210,9 @@ def test_load_pair(torchao, random_pair_folders, random_pair, make_prompt, hf_gr
     assert found.tokens[0].tolist() == hf_greedy(random_pair[0], prompt, 30)
 
 
-def test_twice(torchao, draft):
-    quantize(draft, "int8")
+@pytest.mark.parametrize("weights", KINDS)
+def test_twice(torchao, draft, weights):
+    quantize(draft, weights)
     with pytest.raises(
         ValueError, match="^model: expected weights that are not quantised yet, got"
     ):
@@ -267,7 +267,6 @@ def fake_torchao(monkeypatch):
     ("weights", "name"),
     [
         ("int8", "Int8WeightOnlyConfig"),
-        ("fp8", "Float8WeightOnlyConfig"),
         ("int4", "Int4WeightOnlyConfig"),
     ],
 )

@@ -336,14 +336,17 @@ def test_many_pieces_and_blocks(with_plan):
 
 
 @pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("of_sequences", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES[:2])
-def test_float8_cache(dtype, paged):
+def test_float8_cache(dtype, of_sequences, paged):
     """The same as with a cache of the numbers that the float8 ones and their factors stand for."""
     q, k_cache, v_cache, *rest = problem(2, 6, 2, 5, 42, 16, torch.float32)
     q = q.to(dtype)
     factors = torch.tensor([0.5, 2.0]), torch.tensor([4.0, 0.25])
+    if of_sequences:
+        factors = tuple(torch.stack((factor, 3 * factor)) for factor in factors)
     stored = [(cache * 8).to(torch.float8_e4m3fn) for cache in (k_cache, v_cache)]
-    meant = [x.double() * factor[:, None, None] for x, factor in zip(stored, factors)]
+    meant = [x.double() * factor[..., None, None] for x, factor in zip(stored, factors)]
     exact = eager(q.double(), *meant, *rest)
     peer = eager(q, *(x.to(dtype) for x in meant), *rest)
     table = None
@@ -364,6 +367,8 @@ def test_float8_cache_needs_factors():
         ops.verify_attention(q, *stored, *rest)
     with pytest.raises(ValueError, match=r"v_scale: expected shape \(1,\), got \(2,\)"):
         ops.verify_attention(q, *stored, *rest, k_scale=torch.ones(1), v_scale=torch.ones(2))
+    with pytest.raises(ValueError, match=r"k_scale: expected shape \(1, 1\), got \(2, 1\)"):
+        ops.verify_attention(q, *stored, *rest, k_scale=torch.ones(2, 1), v_scale=torch.ones(1))
 
 
 def splits(plan, sequence, pieces):

@@ -100,6 +100,7 @@ def prompt_importance(model: Model, prompt: Tensor, cache: SlotCache, sequence: 
         chain_ancestors(rows, batch_size=1, device=prompt.device),
         visual,
         scores=False,
+        scales=cache.scales(one),
         importance=torch.zeros(
             visual.shape,
             dtype=torch.float64 if cache.k.dtype == torch.float64 else torch.float32,
