@@ -9,7 +9,7 @@ from lvspec.models.model import Model
 
 
 def release(model: PreTrainedModel) -> None:
-    """Give up what lvspec keeps of a model: its plan, copies of weights, weights that stand together.
+    """Give up what is kept of a model: its plan, copies of weights, weights that stand together.
 
     Needed by whoever wants the memory of the copies back, or parameters that have memory of their
     own (on a GPU, those of products that are computed together are views of one tensor: their
