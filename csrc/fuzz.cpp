@@ -484,7 +484,7 @@ void fuzz_write_kv(Random& random) {
   a.batch_size = random.between(1, 3), a.num_kv_heads = random.between(1, 3);
   a.num_slots = any_size(random, 20), a.head_dim = any_size(random, 70);
   a.capacity = a.num_slots + random.between(0, 30);
-  Array kv_len = integers<int32_t>(random, {a.batch_size}, false, 0, a.capacity - a.num_slots);
+  Array kv_len = integers<int32_t>(random, {a.batch_size}, false, -25, a.capacity + 5);
   const Shape slots = {a.batch_size, a.num_kv_heads, a.num_slots, a.head_dim};
   const Shape rows = {a.batch_size, a.num_kv_heads, a.capacity, a.head_dim};
   Array k = heads(random, type, slots), v = heads(random, type, slots);

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lvspec.evaluation.evaluate import evaluate
     from lvspec.models.loading import Pair, load_pair
     from lvspec.models.quantize import quantize
+    from lvspec.models.release import release
     from lvspec.phases.draft.vocabulary import frequent_tokens
     from lvspec.policy import AcceptancePolicy
     from lvspec.profile import Profile
@@ -48,6 +49,7 @@ _HOMES = {
     "generate_many": "engine.api",
     "load_pair": "models.loading",
     "quantize": "models.quantize",
+    "release": "models.release",
     "report": "reporting.report",
 }
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "generate_many",
     "load_pair",
     "quantize",
+    "release",
     "report",
 ]
 

@@ -217,6 +217,10 @@ class Model:
         with self.held(), lvspec_attention_on(self.text):
             yield
 
+    def forget(self) -> None:
+        """Give up what was made for the model, and undo what was done to its weights."""
+        self._own.forget()
+
     @property
     def made(self) -> Made:
         """The plan that passes follow, or why they are HF's."""
