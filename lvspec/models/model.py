@@ -206,11 +206,6 @@ class Model:
                 self._own.look()
             yield
 
-    def forget(self) -> None:
-        """Let go of what holds the model's weights besides itself; the next pass makes it anew."""
-        with self.held():
-            self._own.forget()
-
     @contextmanager
     def active(self) -> Iterator[None]:
         """A context for steps, entered once for many: nobody else uses the model."""

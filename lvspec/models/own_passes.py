@@ -105,10 +105,6 @@ class OwnPasses:
             made[self._watch.revision] = found  # where weights were moved it is another state
         return made[self._watch.revision]
 
-    def forget(self) -> None:
-        """Let go of all that was made: plans hold weights."""
-        self._known.made.clear()
-
     def look(self) -> None:
         """See to it that nothing is used that was copied from weights of before."""
         made = self._known.made.get(self._watch.revision)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lvspec.models.byte_linear import ByteLinear
 from lvspec.models.float8_linear import Float8Linear
 from lvspec.models.model import Model
+from lvspec.models.release import release
 
 Weights = Literal["int8", "int4", "fp8"]
 WEIGHTS: tuple[Weights, ...] = ("int8", "int4", "fp8")
@@ -68,8 +69,7 @@ def quantize(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
-    whole = Model(model, "model")
-    text = whole.text
+    text = Model(model, "model").text
     layers = {name: part for name, part in text.named_modules() if isinstance(part, nn.Linear)}
     if head and weights != "int4":
         layers["lm_head"] = model.lm_head
@@ -79,7 +79,7 @@ def quantize(
     if weights == "int4":
         _check_int4(model.dtype, device, layers)
     quantize_layer = Float8Linear.take_over if weights == "fp8" else _by_torchao(weights)
-    whole.forget()  # plans of passes before hold the weights
+    release(model)  # plans of passes before hold the weights
     for layer in layers.values():
         quantize_layer(layer.to(device))
     return model.to(device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lvspec.ops.backends import active_backend, float_dtypes
+from lvspec.ops.backends import float_dtypes
 from lvspec.ops.registry import define
 from lvspec.reference import float8
 
@@ -24,10 +24,9 @@ def write_float8(
     layer: int,
     kv_len: Tensor,
 ) -> None:
-    """The backend's, where it takes the dtype of `keys`."""
-    device_type = keys.device.type
-    is_kernel = active_backend(device_type) == "triton" and keys.dtype in float_dtypes(device_type)
-    run = torch.ops.lvspec.write_float8 if is_kernel else float8.write_float8
+    """The specification for keys of a dtype that the backend does not take."""
+    is_taken = keys.dtype in float_dtypes(keys.device.type)
+    run = torch.ops.lvspec.write_float8 if is_taken else float8.write_float8
     run(keys, values, k_scale, v_scale, k_cache, v_cache, layer, kv_len)
 
 

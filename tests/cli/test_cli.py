@@ -304,6 +304,20 @@ def test_quantised_draft(lvspec, tmp_path):
     assert document["draft_weights"] == "int8"
 
 
+def test_target_in_fp8(lvspec, tmp_path):
+    """With the caches, by two drafters: its own words, and the file says what it was."""
+    options = ["--target-weights", "fp8", "--cache-dtype", "fp8", "--json", tmp_path / "out.json"]
+    said = set()
+    drafted = ["--policy", "strict", "--draft-weights", "fp8"]
+    for given in ((drafted, {}), (["--no-draft"], {"draft": None})):
+        code = lvspec(*options, *given[0], **given[1])[0]
+        document = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+        assert code == 0 and document["target_weights"] == "fp8"
+        assert document["config"]["cache_dtype"] == "fp8"
+        said.add(tuple(document["results"][0]["tokens"]))
+    assert len(said) == 1
+
+
 def test_quantised_draft_without_torchao(lvspec, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     result = lvspec("--draft-weights", "int8")

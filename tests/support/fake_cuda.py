@@ -80,6 +80,7 @@ def trust_plans():
 def main(names, *folders):
     trust_plans()
     torch.cuda.Event = lambda **kwargs: _Event()
+    torch.cuda.get_device_capability = lambda device: (9, 0)
     Roles._on_device = lambda self: nullcontext()
     for kind in (nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d, nn.LayerNorm):
         kind.reset_parameters = lambda self: None

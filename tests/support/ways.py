@@ -14,6 +14,7 @@ WAYS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "skip tree": ("model", {"tree": SkipTree(3, 7)}),
     "anchor stop": ("model", {"stop_at_unsure_anchors": 0.7}),
     "n-grams for the draft": ("model", {"draft_ngram": 2, "draft_passes": 3}),
+    "float8 caches": ("model", {"cache_dtype": "fp8", "tree": "specvlm"}),
     "self": ("self", {"draft_keep": 0.5}),
     "n-grams": ("ngram", {}),
     "sampling": ("model", {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "seed": 1}),
