@@ -7,7 +7,7 @@ step is that pass over a few slots with explicit positions and a `SlotCache`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lvspec.config import Fuse
 from lvspec.models.attention import AttentionStep, lvspec_attention_on
 from lvspec.models.cache import SlotCache
+from lvspec.models.cpu_pass import max_rows
 from lvspec.models.families import check_family
 from lvspec.models.head import DraftHead
 from lvspec.models.hf_names import CACHE, CACHE_NAMES
@@ -34,6 +35,9 @@ from lvspec.models.watch import watch_of
 
 MADE_HERE = ("position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
+
+RunChain = Callable[..., Tensor]
+"""`CpuPass.chain`."""
 
 _STATE_OF_PROMPTS = ("rope_deltas",)
 
@@ -232,7 +236,7 @@ class Model:
         if self.length_limit is not None:
             last = max(int(positions.max()), int(positions[..., -1].max()) + following)
             self.check_length(last + 1)
-        with self._reading(cache, sequence):
+        with self._reading(cache, sequence, ids.shape[1]):
             output = self.hf(
                 **{name: value for name, value in inputs.items() if name not in not_passed},
                 position_ids=as_hf_takes_them(positions),
@@ -247,7 +251,7 @@ class Model:
         return output.logits[:, -1]
 
     @contextmanager
-    def _reading(self, cache: SlotCache, sequence: int) -> Iterator[None]:
+    def _reading(self, cache: SlotCache, sequence: int, num_rows: int) -> Iterator[None]:
         """A context for HF's forward over a prompt, which leaves nothing behind on the model."""
         state = vars(self.hf.model)
         # What HF's own loop would go on with, be it from a call of the user's before this one.
@@ -260,15 +264,27 @@ class Model:
                         "than its class: they see prompts, but not the passes behind them, which "
                         "are of the text model and the head"
                     )
-            plan = self._own.made.plan
+            made = self._own.made
             try:
-                if plan is None:
+                if made.plan is None:
                     yield
                 else:
-                    with prompts_read_by(plan, cache, sequence):
+                    is_short = made.cpu is not None and num_rows <= max_rows()
+                    read = made.cpu.read if is_short else None
+                    with prompts_read_by(made.plan, cache, sequence, read):
                         yield
             finally:
                 state.update(kept)
+
+    def chain(self, rows: int, head: DraftHead) -> RunChain | None:
+        """All passes of a greedy chain as one operation, where there is one for this model.
+
+        Args:
+            rows: Of the first pass.
+            head: Makes the logits.
+        """
+        cpu = (self._own.made if self.watch.is_held else self.made).cpu
+        return cpu.chain if cpu is not None and cpu.takes(rows, head) else None
 
     def step(
         self,

@@ -28,6 +28,9 @@ from lvspec.models.plan import DecoderPlan, LayerPlan, as_hf_takes_them
 Attend = Callable[[Tensor], Tensor]
 """Attention of turned queries, `[B, Hq, S, D]` both."""
 
+ReadPrompt = Callable[[Tensor, Tensor, SlotCache, int], Tensor]
+"""What the last layer gets, `[T, H]`; the arguments are those of `prompt_pass` behind the plan."""
+
 _OF_PROMPTS = frozenset({"use_cache", "attention_mask", "cache_position", "return_dict"})
 """What HF hands to a text model that reads a prompt and that is no part of what is computed."""
 
@@ -93,7 +96,12 @@ def own_layer(
 
 
 def prompt_pass(
-    plan: DecoderPlan, embeds: Tensor, positions: Tensor, cache: SlotCache, sequence: int
+    plan: DecoderPlan,
+    embeds: Tensor,
+    positions: Tensor,
+    cache: SlotCache,
+    sequence: int,
+    read: ReadPrompt | None = None,
 ) -> Tensor:
     """The text model over the prompt of one sequence, into its place: `[1, 1, H]`, the last row.
 
@@ -105,6 +113,7 @@ def prompt_pass(
         positions: int64 `[R, 1, T]`.
         cache: Takes its keys and values.
         sequence: The place.
+        read: Runs all layers but the last; None: as operations.
     """
     length, last = embeds.shape[1], len(plan.layers) - 1
     k, v = (x[:, sequence : sequence + 1] for x in (cache.k, cache.v))
@@ -120,8 +129,12 @@ def prompt_pass(
         )
 
     angles = plan.angles(positions, embeds)
-    rows = embeds[0].clone()
-    for index, layer in enumerate(plan.layers):
+    if read is None or last == 0:
+        done, rows = 0, embeds[0].clone()
+    else:
+        done, rows = last, read(embeds, positions, cache, sequence)
+    for index in range(done, last + 1):
+        layer = plan.layers[index]
         seeing = partial(attend, index, layer.scaling)
         attended = _attention(layer, index, rows, angles, k, v, start, seeing)
         rows = rows[-1:].clone() if index == last else rows
@@ -167,7 +180,9 @@ def hf_pass(
 
 
 @contextmanager
-def prompts_read_by(plan: DecoderPlan, cache: SlotCache, sequence: int) -> Iterator[None]:
+def prompts_read_by(
+    plan: DecoderPlan, cache: SlotCache, sequence: int, read: ReadPrompt | None
+) -> Iterator[None]:
     """A context in which HF's forward of the whole model has its prompt read by `prompt_pass`.
 
     The text model is called with embeddings, features in their places: that is the boundary. What
@@ -190,7 +205,7 @@ def prompts_read_by(plan: DecoderPlan, cache: SlotCache, sequence: int) -> Itera
             )
         embeds = plan.embed(input_ids) if inputs_embeds is None else inputs_embeds
         positions = position_ids[None] if position_ids.dim() == 2 else position_ids
-        last = prompt_pass(plan, embeds, positions, cache, sequence)
+        last = prompt_pass(plan, embeds, positions, cache, sequence, read)
         return BaseModelOutputWithPast(last_hidden_state=last)
 
     vars(text)["forward"] = forward
