@@ -23,6 +23,7 @@ from lvspec.models.families import check_family
 from lvspec.models.head import DraftHead
 from lvspec.models.hf_names import CACHE, CACHE_NAMES
 from lvspec.models.own_passes import Made, OwnPasses
+from lvspec.models.patch_embedding import patches_multiplied
 from lvspec.models.plan import as_hf_takes_them
 from lvspec.models.text_pass import (
     StepOutput,
@@ -271,7 +272,8 @@ class Model:
                 else:
                     is_short = made.cpu is not None and num_rows <= max_rows()
                     read = made.cpu.read if is_short else None
-                    with prompts_read_by(made.plan, cache, sequence, read):
+                    reading = prompts_read_by(made.plan, cache, sequence, read)
+                    with patches_multiplied(self.hf), reading:
                         yield
             finally:
                 state.update(kept)

@@ -8,7 +8,10 @@ from lvspec.phases.accept import root_alone
 from lvspec.policy import AcceptancePolicy
 
 
-@pytest.mark.parametrize("preset", ["strict", "lvspec", "fly", "typical", "relaxed", "random_relaxation"])
+PRESETS = ["strict", "lvspec", "fly", "typical", "relaxed", "random_relaxation"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -float("inf")])
 def test_a_root_alone_is_what_the_operation_makes_of_it(preset, bad):
     """Autoregression does without `ops.accept`, whatever its policy; also where logits are bad."""
