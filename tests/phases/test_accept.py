@@ -7,7 +7,6 @@ from lvspec import ops, tree
 from lvspec.phases.accept import root_alone
 from lvspec.policy import AcceptancePolicy
 
-
 PRESETS = ["strict", "lvspec", "fly", "typical", "relaxed", "random_relaxation"]
 
 
