@@ -5,8 +5,6 @@ As on CUDA devices, but by the specifications of the Triton kernels, which are c
 """
 
 import copy
-import json
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -419,15 +417,3 @@ def test_regions_of_the_compiler_that_is_used(random_pair, make_prompt):
     pair, prompt = [copy.deepcopy(random_pair[0])] * 2, make_prompt(5, ("video", 2, 6, 4), 3)
     expected = decode(pair, prompt, "none")
     assert torch.equal(decode(pair, prompt, "compile").tokens, expected.tokens)
-
-
-@pytest.mark.slow
-def test_kernels_of_a_layer(tmp_path):
-    """Counted in Triton's interpreter: what bench/limits.py takes them for."""
-    path = tmp_path / "launches.json"
-    command = [sys.executable, BENCH / "launches.py", "--json", path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    results = json.loads(path.read_text())
-    assert results["kernels"]["a layer"] == 14 and results["kernels"]["besides"] == 6
-    assert results["none"]["a layer"] > 2.5 * results["kernels"]["a layer"]
