@@ -3,12 +3,16 @@
     python bench/limits.py [--target qwen2.5-vl-7b] [--draft qwen2.5-vl-3b] [--gpu h200]
         [--context 16384] [--batch 1] [--gamma 12] [--tau 10] [--gpus 1] [--json FILE]
     python bench/limits.py --measured bench/results/cuda-e2e.json
+    python bench/limits.py --predict [--pair qwen-32b-3b ...] [--json FILE]
 
 Without options a table of the pairs that matter. Nothing here is measured: bandwidths are the
 makers' figures, and what a launch, a reduction and the overlap of work really cost is for a
 profile to say. With `--measured` rows of `e2e.py` stand beside what this model says of them at the
 bandwidth of their run. An iteration moves `gamma * draft + target` bytes, autoregression `target`
 bytes a token, so with the same kernels the speed-up is `tau * target / (gamma * draft + target)`.
+
+With `--predict` the kernels of every pair's iteration are counted (`launches.py`), and each is
+taken to cost `KERNEL_SECONDS` beside its bytes: what is expected before anything is measured.
 
 With `--gpus n` weights and caches are divided among n GPUs (tensor parallel): every pass then reads
 1/n of the bytes and reduces its activations twice a layer.
@@ -22,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import script
+from measuring.text_tables import describe
 from ops.cases import LLAVA_05B, LLAVA_7B, LLAVA_72B, QWEN_3B, QWEN_7B, QWEN_32B, Shape
 from rich.console import Console
 from rich.table import Table
@@ -60,12 +65,17 @@ PAIRS = (
     (LLAVA_7B, LLAVA_05B),
     (LLAVA_72B, LLAVA_7B),
 )
+PREDICTED = ["qwen-32b-3b", "qwen-32b-7b", "qwen-7b-3b", "llava-7b-0.5b", "llava-72b-7b"]
+"""Pairs of `--predict`: the one with most to gain first."""
 LAUNCHES_PER_LAYER = {"none": 41, "kernels": 14, "compile": 14}
 """Kernels of one decoder layer in a pass of one slot, by `DecodeConfig.fuse`, as `launches.py`
 counts them; of "compile", which it does not count, as many are taken as of "kernels"."""
 LAUNCHES_PER_PASS = {"none": 28, "kernels": 6, "compile": 6}
 """Those beside the layers."""
 ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
+KERNEL_SECONDS = 3.4e-6
+"""What a kernel of a graph costs besides its bytes: it fills, it drains, and a gap follows. By
+hand, of a one-slot layer of the 3B draft: 87 us for bytes of 40 us, in 14 kernels."""
 LAUNCHES_PER_ITERATION = 40
 """Statistics, acceptance, commit and what makes slots."""
 
@@ -187,6 +197,71 @@ def best_gamma(setting: Setting, acceptance: float) -> tuple[int, float]:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What is expected of an iteration; milliseconds.
+
+    Attributes:
+        limit_ms, alone_limit_ms: Bytes over bandwidth, of an iteration and of a token alone.
+        kernels, alone_kernels: As `launches.py` counts them.
+        estimate_ms, alone_ms: Both together.
+        tau_for_2x, tau_for_3x: What must be accepted for these speed-ups by the estimate; more
+            than gamma + 1 cannot be.
+    """
+
+    limit_ms: float
+    kernels: int
+    estimate_ms: float
+    alone_limit_ms: float
+    alone_kernels: int
+    alone_ms: float
+    tau_for_2x: float
+    tau_for_3x: float
+    fits: bool
+
+
+def predict(setting: Setting, kernels: int, alone_kernels: int) -> Prediction:
+    """What both the bytes and the number of kernels say."""
+    best = limit(replace(setting, gap=0.0))
+    estimate = best.iteration_ms + 1e3 * KERNEL_SECONDS * kernels
+    alone = best.autoregression_ms + 1e3 * KERNEL_SECONDS * alone_kernels
+    return Prediction(
+        limit_ms=best.iteration_ms,
+        kernels=kernels,
+        estimate_ms=estimate,
+        alone_limit_ms=best.autoregression_ms,
+        alone_kernels=alone_kernels,
+        alone_ms=alone,
+        tau_for_2x=2 * estimate / alone,
+        tau_for_3x=3 * estimate / alone,
+        fits=best.fits,
+    )
+
+
+def predictions(names: list[str], contexts: list[int], gamma: int, gpu: Gpu) -> dict[str, Any]:
+    """The document of `--predict`, its rows by pair and context."""
+    from launches import launches_of  # which needs models, and tensors that have no data
+    from pairs.pairs import PAIRS as MEASURED
+
+    rows = []
+    for name in names:
+        pair = MEASURED[name]
+        counted = launches_of(pair, gamma)
+        for context in contexts:
+            setting = Setting(pair.target, pair.draft, gpu, context=context, gamma=gamma)
+            found = predict(setting, counted.iteration, counted.alone)
+            which = {"pair": name, "label": pair.label, "context": context}
+            rows.append({**which, **asdict(found), "parts": counted.parts})
+    return {
+        "kind": "predictions",
+        "gpu": gpu.name,
+        "gb_per_s": gpu.bandwidth / 1e9,
+        "gamma": gamma,
+        "kernel_us": 1e6 * KERNEL_SECONDS,
+        "rows": rows,
+    }
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A measured row beside what is predicted of it, milliseconds."""
 
@@ -246,6 +321,8 @@ def print_comparison(document: dict[str, Any]) -> None:
 def main() -> int:
     parser = script.parser_of(__doc__)
     parser.add_argument("--measured", type=Path, help="JSON of e2e.py to compare with")
+    parser.add_argument("--predict", action="store_true", help="limits and kernels of pairs")
+    parser.add_argument("--pair", nargs="+", default=PREDICTED, help="of bench/pairs/pairs.py")
     parser.add_argument("--fuse", choices=LAUNCHES_PER_LAYER, default="kernels")
     parser.add_argument("--target", choices=MODELS)
     parser.add_argument("--draft", choices=MODELS)
@@ -259,6 +336,12 @@ def main() -> int:
     arguments = script.begin(parser)
     if arguments.measured:
         print_comparison(json.loads(arguments.measured.read_text()))
+        return 0
+    if arguments.predict:
+        gpu = GPUS[arguments.gpu]
+        document = predictions(arguments.pair, arguments.context, arguments.gamma, gpu)
+        print("\n".join(describe(document)))
+        script.finish(arguments, document)
         return 0
     if (arguments.target is None) != (arguments.draft is None):
         parser.error("--target and --draft: expected both or neither")

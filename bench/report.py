@@ -5,8 +5,8 @@
     python bench/report.py --check           exit code 1 if the tables are not up to date
 
 A table stands there between `<!-- table: NAME -->` and `<!-- end of table -->`. The tables named in
-`TABLES` are made of `bench/results/cuda-*.json`, as `gpu.sh` writes them; where there is
-none, and where a row has no figure, they say "not measured".
+`TABLES` are made of `bench/results/cuda-*.json`, as `gpu.sh` writes them, and of `predictions.json`
+there; where there is none, and where a row has no figure, they say "not measured".
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ Document = dict[str, Any]
 
 
 def load(folder: Path) -> list[Document]:
-    """The JSON of a GPU in a folder, by name."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("cuda-*.json"))]
+    """The JSON of a GPU in a folder, by name, and what was predicted of it."""
+    paths = [*sorted(folder.glob("cuda-*.json")), *folder.glob("predictions.json")]
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def of_kind(documents: Iterable[Document], kind: str) -> list[Document]:
@@ -181,10 +182,10 @@ def embedded_table(documents: list[Document]) -> list[str]:
 
 
 def profile_table(documents: list[Document]) -> list[str]:
-    headings = (*_ROW, "gaps within an iteration", "kernels", "most time")
+    headings = (*_ROW, "gaps within an iteration", "kernels", "expected", "most time")
     found = of_kind(documents, "profile")
     if not found:
-        return markdown(headings, [[NOT_MEASURED, *[""] * 6]])
+        return markdown(headings, [[NOT_MEASURED, *[""] * 7]])
     rows = []
     for document in found:
         device, gaps = document["environment"]["device_name"], document["gaps"]
@@ -195,7 +196,40 @@ def profile_table(documents: list[Document]) -> list[str]:
                 *_names({**document, "device": device}),
                 NOT_MEASURED if within is None else f"{within:.1%}",
                 NOT_MEASURED if count is None else f"{count:.0f}",
+                str(document.get("expected_kernels") or "-"),
                 "; ".join(most) or NOT_MEASURED,
+            ]
+        )
+    return markdown(headings, rows)
+
+
+def predictions_table(documents: list[Document]) -> list[str]:
+    """What is expected, beside what was measured at the same size."""
+    headings = ("target <- draft", "context", "byte limit, ms", "kernels", "expected ms")
+    headings += ("of its limit", "a token alone", "tau for 2x", "tau for 3x", "measured ms")
+    found = of_kind(documents, "predictions")
+    if not found:
+        return markdown(headings, [[NOT_MEASURED, *[""] * 9]])
+    measured = {
+        (row["pair"], row["context"]): row["methods"]
+        for row in pair_rows(documents)
+        if row["batch"] == 1 and "not_measured" not in row
+    }
+    most = found[-1]["gamma"] + 1
+    rows = []
+    for row in found[-1]["rows"]:
+        taus = (row["tau_for_2x"], row["tau_for_3x"])
+        rows.append(
+            [
+                row["label"] + ("" if row["fits"] else " (does not fit)"),
+                str(row["context"]),
+                f"{row['limit_ms']:.1f}",
+                str(row["kernels"]),
+                f"{row['estimate_ms']:.1f}",
+                f"{row['estimate_ms'] / row['limit_ms']:.2f}x",
+                f"{row['alone_ms']:.1f}",
+                *(f"{tau:.1f}" if tau <= most else f"- ({tau:.1f})" for tau in taus),
+                _ms(measured.get((row["pair"], row["context"]), {}), "lvspec"),
             ]
         )
     return markdown(headings, rows)
@@ -206,6 +240,7 @@ TABLES: dict[str, Callable[[list[Document]], list[str]]] = {
     "gpu-peers": peers_table,
     "gpu-embedded": embedded_table,
     "gpu-profile": profile_table,
+    "predictions": predictions_table,
 }
 
 

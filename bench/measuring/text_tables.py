@@ -125,6 +125,25 @@ def profile(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def predictions(document: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{document['gpu']}, {document['gb_per_s']:.0f} GB/s, gamma {document['gamma']}, "
+        f"{document['kernel_us']:.1f} us a kernel: nothing of this is measured",
+        f"{'target <- draft':58} context   limit kernels estimate   alone    2x    3x",
+    ]
+    for row in document["rows"]:
+        lines.append(
+            f"{row['label']:58} {row['context']:7} {row['limit_ms']:7.1f} {row['kernels']:7} "
+            f"{row['estimate_ms']:8.1f} {row['alone_ms']:7.1f} {row['tau_for_2x']:5.1f} "
+            f"{row['tau_for_3x']:5.1f}{'' if row['fits'] else '  does not fit'}"
+        )
+    return lines
+
+
+def facts(document: dict[str, Any]) -> list[str]:
+    return [f"{name:20} {value}" for name, value in document["limits"].items()]
+
+
 def _us(milliseconds: float | None) -> str:
     if milliseconds is None:
         return "-"
@@ -140,7 +159,8 @@ def describe(document: dict[str, Any]) -> list[str]:
     """
     if "benchmarks" in document:
         return microbenchmarks(document)
-    kinds = {"e2e": end_to_end, "profile": profile}
+    kinds = {"e2e": end_to_end, "profile": profile, "predictions": predictions}
+    kinds["facts"] = facts
     if document.get("kind") in kinds:
         return kinds[document["kind"]](document)
     if "rows" in document:

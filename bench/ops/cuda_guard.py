@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import shutil
 import subprocess
 import tempfile
@@ -42,6 +43,7 @@ def build_guard(folder: Path) -> Path | None:
     return library
 
 
+@functools.cache
 def accept_cuda() -> None:
     """From now on this process makes tensors without data on CUDA.
 
