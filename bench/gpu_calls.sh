@@ -71,7 +71,7 @@ first() { # in the rehearsal 17, 32, 39, 45, 49 and 21 s
     micro verify_attention 40 bench/ops/bench_verify_attention.py --no-peers
 }
 
-second() { # 62, 57, 211 (one process) and 87 s; the profile as in the first call
+second() { # 62, 57, 211 (one process) and 87 s; its profile was not rehearsed to its end
     py "e2e, 32B <- 3B" 80 e2e.py pairs --pair "$(pair qwen-32b-3b)" --context $context --batch 1 \
         --no-peers --budget 65 "${cpu[@]}" --json "$(json e2e)"
     py "e2e, 7B <- 3B, peers" 80 e2e.py pairs --pair "$(pair qwen-7b-3b)" --context $context \
