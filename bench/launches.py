@@ -75,8 +75,8 @@ def count(pair: Pair, *, drafts: bool = True, **fields: Any) -> tuple[Counter[st
         counts[kernel.__name__] += 1
 
     options = {"launched": launched, "seen": seen, "drafts": drafts}
-    engine = run_iteration(pair, context=CONTEXT, **options, **fields)
-    return counts, engine.parts
+    parts = run_iteration(pair, context=CONTEXT, **options, **fields)
+    return counts, parts
 
 
 def with_layers(pair: Pair, target: int, draft: int) -> Pair:

@@ -67,10 +67,10 @@ PAIRS = (
 )
 PREDICTED = ["qwen-32b-3b", "qwen-32b-7b", "qwen-7b-3b", "llava-7b-0.5b", "llava-72b-7b"]
 """Pairs of `--predict`: the one with most to gain first."""
-LAUNCHES_PER_LAYER = {"none": 41, "kernels": 14, "compile": 14}
+LAUNCHES_PER_LAYER = {"none": 41, "kernels": 7}
 """Kernels of one decoder layer in a pass of one slot, by `DecodeConfig.fuse`, as `launches.py`
-counts them; of "compile", which it does not count, as many are taken as of "kernels"."""
-LAUNCHES_PER_PASS = {"none": 28, "kernels": 6, "compile": 6}
+counts them."""
+LAUNCHES_PER_PASS = {"none": 28, "kernels": 6}
 """Those beside the layers."""
 ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 KERNEL_SECONDS = 3.4e-6

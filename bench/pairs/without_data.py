@@ -178,7 +178,7 @@ def run_iteration(
     device_class: str = "sm90",
     drafts: bool = True,
     **fields: Any,
-) -> Engine:
+) -> dict[str, dict[str, int]]:
     """One iteration of a pair in bfloat16 behind a prompt, as `e2e.py` measures it.
 
     Args:
@@ -193,7 +193,7 @@ def run_iteration(
         **fields: Of `DecodeConfig`; of static trees there is "specvlm".
 
     Returns:
-        The engine behind it.
+        What of the models is lvspec's, as `DecodeStats.parts`.
 
     Raises:
         RuntimeError: torch has no CUDA and there is no C++ compiler.
@@ -208,9 +208,10 @@ def run_iteration(
             engine = _engine(pair, config, context, batch_size, drafts)
             with engine.attention():
                 engine.run_phases()  # makes what is made once
-        with launching(launched, device_class), engine.attention(), OnDevice(seen):
-            engine.run_phases()
-    return engine
+        with launching(launched, device_class), engine.attention():
+            with OnDevice(seen):
+                engine.run_phases()
+            return engine.parts
 
 
 def _engine(
