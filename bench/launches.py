@@ -31,24 +31,49 @@ CONTEXT = 1024
 
 
 @dataclass(frozen=True)
+class Counted:
+    """Kernels of one iteration of a pair.
+
+    Attributes:
+        kernels: By name.
+        early: How many of them have a launch before the one ahead has ended (`kernels/launch.py`).
+        parts: As `DecodeStats.parts`, of both models.
+    """
+
+    kernels: Counter[str]
+    early: int
+    parts: Parts
+
+    @property
+    def total(self) -> int:
+        return self.kernels.total()
+
+
+@dataclass(frozen=True)
 class Launches:
     """Kernels of an iteration, and of one of autoregression.
 
     Attributes:
         target_layer: Of one decoder layer of the target in the verify pass.
-        draft_layer: Of one of the draft in one pass.
+        draft_layer: Of one of the draft in a pass of one slot.
+        alone_layer: The same of the target, without a draft.
         iteration: In all, with all passes and layers.
+        early: Those of them as in `Counted`.
         alone: A token of the target without a draft.
+        alone_early: Those of them as in `Counted`.
         by_name: Those of the iteration.
         parts: As `DecodeStats.parts`, of both models.
     """
 
     target_layer: int
     draft_layer: int
+    alone_layer: int
     iteration: int
+    early: int
     alone: int
+    alone_early: int
     by_name: dict[str, int]
-    parts: dict[str, dict[str, int]]
+    parts: Parts
 
 
 def is_launched(function: Any) -> bool:
@@ -60,12 +85,10 @@ def is_launched(function: Any) -> bool:
     return not any(alias is not None and not alias.is_write for alias in aliases)
 
 
-def count(pair: Pair, *, drafts: bool = True, **fields: Any) -> tuple[Counter[str], Parts]:
-    """(kernels by name, parts) of one iteration of a pair as it is.
-
-    `fields` are of `DecodeConfig`.
-    """
+def count(pair: Pair, *, drafts: bool = True, **fields: Any) -> Counted:
+    """Of one iteration of a pair as it is; `fields` are of `DecodeConfig`."""
     counts: Counter[str] = Counter()
+    early = []
 
     def seen(function: Any) -> None:
         if is_launched(function):
@@ -73,10 +96,12 @@ def count(pair: Pair, *, drafts: bool = True, **fields: Any) -> tuple[Counter[st
 
     def launched(kernel: Any, grid: Any, arguments: Any) -> None:
         counts[kernel.__name__] += 1
+        if "launch_pdl" in arguments:
+            early.append(kernel)
 
     options = {"launched": launched, "seen": seen, "drafts": drafts}
     parts = run_iteration(pair, context=CONTEXT, **options, **fields)
-    return counts, parts
+    return Counted(counts, len(early), parts)
 
 
 def with_layers(pair: Pair, target: int, draft: int) -> Pair:
@@ -89,32 +114,38 @@ def with_layers(pair: Pair, target: int, draft: int) -> Pair:
 @functools.cache
 def launches_of(pair: Pair, gamma: int = 12, fuse: Fuse = "kernels") -> Launches:
     """Of a pair with all its layers."""
-    (one, first), (target, deeper), (draft, second) = (
+    one, target, draft = (
         count(with_layers(pair, *layers), gamma=gamma, fuse=fuse)
         for layers in ((1, 1), (2, 1), (1, 2))
     )
-    alone = [
-        count(with_layers(pair, layers, 1), drafts=False, fuse=fuse)[0].total() for layers in (1, 2)
-    ]
+    alone, deeper = (
+        count(with_layers(pair, layers, 1), drafts=False, fuse=fuse) for layers in (1, 2)
+    )
     more = {"target": pair.target.num_layers - 1, "draft": pair.draft.num_layers - 1}
+
+    def whole(first: int, with_target: int, with_draft: int) -> int:
+        more_of_draft = more["draft"] * (with_draft - first)
+        return first + more["target"] * (with_target - first) + more_of_draft
+
     by_name = {
-        name: one[name]
-        + more["target"] * (target[name] - one[name])
-        + more["draft"] * (draft[name] - one[name])
-        for name in {*one, *target, *draft}
+        name: whole(*(found.kernels[name] for found in (one, target, draft)))
+        for name in {*one.kernels, *target.kernels, *draft.kernels}
     }
     parts = {
         role: {
-            kind: number + more[role] * (two[role][kind] - number)
-            for kind, number in first[role].items()
+            kind: number + more[role] * (two.parts[role][kind] - number)
+            for kind, number in one.parts[role].items()
         }
-        for role, two in (("target", deeper), ("draft", second))
+        for role, two in (("target", target), ("draft", draft))
     }
     return Launches(
-        target_layer=target.total() - one.total(),
-        draft_layer=(draft.total() - one.total()) // gamma,
+        target_layer=target.total - one.total,
+        draft_layer=(draft.total - one.total) // gamma,
+        alone_layer=deeper.total - alone.total,
         iteration=sum(by_name.values()),
-        alone=alone[0] + more["target"] * (alone[1] - alone[0]),
+        early=whole(one.early, target.early, draft.early),
+        alone=whole(alone.total, deeper.total, alone.total),
+        alone_early=whole(alone.early, deeper.early, alone.early),
         by_name=dict(Counter(by_name).most_common()),
         parts=parts,
     )
@@ -133,7 +164,7 @@ def main() -> int:
         print(
             f"{PAIRS[name].label}, gamma {options.gamma}: {found.iteration} kernels an iteration "
             f"({found.target_layer} a layer of the target, {found.draft_layer} of the draft), "
-            f"{found.alone} a token alone"
+            f"{found.alone} a token alone; {found.early} may be launched early"
         )
         print("    " + ", ".join(f"{kernel} {count}" for kernel, count in found.by_name.items()))
     script.finish(options, {"gamma": options.gamma, "fuse": options.fuse, "pairs": results})

@@ -4,6 +4,8 @@
         [--context 16384] [--batch 1] [--gamma 12] [--tau 10] [--gpus 1] [--json FILE]
     python bench/limits.py --measured bench/results/cuda-e2e.json
     python bench/limits.py --predict [--pair qwen-32b-3b ...] [--json FILE]
+    python bench/limits.py --captions [--fleet 1 8 256] [--new-tokens 256] [--decode-workers 8]
+        [--draft-keep 1.0] [--gpus N] [--json FILE]
 
 Without options a table of the pairs that matter. Nothing here is measured: bandwidths are the
 makers' figures, and what a launch, a reduction and the overlap of work really cost is for a
@@ -12,7 +14,10 @@ bandwidth of their run. An iteration moves `gamma * draft + target` bytes, autor
 bytes a token, so with the same kernels the speed-up is `tau * target / (gamma * draft + target)`.
 
 With `--predict` the kernels of every pair's iteration are counted (`launches.py`), and each is
-taken to cost `KERNEL_SECONDS` beside its bytes: what is expected before anything is measured.
+taken to cost some microseconds beside its bytes: what is expected before anything is measured
+(`paper/predictions.py`).
+
+With `--captions` it is a million captions, from the file to the last token (`paper/captions.py`).
 
 With `--gpus n` weights and caches are divided among n GPUs (tensor parallel): every pass then reads
 1/n of the bytes and reduces its activations twice a layer.
@@ -20,6 +25,7 @@ With `--gpus n` weights and caches are divided among n GPUs (tensor parallel): e
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +33,17 @@ from typing import Any
 
 from measuring import script
 from measuring.text_tables import describe
-from ops.cases import LLAVA_05B, LLAVA_7B, LLAVA_72B, QWEN_3B, QWEN_7B, QWEN_32B, Shape
+from ops.cases import (
+    CONTEXTS,
+    LLAVA_05B,
+    LLAVA_7B,
+    LLAVA_72B,
+    QWEN_3B,
+    QWEN_7B,
+    QWEN_32B,
+    QWEN_72B,
+    Shape,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -57,7 +73,7 @@ GPUS = {
         Gpu("b200", 8.00e12, 180e9, 2250e12),
     )
 }
-MODELS = {m.name: m for m in (QWEN_3B, QWEN_7B, QWEN_32B, LLAVA_05B, LLAVA_7B, LLAVA_72B)}
+MODELS = {m.name: m for m in (QWEN_3B, QWEN_7B, QWEN_32B, QWEN_72B, LLAVA_05B, LLAVA_7B, LLAVA_72B)}
 PAIRS = (
     (QWEN_7B, QWEN_3B),
     (QWEN_32B, QWEN_3B),
@@ -65,17 +81,12 @@ PAIRS = (
     (LLAVA_7B, LLAVA_05B),
     (LLAVA_72B, LLAVA_7B),
 )
-PREDICTED = ["qwen-32b-3b", "qwen-32b-7b", "qwen-7b-3b", "llava-7b-0.5b", "llava-72b-7b"]
-"""Pairs of `--predict`: the one with most to gain first."""
 LAUNCHES_PER_LAYER = {"none": 41, "kernels": 7}
 """Kernels of one decoder layer in a pass of one slot, by `DecodeConfig.fuse`, as `launches.py`
 counts them."""
 LAUNCHES_PER_PASS = {"none": 28, "kernels": 6}
 """Those beside the layers."""
 ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
-KERNEL_SECONDS = 3.4e-6
-"""What a kernel of a graph costs besides its bytes: it fills, it drains, and a gap follows. By
-hand, of a one-slot layer of the 3B draft: 87 us for bytes of 40 us, in 14 kernels."""
 LAUNCHES_PER_ITERATION = 40
 """Statistics, acceptance, commit and what makes slots."""
 
@@ -93,6 +104,8 @@ class Setting:
         reduction: Seconds of one all-reduce among the GPUs.
         fuse: `DecodeConfig.fuse`, a key of `LAUNCHES_PER_LAYER`.
         kv_item: Bytes of a key or value; 2 is bfloat16.
+        draft_keep: Share of the context that the draft's cache keeps.
+        draft_gpus: GPUs that share a pass of the draft; None: as many as of the target.
     """
 
     target: Shape
@@ -108,6 +121,14 @@ class Setting:
     reduction: float = 1e-5
     fuse: str = "kernels"
     kv_item: int = 2
+    draft_keep: float = 1.0
+    draft_gpus: int | None = None
+
+    @property
+    def of_draft(self) -> Setting:
+        """As the draft sees it."""
+        context = round(self.draft_keep * self.context)
+        return replace(self, context=context, gpus=self.draft_gpus or self.gpus)
 
 
 @dataclass(frozen=True)
@@ -163,15 +184,18 @@ def limit(setting: Setting) -> Limit:
     slots = setting.gamma + 1
     moved, verify, verify_gaps = pass_seconds(setting.target, setting, slots, target_weight)
     _, single, single_gaps = pass_seconds(setting.target, setting, 1, target_weight)
-    draft_moved, step, step_gaps = pass_seconds(setting.draft, setting, 1, draft_weight)
+    draft_moved, step, step_gaps = pass_seconds(setting.draft, setting.of_draft, 1, draft_weight)
     gaps = verify_gaps + setting.gamma * step_gaps + LAUNCHES_PER_ITERATION * setting.gap
     iteration = verify + setting.gamma * step + gaps
     alone = single + single_gaps
-    tokens = setting.context + setting.gamma + 1
-    held = sum(
-        parameters(shape)[1] * size + setting.batch * tokens * kv_bytes(shape, setting.kv_item)
-        for shape, size in zip((setting.target, setting.draft), setting.weight_bytes, strict=True)
-    )
+    held = 0.0
+    for shape, whose, size in (
+        (setting.target, setting, target_weight),
+        (setting.draft, setting.of_draft, draft_weight),
+    ):
+        rows = setting.batch * (whose.context + slots)
+        cache = rows * kv_bytes(shape, setting.kv_item)
+        held += (parameters(shape)[1] * size + cache) / whose.gpus
     return Limit(
         target_bytes=moved,
         draft_bytes=draft_moved,
@@ -182,7 +206,7 @@ def limit(setting: Setting) -> Limit:
         autoregression_ms=1e3 * alone,
         speedup=setting.tau * alone / iteration,
         tokens_per_second=setting.batch * setting.tau / iteration,
-        fits=held / setting.gpus < 0.92 * setting.gpu.memory,
+        fits=held < 0.92 * setting.gpu.memory,
     )
 
 
@@ -194,71 +218,6 @@ def best_gamma(setting: Setting, acceptance: float) -> tuple[int, float]:
         found.append((limit(replace(setting, gamma=gamma, tau=tau)).speedup, gamma))
     speedup, gamma = max(found)
     return gamma, speedup
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What is expected of an iteration; milliseconds.
-
-    Attributes:
-        limit_ms, alone_limit_ms: Bytes over bandwidth, of an iteration and of a token alone.
-        kernels, alone_kernels: As `launches.py` counts them.
-        estimate_ms, alone_ms: Both together.
-        tau_for_2x, tau_for_3x: What must be accepted for these speed-ups by the estimate; more
-            than gamma + 1 cannot be.
-    """
-
-    limit_ms: float
-    kernels: int
-    estimate_ms: float
-    alone_limit_ms: float
-    alone_kernels: int
-    alone_ms: float
-    tau_for_2x: float
-    tau_for_3x: float
-    fits: bool
-
-
-def predict(setting: Setting, kernels: int, alone_kernels: int) -> Prediction:
-    """What both the bytes and the number of kernels say."""
-    best = limit(replace(setting, gap=0.0))
-    estimate = best.iteration_ms + 1e3 * KERNEL_SECONDS * kernels
-    alone = best.autoregression_ms + 1e3 * KERNEL_SECONDS * alone_kernels
-    return Prediction(
-        limit_ms=best.iteration_ms,
-        kernels=kernels,
-        estimate_ms=estimate,
-        alone_limit_ms=best.autoregression_ms,
-        alone_kernels=alone_kernels,
-        alone_ms=alone,
-        tau_for_2x=2 * estimate / alone,
-        tau_for_3x=3 * estimate / alone,
-        fits=best.fits,
-    )
-
-
-def predictions(names: list[str], contexts: list[int], gamma: int, gpu: Gpu) -> dict[str, Any]:
-    """The document of `--predict`, its rows by pair and context."""
-    from launches import launches_of  # which needs models, and tensors that have no data
-    from pairs.pairs import PAIRS as MEASURED
-
-    rows = []
-    for name in names:
-        pair = MEASURED[name]
-        counted = launches_of(pair, gamma)
-        for context in contexts:
-            setting = Setting(pair.target, pair.draft, gpu, context=context, gamma=gamma)
-            found = predict(setting, counted.iteration, counted.alone)
-            which = {"pair": name, "label": pair.label, "context": context}
-            rows.append({**which, **asdict(found), "parts": counted.parts})
-    return {
-        "kind": "predictions",
-        "gpu": gpu.name,
-        "gb_per_s": gpu.bandwidth / 1e9,
-        "gamma": gamma,
-        "kernel_us": 1e6 * KERNEL_SECONDS,
-        "rows": rows,
-    }
 
 
 @dataclass(frozen=True)
@@ -318,28 +277,49 @@ def print_comparison(document: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def on_paper(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The document of `--predict` or `--captions`."""
+    gpu = GPUS[arguments.gpu]
+    if arguments.predict:
+        from paper.predictions import PREDICTED, predictions
+
+        pairs, contexts = arguments.pair or PREDICTED, arguments.context or CONTEXTS
+        return predictions(pairs, contexts, arguments.gamma, gpu)
+    from paper.captions import Clip, Fleet, captions
+
+    prompt = Clip.prompt if arguments.context is None else arguments.context[0]
+    clip = Clip(prompt, arguments.new_tokens, workers=arguments.decode_workers)
+    fields = {"gamma": arguments.gamma, "tau": arguments.tau, "draft_keep": arguments.draft_keep}
+    fleets = [Fleet(count, gpu, arguments.gpus) for count in arguments.fleet]
+    return captions(clip, fleets, **fields)
+
+
 def main() -> int:
     parser = script.parser_of(__doc__)
     parser.add_argument("--measured", type=Path, help="JSON of e2e.py to compare with")
     parser.add_argument("--predict", action="store_true", help="limits and kernels of pairs")
-    parser.add_argument("--pair", nargs="+", default=PREDICTED, help="of bench/pairs/pairs.py")
+    parser.add_argument("--pair", nargs="+", help="of bench/pairs/pairs.py")
+    parser.add_argument("--captions", action="store_true", help="a million of them")
+    parser.add_argument("--fleet", type=int, nargs="+", default=[1, 8, 256], help="GPUs in all")
+    parser.add_argument("--new-tokens", type=int, default=256, help="of a caption")
+    parser.add_argument("--decode-workers", type=int, default=8, help="CPU cores a GPU")
+    parser.add_argument("--draft-keep", type=float, default=1.0)
     parser.add_argument("--fuse", choices=LAUNCHES_PER_LAYER, default="kernels")
     parser.add_argument("--target", choices=MODELS)
     parser.add_argument("--draft", choices=MODELS)
     parser.add_argument("--gpu", choices=GPUS, default="h200")
-    parser.add_argument("--context", type=int, nargs="+", default=[4096, 16384, 65536])
+    parser.add_argument("--context", type=int, nargs="+")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--gamma", type=int, default=12)
     parser.add_argument("--tau", type=float, default=10.0)
-    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--gpus", type=int, help="that share a pass (tensor parallel)")
     parser.add_argument("--weight-bytes", type=float, nargs=2, default=(2.0, 2.0))
     arguments = script.begin(parser)
     if arguments.measured:
         print_comparison(json.loads(arguments.measured.read_text()))
         return 0
-    if arguments.predict:
-        gpu = GPUS[arguments.gpu]
-        document = predictions(arguments.pair, arguments.context, arguments.gamma, gpu)
+    if arguments.predict or arguments.captions:
+        document = on_paper(arguments)
         print("\n".join(describe(document)))
         script.finish(arguments, document)
         return 0
@@ -347,9 +327,9 @@ def main() -> int:
         parser.error("--target and --draft: expected both or neither")
     chosen = (arguments.target, arguments.draft)
     pairs = PAIRS if arguments.target is None else (tuple(MODELS[name] for name in chosen),)
-    rows, lines = [], []
+    rows, lines, gpus = [], [], arguments.gpus or 1
     for target, draft in pairs:
-        for context in arguments.context:
+        for context in arguments.context or CONTEXTS:
             setting = Setting(
                 target,
                 draft,
@@ -358,7 +338,8 @@ def main() -> int:
                 batch=arguments.batch,
                 gamma=arguments.gamma,
                 tau=arguments.tau,
-                gpus=arguments.gpus,
+                gpus=gpus,
+                draft_keep=arguments.draft_keep,
                 weight_bytes=tuple(arguments.weight_bytes),
                 fuse=arguments.fuse,
             )
@@ -385,7 +366,7 @@ def main() -> int:
             *("speed-up", "tokens/s", "best gamma at 0.9", "fits"),
         ),
         lines,
-        title=f"limits on paper: {arguments.gpus} x {arguments.gpu}, batch {arguments.batch}, "
+        title=f"limits on paper: {gpus} x {arguments.gpu}, batch {arguments.batch}, "
         f"gamma {arguments.gamma}, tau {arguments.tau:g}",
     )
     script.finish(arguments, {"rows": rows})

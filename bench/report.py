@@ -34,7 +34,9 @@ Document = dict[str, Any]
 
 def load(folder: Path) -> list[Document]:
     """The JSON of a GPU in a folder, by name, and what was predicted of it."""
-    paths = [*sorted(folder.glob("cuda-*.json")), *folder.glob("predictions.json")]
+    paths = sorted(folder.glob("cuda-*.json"))
+    for name in ("predictions", "captions"):
+        paths += folder.glob(f"{name}.json")
     return [json.loads(path.read_text()) for path in paths]
 
 
@@ -206,10 +208,11 @@ def profile_table(documents: list[Document]) -> list[str]:
 def predictions_table(documents: list[Document]) -> list[str]:
     """What is expected, beside what was measured at the same size."""
     headings = ("target <- draft", "context", "byte limit, ms", "kernels", "expected ms")
-    headings += ("of its limit", "a token alone", "tau for 2x", "tau for 3x", "measured ms")
+    headings += ("of its limit", "launched early, ms", "of its limit", "a token alone")
+    headings += ("tau for 2x", "tau for 3x", "measured ms")
     found = of_kind(documents, "predictions")
     if not found:
-        return markdown(headings, [[NOT_MEASURED, *[""] * 9]])
+        return markdown(headings, [[NOT_MEASURED, *[""] * 11]])
     measured = {
         (row["pair"], row["context"]): row["methods"]
         for row in pair_rows(documents)
@@ -227,6 +230,8 @@ def predictions_table(documents: list[Document]) -> list[str]:
                 str(row["kernels"]),
                 f"{row['estimate_ms']:.1f}",
                 f"{row['estimate_ms'] / row['limit_ms']:.2f}x",
+                f"{row['early_ms']:.1f}",
+                f"{row['early_ms'] / row['limit_ms']:.2f}x",
                 f"{row['alone_ms']:.1f}",
                 *(f"{tau:.1f}" if tau <= most else f"- ({tau:.1f})" for tau in taus),
                 _ms(measured.get((row["pair"], row["context"]), {}), "lvspec"),
@@ -235,12 +240,41 @@ def predictions_table(documents: list[Document]) -> list[str]:
     return markdown(headings, rows)
 
 
+_HOURS = ("hours", "alone_hours")
+
+
+def captions_table(documents: list[Document]) -> list[str]:
+    """A million clips on paper."""
+    headings = ("target <- draft", "GPUs", "that share a pass", "hours", "without a draft")
+    headings += ("s a clip: CPUs", "vision", "prefill", "decoding", "batch", "limited by")
+    headings += ("one clip", "its decoding")
+    found = of_kind(documents, "captions")
+    rows = []
+    for row in found[-1]["rows"] if found else ():
+        its = row["stages"]
+        weights = " (fp8)" if row["weight_bytes"] == 1 else ""
+        rows.append(
+            [
+                f"{row['target']}{weights} <- {row['draft']}",
+                str(row["fleet"]),
+                str(row["gpus"]),
+                *(f"{row[name]:.{1 if row[name] < 100 else 0}f}" for name in _HOURS),
+                *(f"{its[name]:.2f}" for name in ("cpu", "vision", "prefill", "decoding")),
+                str(its["batch"]),
+                row["limited_by"],
+                *(f"{row[name]:.2f}x" for name in ("one_speedup", "one_decoding_speedup")),
+            ]
+        )
+    return markdown(headings, rows or [[NOT_MEASURED, *[""] * 12]])
+
+
 TABLES: dict[str, Callable[[list[Document]], list[str]]] = {
     "gpu-e2e": e2e_table,
     "gpu-peers": peers_table,
     "gpu-embedded": embedded_table,
     "gpu-profile": profile_table,
     "predictions": predictions_table,
+    "captions": captions_table,
 }
 
 
