@@ -5,8 +5,9 @@
 
 Runs whole iterations of a pair with random weights, as `e2e.py` does, under torch.profiler. On CUDA
 they are replays of a graph: its kernels, their share, and how long the device does nothing between
-two of them. Beside that the steps by themselves, from Python and captured: a pass of one row, the
-verify pass with scores, and HF's own SDPA pass over a cache of the same length.
+two of them, and how many run in a layer, beside the number that was predicted. Beside that the
+steps by themselves, from Python and captured: a pass of one row, the verify pass with scores, and
+HF's own SDPA pass over a cache of the same length.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from e2e import overrides
 from measuring import gaps, script, timing
 from measuring.clock import synchronize
 from pairs import huggingface as hf
+from pairs.expected import kernels_a_layer, prediction
 from pairs.pairs import PAIRS, Size
 from pairs.random_models import build
 from pairs.replay import AcceptanceTrace, begin
@@ -149,6 +151,11 @@ def main() -> int:
     averages, chrome = profiled(engine, arguments.iterations, device)
     found, kernels = gaps.describe(chrome), gaps.by_kernel(gaps.work(chrome))
     loop = engine.runner.description
+    depth = engine.drafter.depth
+    layer_passes = pair.target.num_layers + depth * pair.draft.num_layers
+    a_layer = kernels_a_layer(kernels, arguments.iterations, layer_passes)
+    expected = prediction(pair.name, config.gamma)
+    expected_kernels = None if expected is None else expected["kernels"]
     steps = step_times(engine)
 
     console = Console()
@@ -165,6 +172,16 @@ def main() -> int:
     if device.type == "cuda":
         order = "self_cuda_time_total"
         share = found["share_within"]
+        said = "not predicted"
+        if expected_kernels is not None:
+            said = f"{expected_kernels} expected, {expected_kernels / layer_passes:.2f} a layer"
+        console.print(
+            f"{sum(a_layer.values()):.2f} kernels a layer and pass, those beside layers included "
+            f"({said}):"
+        )
+        for name, count in a_layer.items():
+            if count >= 0.1:
+                console.print(f"  {count:6.2f} {name[:90]}", markup=False, soft_wrap=True)
         within = "not measured: no replays" if share is None else f"{share:.1%}"
         console.print(
             f"gaps between kernels: {within} of an iteration, {found['share_of_all']:.1%} of all "
@@ -185,6 +202,9 @@ def main() -> int:
         "steps": steps,
         "gaps": found,
         "kernels": kernels[: arguments.rows],
+        "kernels_a_layer": a_layer,
+        "layer_passes": layer_passes,
+        "expected_kernels": expected_kernels,
         "iterations": arguments.iterations,
         "backend": ops.active_backend(device.type),
         "limits": timing.device_facts(device),
