@@ -128,7 +128,7 @@ def generate(
 def generate_many(
     target: PreTrainedModel,
     draft: DraftChoice,
-    inputs: Iterable[Inputs],
+    inputs: Iterable[Inputs | None],
     *,
     batch_size: int = 8,
     policy: AcceptancePolicy | None = None,
@@ -151,7 +151,8 @@ def generate_many(
         logits_processor, stopping_criteria, stop_strings: As for `generate`.
         inputs: Prompts, each what a processor returns for one; or pairs of the target's and the
             draft's, where their processors differ; or with a policy of its own behind these, as
-            `(prompt, None, policy)`.
+            `(prompt, None, policy)`. None where the next one is not there yet: what is under way
+            goes on, and after an iteration (at once, if nothing is) it is asked for again.
         batch_size: Places, >= 1.
         ordered: Whether results come in the order of `inputs`; if not, as they are completed, and
             `Generation.index` says which is which.

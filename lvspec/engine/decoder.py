@@ -38,6 +38,13 @@ from lvspec.policy import AcceptancePolicy
 Inputs = Mapping[str, Any]
 
 
+class _Late:
+    """In place of a request that is not there yet."""
+
+
+_LATE = _Late()
+
+
 class Decoder:
     """`generate` and `generate_many` for many calls: caches and CUDA graphs are kept in between.
 
@@ -199,19 +206,28 @@ class Decoder:
         return generations if is_batch else generations[0]
 
     def generate_many(
-        self, inputs: Iterable[Inputs], *, ordered: bool = True, return_exceptions: bool = False
+        self,
+        inputs: Iterable[Inputs | None],
+        *,
+        ordered: bool = True,
+        return_exceptions: bool = False,
     ) -> Iterator[Generation | Exception]:
         """As the function of this name."""
         if isinstance(inputs, Mapping):
             raise TypeError("inputs: expected prompts one after the other, got a single one")
 
-        def requests() -> Iterator[Request | Exception]:
-            for index, each in enumerate(inputs):
+        def requests() -> Iterator[Request | Exception | _Late]:
+            index = 0
+            for each in inputs:
+                if each is None:
+                    yield _LATE
+                    continue
                 try:
                     yield self._request_of(each, index)
                 except (TypeError, ValueError) as error:
                     error.index = index
                     yield error
+                index += 1
 
         return self.run(requests(), ordered=ordered, return_exceptions=return_exceptions)
 
@@ -247,7 +263,7 @@ class Decoder:
     @torch.no_grad()
     def run(
         self,
-        requests: Iterator[Request | Exception],
+        requests: Iterator[Request | Exception | _Late],
         *,
         ordered: bool,
         return_exceptions: bool,
@@ -256,7 +272,7 @@ class Decoder:
         """Results of all requests.
 
         Args:
-            requests: Taken when a place is free.
+            requests: Taken when a place is free; `_LATE` where the next is not there yet.
             ordered, return_exceptions: As for `generate_many`.
             longest: Tokens of the longest prompt, if that is known.
         """
@@ -285,16 +301,17 @@ class Decoder:
 
     def _completed(
         self,
-        requests: Iterator[Request | Exception],
+        requests: Iterator[Request | Exception | _Late],
         waiting: Mapping[int, Generation | Exception],
     ) -> Iterator[tuple[int, Generation | Exception]]:
         """(index, result) of every request, as they are completed."""
         engine = self.engine
         try:
             while True:
+                request = None
                 while engine.free_place is not None:
                     request = next(requests, None)
-                    if request is None:
+                    if request is None or request is _LATE:
                         break
                     if isinstance(request, Exception):
                         yield request.index, request
@@ -304,11 +321,14 @@ class Decoder:
                     except ValueError as error:
                         error.index = request.index
                         yield request.index, error
+                is_late = request is _LATE
                 if engine.active and not engine.ended:
                     with engine.attention():
                         while not engine.ended:
                             engine.iterate()
-                if not engine.ended:
+                            if is_late:
+                                break
+                if not engine.ended and not is_late:
                     return
                 while engine.ended:
                     # Taken off only when it is handed on: nothing is lost in between.

@@ -1,0 +1,83 @@
+"""Processes that prepare clips: what comes back, and what becomes of those that die."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from clip_recipes import Recipe, Unloadable
+
+from lvspec.captioning.preparing import Job
+from lvspec.captioning.workers import Workers
+
+VIDEOS = ["a.mp4", "bad-1.mp4", "die-1.mp4", "torn-1.mp4", *(f"b{index}.mp4" for index in range(6))]
+
+
+def results(workers, jobs, seconds=120):
+    """Of all jobs, given as there is room, by number."""
+    found, waiting, end = {}, list(jobs), time.monotonic() + seconds
+    while len(found) < len(jobs):
+        assert time.monotonic() < end, found
+        while waiting and workers.wants_more:
+            workers.give(waiting.pop(0))
+        result = workers.take(0.2)
+        if result is not None:
+            assert result.number not in found
+            found[result.number] = result
+    assert workers.outstanding == 0 and workers.take(0) is None
+    return found
+
+
+def test_every_clip_comes_back_once_whoever_dies():
+    jobs = [Job(index, video, "what?") for index, video in enumerate(VIDEOS)]
+    with Workers(Recipe(parts=2), 1, ahead=2) as workers:
+        found = results(workers, jobs)
+        pids = workers.pids
+        for pid in pids:  # nobody is at work: nothing is lost, and the next job has a new process
+            os.kill(pid, signal.SIGKILL)
+        while workers.pids:
+            assert workers.take(0.1) is None
+        again = results(workers, jobs[:1])
+        assert not set(workers.pids) & set(pids)
+    for number, result in found.items():
+        kind = VIDEOS[number].partition("-")[0]
+        assert (result.error is None) == (kind not in ("bad", "die"))
+        assert result.warnings == (("3 frames are lost",) if kind == "torn" else ())
+        if result.error is None:
+            first, second = result.inputs
+            assert torch.equal(first["ids"], torch.tensor([[len(VIDEOS[number]), 5]]))
+            assert torch.equal(second["ids"], first["ids"]) and first["none"].shape == (0, 3)
+    assert found[1].error == "not a video: bad-1.mp4"
+    assert "died of SIGKILL" in found[2].error
+    assert torch.equal(again[0].inputs[0]["ids"], found[0].inputs[0]["ids"])
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_loaded_is_each_clips_error():
+    with Workers(Unloadable(), 1, ahead=1) as workers:
+        found = results(workers, [Job(0, "a.mp4", "what?"), Job(1, "b.mp4", "what?")])
+    assert {each.error for each in found.values()} == {"ImportError: expected torchvision"}
+
+
+def test_no_more_is_asked_for_than_there_is_room(monkeypatch):
+    monkeypatch.setattr("lvspec.captioning.workers._Process", _Nobody)
+    workers = Workers(Recipe(), 2, ahead=3)
+    given = 0
+    while workers.wants_more:
+        workers.give(Job(given, "a.mp4", "what?"))
+        given += 1
+    assert given == 2 * 2 + 3 == workers.outstanding
+
+
+class _Nobody:
+    """A process that never answers."""
+
+    def __init__(self, recipe):
+        self.jobs, self.connection = [], self
+
+    def send(self, job):
+        pass
