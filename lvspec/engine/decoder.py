@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
@@ -24,6 +25,7 @@ from lvspec.engine.errors import GenerationInterrupted
 from lvspec.engine.gate import warn_of_gate
 from lvspec.engine.keywords import refuse_keywords
 from lvspec.engine.length import ChainLength
+from lvspec.engine.questions import about, shared_by
 from lvspec.engine.result import Generation
 from lvspec.engine.sequence import Request
 from lvspec.engine.stopping import Stopping
@@ -179,11 +181,17 @@ class Decoder:
         draft_inputs: Inputs | Sequence[Inputs] | None = None,
         streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
         policy: AcceptancePolicy | Sequence[AcceptancePolicy] | None = None,
+        prompts: Sequence[Tensor] | None = None,
     ) -> Generation | list[Generation]:
         """As the function of this name; of a list, `batch_size` prompts are decoded at a time.
 
         A `policy`, or a list of them, one a prompt, takes the place of the decoder's.
         """
+        asked = prompts
+        if asked is not None:
+            inputs = about(inputs, asked)
+            if draft_inputs is not None:
+                draft_inputs = about(draft_inputs, asked, "draft_inputs")
         is_batch = isinstance(inputs, (list, tuple))
         prompts = list(inputs) if is_batch else [inputs]
         if not prompts:
@@ -200,6 +208,9 @@ class Decoder:
                 zip(prompts, draft_prompts, streamers, policies, strict=True)
             )
         ]
+        if asked is not None:
+            shared = shared_by(self.target, [request.prompt for request in requests])
+            requests = [replace(request, shared=shared) for request in requests]
         longest = max(request.prompt.shape[1] for request in requests)
         run = self.run(iter(requests), ordered=True, return_exceptions=False, longest=longest)
         generations = list(run)

@@ -96,7 +96,8 @@ def read_manifest(
     collector = Collector(Path(path).parent, check_files=check_files)
     given = {} if prompt is None else {"prompt": prompt}
     with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, ended in enumerate(lines, 1):
+            line = ended.rstrip(b"\n")
             if line.strip():
                 where = f"{path}, line {number}"
                 collector.add(where, lambda line=line: {**given, **_object(line)})

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lvspec.config import Fuse
 from lvspec.models.attention import lvspec_attention_on
-from lvspec.models.cache import SlotCache
+from lvspec.models.cache import Beginning, SlotCache
 from lvspec.models.families import check_family
 from lvspec.models.fused import FusedParts, is_patched
 from lvspec.models.head import DraftHead
@@ -230,7 +230,13 @@ class Model:
         return "eager" if reason is None else f"eager: {reason}"
 
     def prefill(
-        self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int, *, following: int = 0
+        self,
+        inputs: Mapping[str, Any],
+        cache: SlotCache,
+        sequence: int,
+        *,
+        following: int = 0,
+        beginning: Beginning | None = None,
     ) -> Tensor:
         """HF's own forward over the prompt of one sequence, into its place in the cache.
 
@@ -239,6 +245,8 @@ class Model:
             cache: This model's cache.
             sequence: Its place.
             following: Positions that may be taken behind the prompt.
+            beginning: What another place has read of this prompt already, pixels and all: it is
+                copied, and the forward is over the tokens behind it.
 
         Returns:
             logits of the last prompt token, `[1, V]`.
@@ -255,11 +263,15 @@ class Model:
         if self.length_limit is not None:
             last = max(int(positions.max()), int(positions[..., -1].max()) + following)
             self.check_length(last + 1)
+        begun, given = 0, {n: value for n, value in inputs.items() if n not in not_passed}
+        if beginning is not None:
+            begun, given = beginning.length, {"input_ids": ids[:, beginning.length :]}
+            cache.begin_as(sequence, beginning)
         with self._reading(cache):
             output = self.hf(
-                **{name: value for name, value in inputs.items() if name not in not_passed},
-                position_ids=as_hf_takes_them(positions),
-                **{CACHE: cache.prefill_view(sequence)},
+                **given,
+                position_ids=as_hf_takes_them(positions[..., begun:]),
+                **{CACHE: cache.prefill_view(sequence, begun)},
                 use_cache=True,
                 logits_to_keep=1,
             )

@@ -54,6 +54,18 @@ def test_placeholder_becomes_one_per_video_token(processor, clip, words, frames,
         assert inputs[name].dtype == torch.int64
 
 
+def test_several_prompts_about_one_video(processor, clip):
+    """Each as by itself; what is the video's is one tensor."""
+    prompts = ["describe the video", "the video"]
+    several = processor(clip, prompts, num_frames=4)
+    for prompt, inputs in zip(prompts, several, strict=True):
+        alone = processor(clip, prompt, num_frames=4)
+        assert list(inputs) == list(alone)
+        assert all(value.equal(alone[name]) for name, value in inputs.items())
+    assert several[0]["pixel_values_videos"] is several[1]["pixel_values_videos"]
+    assert processor(clip, [], num_frames=4) == []
+
+
 def test_pixels_are_those_of_the_video_processor(processor, clip):
     video = read_video(clip, num_frames=8)
     wanted = processor.video_processor.process(video)
