@@ -38,12 +38,8 @@ PYTEST := $(BIN)/pytest -q -n $(JOBS) --dist loadfile -p no:benchmark
 test: $(if $(LATEST)$(OLDEST),,lint) $(VENV)/.for-tests
 	$(PYTEST) -m 'not slow'
 
-# Most tests run passes as they come (tests/support/recorded.py); here two files of them record.
-RECORDED_TESTS = tests/phases/test_trees.py tests/engine/test_batch.py
-
 test-slow: $(VENV)/.for-tests
 	$(PYTEST) -m slow
-	LVSPEC_TEST_RECORDED=1 $(PYTEST) -m 'not slow' $(RECORDED_TESTS)
 
 test-all: test test-slow test-backends budget oldest-torch test-oldest test-newest test-lmms
 
@@ -53,15 +49,15 @@ OPERATION_TESTS = tests/ops
 
 test-backends: $(VENV)/.for-tests
 	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(PYTEST) $(OPERATION_TESTS)
-	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest -q tests/models/test_fused.py -k same_step
+	LVSPEC_BACKEND=triton TRITON_INTERPRET=1 $(BIN)/pytest -q tests/models/test_text_pass.py -k as_on_a_gpu
 	LVSPEC_BACKEND=reference $(PYTEST) $(OPERATION_TESTS)
 	LVSPEC_CPU=avx2 $(PYTEST) $(OPERATION_TESTS)
 	LVSPEC_CPU=portable $(PYTEST) $(OPERATION_TESTS)
 
 # What depends on transformers, on both ends of the range in setup.py.
 test-range: $(VENV)/.for-tests
-	$(PYTEST) $(addprefix tests/,$(addsuffix .py,models/test_families models/test_fused \
-	  models/test_capture engine/test_hf engine/test_graph video/test_hf_processing test_readme))
+	$(PYTEST) $(addprefix tests/,$(addsuffix .py,models/test_families models/test_text_pass \
+	  models/test_plan engine/test_hf engine/test_graph video/test_hf_processing test_readme))
 
 test-oldest:
 	$(MAKE) --no-print-directory test-range OLDEST=1

@@ -62,7 +62,8 @@ def extensions() -> list:
     except ImportError:
         explain("torch cannot be imported here (pip install --no-build-isolation builds them)")
         return []
-    sources = ["csrc/binding.cpp", "csrc/arch_portable.cpp"]
+    names = ("binding", "binding_packed", "binding_text", "arch_portable")
+    sources = [f"csrc/{name}.cpp" for name in names]
     if platform.machine() in ("x86_64", "AMD64"):
         sources += ["csrc/arch_avx2.cpp", "csrc/arch_avx512.cpp"]
     return [

@@ -1,4 +1,4 @@
-"""csrc/binding.cpp on the oldest torch of setup.py: it compiles, and what it calls exists there.
+"""csrc/binding*.cpp on the oldest torch of setup.py: it compiles, and what it calls exists there.
 
 Headers are the same on every platform, so the wheel for macOS serves: some 80 MB where the one for
 Linux brings gigabytes of CUDA. Its headers and its library are kept in build/, some 270 MB.
@@ -58,14 +58,18 @@ def missing(needed: str, library: bytes) -> list[str]:
 def main() -> int:
     version, flag = oldest()
     place = unpacked(version)
-    binary = place / "binding.o"
     headers = [f"-I{ROOT / 'csrc'}", f"-isystem{place / 'torch' / 'include'}"]
     flags = ["-std=c++17", "-O1", "-Wall", "-Wno-psabi", flag, *headers]
     compiler = shutil.which("g++") or "c++"
-    subprocess.run([compiler, *flags, "-c", ROOT / "csrc/binding.cpp", "-o", binary], check=True)
-    symbols = subprocess.run(["nm", "-u", binary], check=True, capture_output=True, text=True)
-    absent = missing(symbols.stdout, (place / LIBRARY).read_bytes())
-    print(f"torch {version}: csrc/binding.cpp compiles; missing: {', '.join(absent) or 'nothing'}")
+    library = (place / LIBRARY).read_bytes()
+    absent = set()
+    for source in sorted((ROOT / "csrc").glob("binding*.cpp")):
+        binary = place / f"{source.stem}.o"
+        subprocess.run([compiler, *flags, "-c", source, "-o", binary], check=True)
+        symbols = subprocess.run(["nm", "-u", binary], check=True, capture_output=True, text=True)
+        absent.update(missing(symbols.stdout, library))
+    names = ", ".join(sorted(absent)) or "nothing"
+    print(f"torch {version}: csrc/binding*.cpp compile; missing: {names}")
     return 1 if absent else 0
 
 

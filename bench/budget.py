@@ -21,6 +21,7 @@ import contextlib
 import importlib
 import json
 import os
+import pkgutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ import triton
 from ops.budget_calls import CALLS
 from ops.compiling import Compilation, Figures, Launch
 
+import lvspec.kernels
 from lvspec.kernels import launch
 
 BUDGETS = Path(__file__).with_name("budgets")
@@ -84,8 +86,8 @@ def keeping_launches(device_class: str) -> Iterator[list[Launch]]:
     """Launches of every kernel as on a device of this class; nothing is launched."""
     launches: list[Launch] = []
     replaced = [(launch, "device_class", launch.device_class)]
-    for operation in {operation for operation, _, _ in CALLS}:
-        module = importlib.import_module(f"lvspec.kernels.{operation}")
+    for found in pkgutil.iter_modules(lvspec.kernels.__path__):
+        module = importlib.import_module(f"lvspec.kernels.{found.name}")
         for name, value in vars(module).items():
             if name.endswith("_kernel"):
                 replaced.append((module, name, value))
@@ -209,6 +211,9 @@ _DOT_KERNELS = (
     "verify_attention.attend_kernel",
     "visual_importance.visual_importance_kernel",
     "scaled_linear.scaled_linear_kernel",
+    "norm_linear.few_rows_kernel",
+    "norm_gated_linear.few_rows_kernel",
+    "linear_add_.few_rows_kernel",
 )
 
 

@@ -103,6 +103,8 @@ def launches_of_a_pass(layers: int, fuse: Fuse, dtype: torch.dtype) -> Counter[s
     cache.finish_prefill(0, positions, torch.arange(40) < 30)
     tokens, depths = torch.ones(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
     ancestors = chain_ancestors(1, batch_size=1, device=model.device)
+    with model.active():
+        assert fuse == "none" or model.made.plan is not None, model.made.obstacle
     with model.active(), counting() as counts:
         model.step(tokens, depths, ancestors, cache)
     return counts

@@ -60,10 +60,10 @@ PAIRS = (
     (LLAVA_7B, LLAVA_05B),
     (LLAVA_72B, LLAVA_7B),
 )
-LAUNCHES_PER_LAYER = {"none": 41, "kernels": 14, "compile": 14}
+LAUNCHES_PER_LAYER = {"none": 41, "kernels": 7}
 """Kernels of one decoder layer in a pass of one slot, by `DecodeConfig.fuse`, as `launches.py`
-counts them; of "compile", which it does not count, as many are taken as of "kernels"."""
-LAUNCHES_PER_PASS = {"none": 28, "kernels": 6, "compile": 6}
+counts them."""
+LAUNCHES_PER_PASS = {"none": 28, "kernels": 6}
 """Those beside the layers."""
 ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 LAUNCHES_PER_ITERATION = 40

@@ -1,10 +1,10 @@
 """Where the time of a caption goes, by phase, on one CPU thread.
 
-    python bench/phases.py [--clips 8] [--eager] [--threads 1] [--gamma 12] [--json FILE]
+    python bench/phases.py [--clips 8] [--fuse none] [--threads 1] [--gamma 12] [--json FILE]
 
 Milliseconds per iteration of lvspec and per token of autoregression with the embedded pair, medians
-over clips. `--eager` runs HF's modules in Python instead of replaying recorded passes, and
-LVSPEC_BACKEND=reference computes the operations with PyTorch: together the loop as it was before.
+over clips. `--fuse none` runs HF's forward instead of lvspec's pass, and LVSPEC_BACKEND=reference
+computes the operations with PyTorch.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from pairs import trained
 
 import lvspec
 from lvspec import ops
+from lvspec.config import FUSE
 
 PHASES = ("prefill", "draft", "verify", "accept", "commit")
 
 
 def main() -> None:
     parser = trained.parser_of(__doc__, clips=8)
-    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--fuse", choices=FUSE, default="kernels")
     parser.add_argument("--gamma", type=int, default=12)
     options, setup = trained.begin(parser)
     pair = setup.pair
     inputs = [clip.inputs for clip in setup.clips("evaluation", options.clips)]
-    config = lvspec.DecodeConfig(gamma=options.gamma, max_new_tokens=160, capture=not options.eager)
-    results = {"backend": ops.active_backend("cpu"), "recorded": not options.eager}
+    config = lvspec.DecodeConfig(gamma=options.gamma, max_new_tokens=160, fuse=options.fuse)
+    results = {"backend": ops.active_backend("cpu"), "fuse": options.fuse}
     print(results)
     rates = {}
     for name, draft in (("autoregression", None), ("lvspec", pair.draft)):

@@ -1,26 +1,15 @@
 // The C++ operations as implementations of torch.ops.lvspec.* on the CPU, through torch's stable ABI.
 //
 // Schemas are defined in Python (lvspec/ops/registry.py), arguments are checked there too.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+#include "binding.h"
 
 #include <cstdlib>
-#include <cstring>
-#include <optional>
-#include <stdexcept>
-#include <string>
-#include <tuple>
 
-#include "kernels.h"
 #include "rule.h"
 
-namespace {
+namespace lvspec {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-const lvspec::Kernels& choose_kernels() {
+static const Kernels& choose_kernels() {
   const char* wanted = std::getenv("LVSPEC_CPU");
   const bool any = wanted == nullptr || *wanted == '\0';
 #if defined(__x86_64__)
@@ -30,81 +19,27 @@ const lvspec::Kernels& choose_kernels() {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (has_avx512 && (any || std::strcmp(wanted, "avx512") == 0)) return lvspec::avx512_kernels();
-  if (has_avx2 && (any || std::strcmp(wanted, "avx2") == 0)) return lvspec::avx2_kernels();
+  if (has_avx512 && (any || std::strcmp(wanted, "avx512") == 0)) return avx512_kernels();
+  if (has_avx2 && (any || std::strcmp(wanted, "avx2") == 0)) return avx2_kernels();
 #endif
-  return lvspec::portable_kernels();
+  return portable_kernels();
 }
 
-const lvspec::Kernels& kernels() {
-  static const lvspec::Kernels& chosen = choose_kernels();
+const Kernels& binding::kernels() {
+  static const Kernels& chosen = choose_kernels();
   return chosen;
 }
 
-void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
-                  void* context) {
-  if (count <= grain) {
-    body(0, count, context);
-    return;
-  }
-  torch::stable::parallel_for(
-      0, count, grain, [=](int64_t begin, int64_t end) { body(begin, end, context); });
-}
+namespace {
 
-lvspec::Type type_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return lvspec::Type::f32;
-    case ScalarType::BFloat16: return lvspec::Type::bf16;
-    case ScalarType::Half: return lvspec::Type::f16;
-    case ScalarType::Double: return lvspec::Type::f64;
-    case ScalarType::Float8_e4m3fn: return lvspec::Type::f8_e4m3;
-    default: throw std::runtime_error("lvspec: a type that lvspec.ops does not let through");
-  }
-}
-
-ScalarType statistics_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-Tensor packed(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
-
-template <class T>
-const T* pointer(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-template <class T>
-const T* pointer_or_null(const std::optional<Tensor>& x) {
-  return x.has_value() ? pointer<T>(*x) : nullptr;
-}
-
-void copy_strides(const Tensor& x, int64_t* to) {
-  for (int64_t i = 0; i < x.dim(); ++i) to[i] = x.stride(i);
-}
-
-// A contiguous tensor. Not torch::stable::new_empty, which looks its operator up by name each time.
-Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
-  int64_t strides[5], step = 1;
-  int64_t dim = static_cast<int64_t>(shape.size());
-  while (dim-- > 0) {
-    strides[dim] = step;
-    step *= shape.begin()[dim] > 1 ? shape.begin()[dim] : 1;
-  }
-  int32_t device = 0;
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(shape.size()), shape.begin(), strides,
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device, 0, &handle));
-  return Tensor(handle);
-}
+using namespace binding;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> verify_attention(
     Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor ancestors, Tensor visual,
     double scale, std::optional<Tensor> block_table, std::optional<Tensor> plan_start,
     std::optional<Tensor> plan_end, std::optional<Tensor> plan_kind, std::optional<Tensor> k_scale,
     std::optional<Tensor> v_scale, bool scores, std::optional<Tensor> /*workspace*/) {
-  lvspec::VerifyAttention a{};
+  VerifyAttention a{};
   a.batch_size = q.size(0), a.num_q_heads = q.size(1);
   a.num_slots = q.size(2), a.head_dim = q.size(3);
   a.num_kv_heads = k_cache.size(1), a.capacity = k_cache.size(2);
@@ -159,7 +94,7 @@ template <class Arguments>
 AcceptanceTensors new_acceptance(const Tensor& logits, Arguments& a) {
   a.type = type_of(logits);
   a.batch_size = logits.size(0), a.num_rows = logits.size(1), a.vocabulary = logits.size(2);
-  if (a.num_rows < 1 || a.num_rows > lvspec::kMaxSlots)
+  if (a.num_rows < 1 || a.num_rows > kMaxSlots)
     throw std::runtime_error("lvspec: more slots than lvspec.ops lets through");
   const int64_t B = a.batch_size, S = a.num_rows;
   Tensor path = empty(logits, {B, S}, ScalarType::Int);
@@ -180,7 +115,7 @@ AcceptanceTensors accept(
     Tensor logits, Tensor tokens, Tensor parents, Tensor num_slots, Tensor top_ids,
     Tensor top_logits, Tensor lse, Tensor entropy, std::optional<Tensor> relevance,
     std::optional<Tensor> regret_used, Tensor strict_ids, Tensor eos_ids, Tensor rule) {
-  lvspec::Accept a{};
+  Accept a{};
   AcceptanceTensors result = new_acceptance(logits, a);
   strict_ids = packed(strict_ids), eos_ids = packed(eos_ids), rule = packed(rule);
   a.logits = logits.const_data_ptr();
@@ -203,7 +138,7 @@ AcceptanceTensors accept(
     a.regret_used = regret_used->const_data_ptr(), a.regret_used_type = type_of(*regret_used);
     copy_strides(*regret_used, &a.regret_used_stride);
   }
-  if (rule.size(1) != lvspec::column::kCount)
+  if (rule.size(1) != column::kCount)
     throw std::runtime_error("lvspec: the C++ operations were built for other rules; install again");
   a.rule = pointer<float>(rule), a.rule_stride = rule.size(1);
   kernels().accept(a);
@@ -211,12 +146,12 @@ AcceptanceTensors accept(
 }
 
 std::tuple<Tensor, Tensor> gate(Tensor relevance, Tensor num_slots, Tensor rule, Tensor seen) {
-  lvspec::Gate a{};
+  Gate a{};
   a.batch_size = relevance.size(0), a.num_rows = relevance.size(1);
-  if (rule.size(1) != lvspec::column::kCount)
+  if (rule.size(1) != column::kCount)
     throw std::runtime_error("lvspec: the C++ operations were built for other rules; install again");
   Tensor new_rule = empty(rule, {a.batch_size, rule.size(1)}, ScalarType::Float);
-  Tensor new_seen = empty(seen, {a.batch_size, lvspec::kGateBins}, ScalarType::Int);
+  Tensor new_seen = empty(seen, {a.batch_size, kGateBins}, ScalarType::Int);
   a.relevance = relevance.const_data_ptr(), a.relevance_type = type_of(relevance);
   a.num_slots = pointer<int32_t>(num_slots), a.rule = pointer<float>(rule);
   a.seen = pointer<int32_t>(seen);
@@ -233,7 +168,7 @@ std::tuple<Tensor, Tensor> gate(Tensor relevance, Tensor num_slots, Tensor rule,
 AcceptanceTensors accept_sampled(Tensor logits, std::optional<Tensor> draft_logits, Tensor tokens,
                                  Tensor num_slots, Tensor uniforms, double temperature,
                                  std::optional<Tensor> /*workspace*/) {
-  lvspec::AcceptSampled a{};
+  AcceptSampled a{};
   AcceptanceTensors result = new_acceptance(logits, a);
   a.logits = logits.const_data_ptr();
   a.tokens = pointer<int64_t>(tokens), a.num_slots = pointer<int32_t>(num_slots);
@@ -252,7 +187,7 @@ AcceptanceTensors accept_sampled(Tensor logits, std::optional<Tensor> draft_logi
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> logit_stats(Tensor logits, int64_t top_k,
                                                        std::optional<Tensor>) {
-  lvspec::LogitStats a{};
+  LogitStats a{};
   a.type = type_of(logits);
   a.batch_size = logits.size(0), a.num_slots = logits.size(1), a.vocabulary = logits.size(2);
   a.top_k = top_k;
@@ -275,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> logit_stats(Tensor logits, int64_t to
 std::tuple<Tensor, Tensor, Tensor> expand_tree(Tensor logits, Tensor log_probs, Tensor slots,
                                                int64_t width, int64_t top_k,
                                                std::optional<Tensor>) {
-  lvspec::ExpandTree a{};
+  ExpandTree a{};
   a.type = type_of(logits);
   a.batch_size = logits.size(0), a.num_nodes = logits.size(1), a.vocabulary = logits.size(2);
   a.width = width, a.top_k = top_k;
@@ -296,7 +231,7 @@ std::tuple<Tensor, Tensor, Tensor> expand_tree(Tensor logits, Tensor log_probs, 
 }
 
 void commit_kv(Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor path, Tensor num_accepted) {
-  lvspec::CommitKv a{};
+  CommitKv a{};
   const int64_t first = k_cache.dim() - 4;  // 0: one layer
   a.num_layers = first == 0 ? 1 : k_cache.size(0);
   a.batch_size = k_cache.size(first), a.num_kv_heads = k_cache.size(first + 1);
@@ -315,7 +250,7 @@ void commit_kv(Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor path, Tenso
 
 Tensor visual_importance(Tensor q, Tensor k_cache, Tensor kv_len, Tensor visual, Tensor lse,
                          double scale) {
-  lvspec::VisualImportance a{};
+  VisualImportance a{};
   a.type = type_of(q);
   a.batch_size = q.size(0), a.num_q_heads = q.size(1), a.num_rows = q.size(2);
   a.head_dim = q.size(3), a.num_kv_heads = k_cache.size(1), a.capacity = k_cache.size(2);
@@ -333,12 +268,13 @@ Tensor visual_importance(Tensor q, Tensor k_cache, Tensor kv_len, Tensor visual,
 }
 
 // Everything lvspec/phases/commit.py passes; dtypes and shapes are those of DecodeState and Acceptance.
-Tensor cpu_append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor num_out,
+Tensor append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor num_out,
                   Tensor max_new, Tensor last_two, Tensor regret_used, Tensor finished,
                   Tensor eos_ids, Tensor kv_len, Tensor tokens, Tensor num_slots, Tensor path,
                   Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret, Tensor lse,
-                  std::optional<Tensor> relevance, int64_t bonus_kind, int64_t no_nan) {
-  lvspec::Append a{};
+                  std::optional<Tensor> relevance, int64_t /*head*/, int64_t bonus_kind,
+              int64_t no_nan) {
+  Append a{};
   tokens = packed(tokens), num_slots = packed(num_slots), lse = packed(lse);
   if (relevance.has_value()) relevance = packed(*relevance);
   a.batch_size = tokens.size(0), a.num_slots = tokens.size(1), a.width = out_ids.size(1);
@@ -361,171 +297,29 @@ Tensor cpu_append(Tensor out_ids, Tensor out_kinds, Tensor out_relevance, Tensor
   a.kind = pointer<uint8_t>(kind), a.drafted_slots = pointer<int32_t>(num_slots);
   a.regret = regret.const_data_ptr(), a.lse = lse.const_data_ptr();
   a.relevance = pointer_or_null<float>(relevance);
-  Tensor report = empty(tokens, {a.batch_size, lvspec::kReportHead + a.num_slots}, ScalarType::Long);
+  Tensor report = empty(tokens, {a.batch_size, kReportHead + a.num_slots}, ScalarType::Long);
   a.report = static_cast<int64_t*>(report.mutable_data_ptr());
   a.parallel_for = parallel_for;
   kernels().append(a);
   return report;
 }
 
-// From here on: operations of recorded passes. lvspec/models/recorder.py and lvspec/models/fused see to it that
-// tensors are float32 and weights contiguous.
-Tensor cpu_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
-  lvspec::Linear a{};
-  a.inputs = weight.size(1), a.outputs = weight.size(0);
-  a.rows = x.numel() / a.inputs;
-  x = packed(x);
-  Tensor y = empty(x, {x.size(0), x.size(1), a.outputs}, ScalarType::Float);
-  a.x = pointer<float>(x), a.weight = pointer<float>(weight);
-  a.bias = pointer_or_null<float>(bias);
-  a.y = static_cast<float*>(y.mutable_data_ptr());
-  a.parallel_for = parallel_for;
-  kernels().linear(a);
-  return y;
-}
-
-Tensor cpu_gated_linear(Tensor x, Tensor gate, Tensor up) {
-  lvspec::GatedLinear a{};
-  a.inputs = gate.size(1), a.outputs = gate.size(0);
-  a.rows = x.numel() / a.inputs;
-  x = packed(x);
-  Tensor y = empty(x, {x.size(0), x.size(1), a.outputs}, ScalarType::Float);
-  a.x = pointer<float>(x), a.gate = pointer<float>(gate), a.up = pointer<float>(up);
-  a.y = static_cast<float*>(y.mutable_data_ptr());
-  a.parallel_for = parallel_for;
-  kernels().gated_linear(a);
-  return y;
-}
-
-Tensor cpu_silu_multiply(Tensor gate, Tensor up) {
-  lvspec::SiluMultiply a{};
-  gate = packed(gate), up = packed(up);
-  Tensor y = empty(gate, {gate.size(0), gate.size(1), gate.size(2)}, ScalarType::Float);
-  a.gate = pointer<float>(gate), a.up = pointer<float>(up);
-  a.y = static_cast<float*>(y.mutable_data_ptr());
-  a.count = y.numel();
-  a.parallel_for = parallel_for;
-  kernels().silu_multiply(a);
-  return y;
-}
-
-Tensor cpu_rms_norm(Tensor x, Tensor weight, double eps) {
-  lvspec::RmsNorm a{};
-  a.size = weight.size(0), a.eps = eps;
-  x = packed(x);
-  a.rows = x.numel() / a.size;
-  Tensor y = empty(x, {x.size(0), x.size(1), x.size(2)}, ScalarType::Float);
-  a.x = pointer<float>(x), a.weight = pointer<float>(weight);
-  a.y = static_cast<float*>(y.mutable_data_ptr());
-  a.parallel_for = parallel_for;
-  kernels().rms_norm(a);
-  return y;
-}
-
-std::tuple<Tensor, Tensor> cpu_rotary_angles(Tensor positions, Tensor frequencies, Tensor sections,
-                                             double scaling) {
-  lvspec::RotaryAngles a{};
-  a.batch_size = positions.size(1), a.num_slots = positions.size(2);
-  a.head_dim = 2 * frequencies.size(0), a.num_sections = sections.size(0);
-  frequencies = packed(frequencies), sections = packed(sections);
-  Tensor cos = empty(frequencies, {a.batch_size, a.num_slots, a.head_dim}, ScalarType::Float);
-  Tensor sin = empty(frequencies, {a.batch_size, a.num_slots, a.head_dim}, ScalarType::Float);
-  a.positions = pointer<int64_t>(positions), a.frequencies = pointer<float>(frequencies);
-  a.sections = pointer<int64_t>(sections), a.scaling = scaling;
-  a.cos = static_cast<float*>(cos.mutable_data_ptr());
-  a.sin = static_cast<float*>(sin.mutable_data_ptr());
-  copy_strides(positions, a.positions_stride);
-  a.parallel_for = parallel_for;
-  kernels().rotary_angles(a);
-  return {cos, sin};
-}
-
-// Strides of heads that stand side by side in the rows of a projection.
-void projected_strides(int64_t num_heads, int64_t num_slots, int64_t head_dim, int64_t* to) {
-  to[0] = num_slots * num_heads * head_dim, to[1] = head_dim, to[2] = num_heads * head_dim;
-  to[3] = 1;
-}
-
-// Queries, keys and values [B, S, heads * D] as they come from their projections; caches of all
-// layers. Returns the turned queries, [B, Hq, S, D].
-Tensor cpu_rotate_and_write(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor k_cache,
-                            Tensor v_cache, int64_t layer, Tensor kv_len) {
-  q = packed(q), k = packed(k), v = packed(v), cos = packed(cos), sin = packed(sin);
-  kv_len = packed(kv_len);
-  lvspec::WriteKv w{};
-  w.batch_size = q.size(0), w.num_kv_heads = k_cache.size(2), w.num_slots = q.size(1);
-  w.capacity = k_cache.size(3), w.head_dim = k_cache.size(4);
-  w.kv_len = pointer<int32_t>(kv_len);
-  for (int64_t b = 0; b < w.batch_size; ++b)
-    if (w.kv_len[b] < 0 || w.kv_len[b] + w.num_slots > w.capacity)
-      throw std::runtime_error("lvspec: expected kv_len with room for the slots in the cache, "
-                               "got " + std::to_string(w.kv_len[b]) + " with " +
-                               std::to_string(w.num_slots) + " slots and a capacity of " +
-                               std::to_string(w.capacity));
-  lvspec::Rotate r{};
-  r.cos = pointer<float>(cos), r.sin = pointer<float>(sin);
-  r.batch_size = w.batch_size, r.num_slots = w.num_slots, r.head_dim = w.head_dim;
-  r.parallel_for = w.parallel_for = parallel_for;
-  const auto turned = [&](const Tensor& x) {
-    r.num_heads = x.size(2) / r.head_dim;
-    projected_strides(r.num_heads, r.num_slots, r.head_dim, r.x_stride);
-    Tensor y = empty(x, {r.batch_size, r.num_heads, r.num_slots, r.head_dim}, ScalarType::Float);
-    r.x = pointer<float>(x), r.y = static_cast<float*>(y.mutable_data_ptr());
-    kernels().rotate(r);
-    return y;
-  };
-  const Tensor keys = turned(k);
-  w.element_size = sizeof(float);
-  w.k = keys.const_data_ptr(), w.v = v.const_data_ptr();
-  copy_strides(keys, w.k_stride);
-  projected_strides(w.num_kv_heads, w.num_slots, w.head_dim, w.v_stride);
-  for (int64_t i = 0; i < 4; ++i)
-    w.k_cache_stride[i] = k_cache.stride(i + 1), w.v_cache_stride[i] = v_cache.stride(i + 1);
-  w.k_cache = static_cast<float*>(k_cache.mutable_data_ptr()) + layer * k_cache.stride(0);
-  w.v_cache = static_cast<float*>(v_cache.mutable_data_ptr()) + layer * v_cache.stride(0);
-  kernels().write_kv(w);
-  return turned(q);
-}
-
 }  // namespace
+}  // namespace lvspec
 
 // Read by lvspec.ops.backends with ctypes.
 extern "C" __attribute__((visibility("default"))) const char* lvspec_instruction_set() {
-  return kernels().name;
-}
-
-STABLE_TORCH_LIBRARY_FRAGMENT(lvspec, m) {
-  m.def("cpu_append(Tensor(a!) out_ids, Tensor(b!) out_kinds, Tensor(c!) out_relevance, "
-        "Tensor(d!) num_out, Tensor max_new, Tensor(e!) last_two, Tensor(f!) regret_used, "
-        "Tensor(g!) finished, Tensor eos_ids, Tensor(h!) kv_len, Tensor tokens, Tensor num_slots, "
-        "Tensor path, Tensor num_accepted, Tensor bonus_id, Tensor kind, Tensor regret, Tensor lse, "
-        "Tensor? relevance, int bonus_kind, int no_nan) -> Tensor");
-  m.def("cpu_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
-  m.def("cpu_gated_linear(Tensor x, Tensor gate, Tensor up) -> Tensor");
-  m.def("cpu_silu_multiply(Tensor gate, Tensor up) -> Tensor");
-  m.def("cpu_rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
-  m.def(
-      "cpu_rotary_angles(Tensor positions, Tensor frequencies, Tensor sections, float scaling) -> "
-      "(Tensor, Tensor)");
-  m.def(
-      "cpu_rotate_and_write(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, "
-      "Tensor(a!) k_cache, Tensor(b!) v_cache, int layer, Tensor kv_len) -> Tensor");
+  return lvspec::binding::kernels().name;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {
-  m.impl("cpu_append", TORCH_BOX(&cpu_append));
-  m.impl("cpu_linear", TORCH_BOX(&cpu_linear));
-  m.impl("cpu_gated_linear", TORCH_BOX(&cpu_gated_linear));
-  m.impl("cpu_silu_multiply", TORCH_BOX(&cpu_silu_multiply));
-  m.impl("cpu_rms_norm", TORCH_BOX(&cpu_rms_norm));
-  m.impl("cpu_rotary_angles", TORCH_BOX(&cpu_rotary_angles));
-  m.impl("cpu_rotate_and_write", TORCH_BOX(&cpu_rotate_and_write));
-  m.impl("verify_attention", TORCH_BOX(&verify_attention));
-  m.impl("accept", TORCH_BOX(&accept));
-  m.impl("accept_sampled", TORCH_BOX(&accept_sampled));
-  m.impl("gate", TORCH_BOX(&gate));
-  m.impl("logit_stats", TORCH_BOX(&logit_stats));
-  m.impl("expand_tree", TORCH_BOX(&expand_tree));
-  m.impl("commit_kv", TORCH_BOX(&commit_kv));
-  m.impl("visual_importance", TORCH_BOX(&visual_importance));
+  m.impl("append", TORCH_BOX(&lvspec::append));
+  m.impl("verify_attention", TORCH_BOX(&lvspec::verify_attention));
+  m.impl("accept", TORCH_BOX(&lvspec::accept));
+  m.impl("accept_sampled", TORCH_BOX(&lvspec::accept_sampled));
+  m.impl("gate", TORCH_BOX(&lvspec::gate));
+  m.impl("logit_stats", TORCH_BOX(&lvspec::logit_stats));
+  m.impl("expand_tree", TORCH_BOX(&lvspec::expand_tree));
+  m.impl("commit_kv", TORCH_BOX(&lvspec::commit_kv));
+  m.impl("visual_importance", TORCH_BOX(&lvspec::visual_importance));
 }

@@ -9,18 +9,13 @@
 #define LVSPEC_ARCH fuzz
 
 #include "fuzz.h"
+#include "fuzz_packed.h"
 
 #include "rule.h"
 
 namespace {
 
 // Arguments are as lvspec.ops lets them through.
-
-// Mostly small, now and then `most`.
-int64_t any_size(Random& random, int64_t most) {
-  const int64_t usual = most < 12 ? most : 12;
-  return random.one_in(4) ? random.between(1, most) : random.between(1, usual);
-}
 
 void fuzz_verify_attention(Random& random) {
   lvspec::VerifyAttention a{};
@@ -532,7 +527,7 @@ void (*const kOperations[])(Random&) = {
     fuzz_verify_attention,  fuzz_logit_stats,   fuzz_expand_tree,    fuzz_commit_kv,
     fuzz_visual_importance, fuzz_accept, fuzz_gate, fuzz_accept_sampled, fuzz_linear,
     fuzz_gated_linear,      fuzz_silu_multiply, fuzz_rms_norm,       fuzz_rotary,
-    fuzz_write_kv,          fuzz_append,
+    fuzz_write_kv,          fuzz_append,        fuzz_packed_linear,
 };
 
 }  // namespace

@@ -39,6 +39,12 @@ struct Random {
   }
 };
 
+// Mostly small, now and then `most`.
+int64_t any_size(Random& random, int64_t most) {
+  const int64_t usual = most < 12 ? most : 12;
+  return random.one_in(4) ? random.between(1, most) : random.between(1, usual);
+}
+
 // Elements in a heap block of their own, contiguous or scattered.
 struct Array {
   int64_t element, front;

@@ -1,7 +1,6 @@
 // gated_linear: silu(x G^T) * (x U^T), the first half of a gated MLP, for a few rows of x.
 //
-// silu_multiply is its end alone: silu(gate) * up of numbers that are there already. Both replace
-// several operations of a recorded pass, in float32, see lvspec/models/fused.
+// silu_multiply is its end alone: silu(gate) * up of numbers that are there already.
 #pragma once
 
 #include "linear.h"

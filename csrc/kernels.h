@@ -8,6 +8,7 @@
 
 namespace lvspec {
 
+// Numbers that lvspec/models/cpu_pass.py knows too.
 enum class Type : int32_t { f32, bf16, f16, f64, f8_e4m3 };
 
 // Calls body(begin, end, context) on ranges that together are [0, count), on any threads.
@@ -149,6 +150,39 @@ struct GatedLinear {
   ParallelFor parallel_for;
 };
 
+// Which of the 16-bit types hold every weight exactly.
+constexpr uint8_t kExactF16 = 1, kExactBf16 = 2;
+
+struct ExactTypes {
+  const float* weight;
+  int64_t count;
+  uint8_t* types;  // of the bits above those stay that hold for these weights too
+  ParallelFor parallel_for;
+};
+
+// To panels of Kernels::panel outputs each, [panels][inputs][panel]. Their order within a panel is
+// that of the instruction set. What stands beside the outputs given here stays as it is.
+struct PackWeights {
+  Type type;            // f16, bf16 or f32: one in which every weight is exact
+  const float* weight;  // [outputs, inputs]
+  void* packed;         // zeros where no output stands
+  int64_t outputs, inputs;
+  int64_t first_output;  // of `packed`: matrices stand one after the other
+  int64_t first_panel, panel_step;  // 0, 1; or 0, 2 for gates and 1, 2 for ups, see PackedLinear
+  ParallelFor parallel_for;
+};
+
+struct PackedLinear {
+  Type type;  // of packed: f16, bf16 or f32
+  const float* x;  // [rows, inputs]
+  const void* packed;
+  const float *bias, *residual;  // [outputs], [rows, outputs] (perhaps y itself); or null
+  float* y;                      // [rows, outputs]
+  int64_t rows, inputs, outputs;
+  bool is_gated;  // y = silu(gate) * up: panels of gates and of ups in turn; no bias
+  ParallelFor parallel_for;
+};
+
 struct SiluMultiply {
   const float *gate, *up;
   float* y;
@@ -174,12 +208,12 @@ struct Rotate {
 };
 
 struct RotaryAngles {
-  const int64_t* positions;  // [3, batch_size, num_slots]
-  const float* frequencies;  // [head_dim / 2]
-  const int64_t* sections;   // [num_sections], they add up to head_dim / 2
+  const int64_t* positions;   // [rows, batch_size, num_slots]
+  const float* frequencies;   // [head_dim / 2]
+  const int32_t* dimensions;  // [head_dim / 2], which row of positions each multiplies
   double scaling;
-  float *cos, *sin;          // [batch_size, num_slots, head_dim]
-  int64_t batch_size, num_slots, head_dim, num_sections;
+  float *cos, *sin;           // [batch_size, num_slots, head_dim]
+  int64_t batch_size, num_slots, head_dim;
   int64_t positions_stride[3];
   ParallelFor parallel_for;
 };
@@ -222,8 +256,52 @@ struct Append {
   ParallelFor parallel_for;
 };
 
+// Weights of a product in text_pass: float32 [outputs, inputs] as HF has them, or packed in a 16-bit type.
+struct PassWeight {
+  const void* data;
+  Type type;  // f32: not packed
+
+  bool is_packed() const { return type != Type::f32; }
+};
+
+// One decoder layer of text_pass. Of q, k and v, and of gate and up, the first stands for all where it is
+// packed, with its bias. Biases and head norms may be null.
+struct PassLayer {
+  const float *input_norm, *post_norm, *q_norm, *k_norm;
+  PassWeight q, k, v, out, gate, up, down;
+  const float *q_bias, *k_bias, *v_bias, *out_bias;
+  double input_eps, post_eps, head_eps, scaling;
+};
+
+// A pass over slots, see text_pass.h. Tensors of the cache are those of all layers.
+struct TextPass {
+  const int64_t* tokens;  // [batch_size, num_slots]; null: hidden is there already
+  const int64_t* depths;  // [num_slots], or [batch_size, num_slots] with their stride
+  const int64_t* ancestors;
+  float *k_cache, *v_cache;
+  const int32_t* kv_len;
+  const uint8_t* visual;
+  const int64_t* positions;       // [position_rows, batch_size, capacity]
+  const PassLayer* layers;
+  const float *embedding, *norm;  // norm null: hidden is all that is wanted
+  PassWeight head;                // likewise
+  const float* frequencies;       // [head_dim / 2]
+  const int32_t* dimensions;      // [head_dim / 2], which row of positions each multiplies
+  double norm_eps, angle_scaling;
+  float *hidden;                  // [batch_size, num_slots, width]
+  float *logits;                  // [batch_size, num_slots, outputs]
+  float *mass, *peak;             // [num_layers, batch_size, num_q_heads, num_slots], or null
+  int64_t batch_size, num_slots, width, inner, num_layers, first_layer, outputs;
+  int64_t num_q_heads, num_kv_heads, head_dim, capacity, position_rows;
+  int64_t depths_stride;          // of sequences
+  int64_t k_stride[5], v_stride[5];
+  ParallelFor parallel_for;
+};
+
 struct Kernels {
   const char* name;
+  int64_t panel;    // outputs of a panel of packed weights
+  bool widens_f16;  // at no cost to speak of; else 16 bits of that type are slower than 32
   void (*verify_attention)(const VerifyAttention&);
   void (*accept)(const Accept&);
   void (*accept_sampled)(const AcceptSampled&);
@@ -234,12 +312,16 @@ struct Kernels {
   void (*visual_importance)(const VisualImportance&);
   void (*linear)(const Linear&);
   void (*gated_linear)(const GatedLinear&);
+  void (*find_exact_types)(const ExactTypes&);
+  void (*pack_weights)(const PackWeights&);
+  void (*packed_linear)(const PackedLinear&);
   void (*silu_multiply)(const SiluMultiply&);
   void (*rms_norm)(const RmsNorm&);
   void (*rotate)(const Rotate&);
   void (*rotary_angles)(const RotaryAngles&);
   void (*write_kv)(const WriteKv&);
   void (*append)(const Append&);
+  void (*text_pass)(const TextPass&);
 };
 
 const Kernels& portable_kernels();

@@ -8,6 +8,7 @@
 
 #include <type_traits>
 
+#include "tiles.h"
 #include "types.h"
 
 namespace lvspec::LVSPEC_ARCH {
@@ -35,31 +36,6 @@ struct KeyBlock {
     return memory + size();
   }
 };
-
-template <int N>
-struct Constant {
-  static constexpr int value = N;
-};
-
-// f(Constant<n>), for n from 1 to N.
-template <int N, class F>
-static inline void with_constant(int64_t n, const F& f) {
-  if constexpr (N > 1)
-    if (n < N) return with_constant<N - 1>(n, f);
-  f(Constant<N>{});
-}
-
-// f(first, Constant<n>) for as few tiles as [0, count) divides into where none is larger than N,
-// all of them about as large as the others.
-template <int N, class F>
-static inline void for_tiles(int64_t count, const F& f) {
-  int64_t first = 0;
-  for (int64_t tiles = (count + N - 1) / N; tiles > 0; --tiles) {
-    const int64_t size = (count - first + tiles - 1) / tiles;
-    with_constant<N>(size, [&](auto n) { f(first, n); });
-    first += size;
-  }
-}
 
 // Keys to t.panels, the last of which is filled up with its first key.
 // Stored is A, or bf16, of which a word of A's size holds two: they go through the squares together.

@@ -1,7 +1,7 @@
 // linear: x W^T + b for a few rows of x, in float32, at the speed at which W can be read.
 //
-// Not an operation of lvspec.ops: the models' own matrix products, in passes that are recorded (see
-// lvspec/models/recorder.py). Libraries made for large products lose half their speed on thirteen rows.
+// Not an operation of lvspec.ops: the products of text_pass.h with weights as HF has them. Libraries
+// made for large products lose half their speed on thirteen rows.
 // Vectors go along the inputs, of x and of W alike, so that no lane idles whatever the number of
 // rows is; W is read once, a few of its rows at a time. The lanes of a sum are added up in one
 // fixed order, so a row of the result has the same bits however many rows there are.

@@ -19,43 +19,6 @@ constexpr int64_t kMaxTopK = 16;
 template <class A>
 constexpr int64_t kStep = 2 * kLanes<A>;
 
-// kStep consecutive numbers as two vectors. Of 16-bit numbers every other one, so that none has to
-// change its lane.
-static inline void load_two(const float* from, Vec<float>* to) {
-  to[0] = load(from);
-  to[1] = load(from + kLanes<float>);
-}
-
-static inline void load_two(const double* from, Vec<double>* to) {
-  to[0] = load(from);
-  to[1] = load(from + kLanes<double>);
-}
-
-static inline Vec<float> as_floats(Vec<uint32_t> bits) {
-  Vec<float> x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-static inline void load_two(const bf16* from, Vec<float>* to) {
-  Vec<uint32_t> bits;
-  std::memcpy(&bits, from, sizeof bits);
-  to[0] = as_floats(bits << 16);
-  to[1] = as_floats(bits & 0xffff0000u);
-}
-
-static inline void load_two(const f16* from, Vec<float>* to) {
-  Vec<uint32_t> bits;
-  std::memcpy(&bits, from, sizeof bits);
-  for (int half = 0; half < 2; ++half, bits = bits >> 16) {  // as widen(f16)
-    const Vec<uint32_t> magnitude = (bits & 0x7fffu) << 13, sign = (bits & 0x8000u) << 16;
-    Vec<float> scaled = as_floats(magnitude) * as_float(0x77800000);
-    Vec<uint32_t> finite;
-    std::memcpy(&finite, &scaled, sizeof finite);
-    to[half] = as_floats(sign | (magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite));
-  }
-}
-
 // Calls body(vectors) on a row piece by piece; what is missing of the last piece is -inf.
 template <class T, class F>
 static inline void for_each_step(const T* row, int64_t count, const F& body) {

@@ -1,6 +1,6 @@
 // rms_norm: rows over their root mean square, times a weight, in float32.
 //
-// One operation instead of six in a recorded pass, see lvspec/models/fused.
+// A part of text models, see lvspec/models/plan.py and text_pass.h.
 #pragma once
 
 #include "types.h"

@@ -1,31 +1,25 @@
-// Rotary embeddings of the slots, in float32: rotary_angles makes cosines and sines of positions in
-// three dimensions, rotate turns queries or keys by them.
-//
-// Both are parts of a recorded pass, see lvspec/models/fused.
+// Rotary embeddings, in float32: rotary_angles makes cosines and sines of positions in one dimension or
+// in three, rotate turns queries or keys by them.
 #pragma once
 
 #include "types.h"
 
 namespace lvspec::LVSPEC_ARCH {
 
-// Section i of the frequencies follows dimension i % 3; both halves of a row are the same.
+// Both halves of a row are the same.
 static void rotary_angles(const RotaryAngles& a) {
   const auto range = [](int64_t begin, int64_t end, void* context) {
     const RotaryAngles& s = *static_cast<const RotaryAngles*>(context);
     const int64_t half = s.head_dim / 2;
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t b = row / s.num_slots, t = row % s.num_slots;
+      const int64_t* positions = s.positions + row / s.num_slots * s.positions_stride[1] +
+                                 row % s.num_slots * s.positions_stride[2];
       float *cos = s.cos + row * s.head_dim, *sin = s.sin + row * s.head_dim;
-      int64_t d = 0;
-      for (int64_t section = 0; section < s.num_sections; ++section) {
-        const float position = float(s.positions[section % 3 * s.positions_stride[0] +
-                                                 b * s.positions_stride[1] +
-                                                 t * s.positions_stride[2]]);
-        for (const int64_t stop = d + s.sections[section]; d < stop; ++d) {
-          const float angle = position * s.frequencies[d];
-          cos[d] = cos[half + d] = ::cosf(angle) * float(s.scaling);
-          sin[d] = sin[half + d] = ::sinf(angle) * float(s.scaling);
-        }
+      for (int64_t d = 0; d < half; ++d) {
+        const float position = float(positions[s.dimensions[d] * s.positions_stride[0]]);
+        const float angle = position * s.frequencies[d];
+        cos[d] = cos[half + d] = ::cosf(angle) * float(s.scaling);
+        sin[d] = sin[half + d] = ::sinf(angle) * float(s.scaling);
       }
     }
   };

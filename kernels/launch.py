@@ -13,14 +13,45 @@ import functools
 import math
 
 import torch
+import triton
+import triton.language as tl
 from triton import knobs
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 INTERPRETED = bool(knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on CPU tensors (TRITON_INTERPRET=1)."""
 
+DEPENDENT = False
+"""Whether kernels of a pass are launched before the one ahead has ended (programmatic dependent
+launch, compute capability 9.0 or more). Off: no device has timed it."""
+
 DEVICE_CLASSES = ("sm80", "sm90", "sm100")
 """What launch tables distinguish. sm80 stands for every chip that is not a data-centre Hopper or
 Blackwell; its tiles fit the 99 KiB of shared memory that the smallest of them have."""
+
+
+@triton.jit
+def wait_for_kernels_ahead():
+    """What they write is there afterwards; the kernel behind may be launched, to wait in its turn.
+
+    Every program of a kernel that is launched early calls it before it reads or writes anything
+    but weights: so one that has ended has seen the end of all that were launched before it.
+    """
+    gdc_wait()
+    gdc_launch_dependents()
+
+
+@triton.jit
+def request(pointers):
+    """Have the lines at these addresses brought into L2, all of which must be those of tensors."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+        "=r,l",
+        [pointers.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 def device_class(device: torch.device) -> str:

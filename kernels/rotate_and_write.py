@@ -1,6 +1,7 @@
-"""rotate_and_write: queries and keys turned by their positions; keys and values into the cache.
+"""rotate_and_write: queries and keys normed and turned by their positions; keys and values into
+the cache.
 
-Reads / writes: q, k, v and what becomes of them once; cosines and sines once a head, from L2. Grid:
+Reads / writes: qkv and what becomes of it once; cosines and sines once a head, from L2. Grid:
 one program a sequence, slot and head (query heads, then those of the keys, then of the values), all
 along x. Specification: lvspec.reference.rotate_and_write.
 """
@@ -12,6 +13,7 @@ import triton
 import triton.language as tl
 
 from lvspec.kernels import launch
+from lvspec.kernels.launch import wait_for_kernels_ahead
 from lvspec.kernels.rounding import rounded
 
 
@@ -24,10 +26,36 @@ def _combined(a, b, cos, sin, SIGN: tl.constexpr):
 
 
 @triton.jit
-def _turn(source, cos, sin, target, target_stride, half, columns, mask, stored):
+def _normed(values, scale, factors):
+    """Rounded twice, as rms_norm does."""
+    first = rounded(values.to(tl.float32) * scale, values.dtype)
+    return rounded(first.to(tl.float32) * factors.to(tl.float32), values.dtype)
+
+
+@triton.jit
+def _turn(
+    source,
+    norm,
+    cos,
+    sin,
+    target,
+    target_stride,
+    half,
+    eps,
+    columns,
+    mask,
+    stored,
+    HAS_NORM: tl.constexpr,
+):
     """One head: `source`, its angles and `target` point to the first of its columns."""
-    first = tl.load(source + columns, mask=mask)
-    second = tl.load(source + half + columns, mask=mask)
+    first = tl.load(source + columns, mask=mask, other=0.0)
+    second = tl.load(source + half + columns, mask=mask, other=0.0)
+    if HAS_NORM:
+        squares = first.to(tl.float32) * first.to(tl.float32)
+        squares += second.to(tl.float32) * second.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(squares, axis=0) / (2 * half) + eps)
+        first = _normed(first, scale, tl.load(norm + columns, mask=mask, other=0.0))
+        second = _normed(second, scale, tl.load(norm + half + columns, mask=mask, other=0.0))
     low = _combined(
         first, second, tl.load(cos + columns, mask=mask), tl.load(sin + columns, mask=mask), -1
     )
@@ -42,11 +70,11 @@ def _turn(source, cos, sin, target, target_stride, half, columns, mask, stored):
 @triton.jit
 def rotate_and_write_kernel(
     # inputs
-    q,
-    k,
-    v,
+    qkv,
     cos,
     sin,
+    q_norm,
+    k_norm,
     kv_len,
     # outputs
     turned,
@@ -58,13 +86,10 @@ def rotate_and_write_kernel(
     num_slots,
     capacity,
     half,
+    eps,
     # strides
-    q_stride_batch,
-    q_stride_slot,
-    k_stride_batch,
-    k_stride_slot,
-    v_stride_batch,
-    v_stride_slot,
+    qkv_stride_batch,
+    qkv_stride_slot,
     cos_stride_batch,
     cos_stride_slot,
     sin_stride_batch,
@@ -78,9 +103,15 @@ def rotate_and_write_kernel(
     v_cache_stride_head,
     v_cache_stride_row,
     v_cache_stride_column,
+    # flags
+    HAS_Q_NORM: tl.constexpr,
+    HAS_K_NORM: tl.constexpr,
+    DEPENDENT: tl.constexpr,
     # tiles
     BLOCK: tl.constexpr,
 ):
+    if DEPENDENT:
+        wait_for_kernels_ahead()
     program = tl.program_id(0)
     heads = num_q_heads + 2 * num_kv_heads
     head = program % heads
@@ -95,25 +126,28 @@ def rotate_and_write_kernel(
     # A row that the cache does not have is not written.
     in_cache = columns < tl.where((row >= 0) & (row < capacity), half, 0)
 
+    source = qkv + sequence * qkv_stride_batch + slot * qkv_stride_slot
+    source += head.to(tl.int64) * 2 * half
+
     if head < num_q_heads:
-        q += sequence * q_stride_batch + slot * q_stride_slot + head.to(tl.int64) * 2 * half
-        turned += ((sequence * num_q_heads + head) * num_slots + slot) * 2 * half
-        _turn(q, cos, sin, turned, 1, half, columns, mask, mask)
+        target = turned + ((sequence * num_q_heads + head) * num_slots + slot) * 2 * half
+        _turn(source, q_norm, cos, sin, target, 1, half, eps, columns, mask, mask, HAS_Q_NORM)
     elif head < num_q_heads + num_kv_heads:
         key_head = (head - num_q_heads).to(tl.int64)
-        k += sequence * k_stride_batch + slot * k_stride_slot + key_head * 2 * half
-        k_cache += sequence * k_cache_stride_batch + key_head * k_cache_stride_head
-        k_cache += row * k_cache_stride_row
-        _turn(k, cos, sin, k_cache, k_cache_stride_column, half, columns, mask, in_cache)
+        target = k_cache + sequence * k_cache_stride_batch + key_head * k_cache_stride_head
+        target += row * k_cache_stride_row
+        step = k_cache_stride_column
+        _turn(
+            source, k_norm, cos, sin, target, step, half, eps, columns, mask, in_cache, HAS_K_NORM
+        )
     else:
         value_head = (head - num_q_heads - num_kv_heads).to(tl.int64)
-        v += sequence * v_stride_batch + slot * v_stride_slot + value_head * 2 * half
-        v_cache += sequence * v_cache_stride_batch + value_head * v_cache_stride_head
-        v_cache += row * v_cache_stride_row
-        first = tl.load(v + columns, mask=mask)
-        second = tl.load(v + half + columns, mask=mask)
-        tl.store(v_cache + columns * v_cache_stride_column, first, mask=in_cache)
-        tl.store(v_cache + (columns + half) * v_cache_stride_column, second, mask=in_cache)
+        target = v_cache + sequence * v_cache_stride_batch + value_head * v_cache_stride_head
+        target += row * v_cache_stride_row
+        first = tl.load(source + columns, mask=mask)
+        second = tl.load(source + half + columns, mask=mask)
+        tl.store(target + columns * v_cache_stride_column, first, mask=in_cache)
+        tl.store(target + (columns + half) * v_cache_stride_column, second, mask=in_cache)
 
 
 # A head is so little that a warp has it in one load or two of each half.
@@ -121,32 +155,33 @@ _LAUNCH = {"num_warps": 1, "num_stages": 1}
 
 
 def rotate_and_write(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    qkv: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    eps: float,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     layer: int,
     kv_len: torch.Tensor,
 ) -> torch.Tensor:
     """Launch `lvspec::rotate_and_write`."""
-    q, k, v, cos, sin = (_with_whole_rows(x) for x in (q, k, v, cos, sin))
+    qkv, cos, sin = (_with_whole_rows(x) for x in (qkv, cos, sin))
     k_cache, v_cache = k_cache[layer], v_cache[layer]
     batch_size, num_kv_heads, capacity, head_dim = k_cache.shape
-    num_slots, num_q_heads = q.shape[1], q.shape[2] // head_dim
+    num_slots, num_q_heads = qkv.shape[1], qkv.shape[2] // head_dim - 2 * num_kv_heads
     turned = torch.empty(
-        (batch_size, num_q_heads, num_slots, head_dim), dtype=q.dtype, device=q.device
+        (batch_size, num_q_heads, num_slots, head_dim), dtype=qkv.dtype, device=qkv.device
     )
     grid = (batch_size * num_slots * (num_q_heads + 2 * num_kv_heads),)
-    with launch.device_guard(q):
+    with launch.device_guard(qkv):
         rotate_and_write_kernel[grid](
-            q=q,
-            k=k,
-            v=v,
+            qkv=qkv,
             cos=cos,
             sin=sin,
+            q_norm=q_norm,
+            k_norm=k_norm,
             kv_len=kv_len,
             turned=turned,
             k_cache=k_cache,
@@ -156,12 +191,9 @@ def rotate_and_write(
             num_slots=num_slots,
             capacity=capacity,
             half=head_dim // 2,
-            q_stride_batch=q.stride(0),
-            q_stride_slot=q.stride(1),
-            k_stride_batch=k.stride(0),
-            k_stride_slot=k.stride(1),
-            v_stride_batch=v.stride(0),
-            v_stride_slot=v.stride(1),
+            eps=eps,
+            qkv_stride_batch=qkv.stride(0),
+            qkv_stride_slot=qkv.stride(1),
             cos_stride_batch=cos.stride(0),
             cos_stride_slot=cos.stride(1),
             sin_stride_batch=sin.stride(0),
@@ -175,6 +207,10 @@ def rotate_and_write(
             v_cache_stride_head=v_cache.stride(1),
             v_cache_stride_row=v_cache.stride(2),
             v_cache_stride_column=v_cache.stride(3),
+            HAS_Q_NORM=q_norm is not None,
+            HAS_K_NORM=k_norm is not None,
+            DEPENDENT=launch.DEPENDENT,
+            launch_pdl=launch.DEPENDENT,
             BLOCK=triton.next_power_of_2(head_dim // 2),
             **_LAUNCH,
         )

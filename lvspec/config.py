@@ -17,9 +17,9 @@ DRAFT_ANCHOR_THRESHOLD = 0.065
 GAMMA = 12
 """Draft tokens of a chain where the number is not said and not chosen."""
 KEEP_BY = ("attention", "uniform")
-Fuse = Literal["kernels", "compile", "none"]
+Fuse = Literal["kernels", "none"]
 FUSE: tuple[Fuse, ...] = get_args(Fuse)
-"""What may stand in for a model's small operations, see `DecodeConfig.fuse`."""
+"""Whose code may run passes, see `DecodeConfig.fuse`."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,16 @@ class DecodeConfig:
         scorer: Visual relevance of a row: a name in `phases.relevance.SCORERS`, or a function of
             the target's `StepOutput` that returns float32 `[B, S]`.
         capture: Whether to replay what is the same in every iteration without HF's Python. On CUDA
-            a whole iteration is captured in a CUDA graph (`engine/graph.py`), on a CPU the models'
-            passes are recorded (`models/recorder.py`). Modules with hooks are never captured.
+            a whole iteration is captured in a CUDA graph (`engine/graph.py`); elsewhere it changes
+            nothing. Modules with hooks are never captured.
         lag: How many iterations late the host looks at what was generated, from 0 to 8; the output
             does not depend on it. With 1 the device never waits for the host, and computes one
             iteration in vain when a sequence ends by an end of sequence or a stop; with 0 nothing
             is in vain, and between two iterations the device waits for the host to look. None: 1 on
             CUDA, 0 on a CPU, whose work is done when the host looks.
-        fuse: What stands in for the small operations of the text models (norms, activations, rotary
-            embeddings, cache writes), around HF's modules. "kernels": operations of lvspec, C++ in
-            recorded passes on a CPU, Triton on CUDA devices. "none": HF's own code. "compile":
-            `torch.compile` of norms, gated MLPs and rotary embeddings, in passes; such passes are
-            not recorded. A module that is not recognised is always left as it is.
+        fuse: Whose code runs the text models' passes. "kernels": lvspec's own over HF's weights
+            (`models/text_pass.py`), wherever a model has the parts of a plain decoder; what is not
+            known in it is called as it is. "none": HF's forward. `stats.passes` says which it was.
         trace: Whether to keep what happened to every drafted token (`Generation.trace`).
 
     Raises:

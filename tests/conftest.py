@@ -251,7 +251,7 @@ def hf_passes():
 @torch.no_grad()
 def _hf_passes(model, inputs, tokens):
     """Prefill, then one forward over all tokens with eager attention, whose weights HF returns."""
-    # To return attention weights HF leaves hooks in a model, and such a model is never recorded.
+    # To return attention weights HF leaves hooks in a model, and those would be of every pass.
     model = _reader(model)
     ids, text = inputs["input_ids"], model.model.language_model
     if "video_grid_thw" in inputs or "image_grid_thw" in inputs:
@@ -307,7 +307,7 @@ class _TreeDrafter(Drafter):
 
 @pytest.fixture
 def loaded_once(_loaded, monkeypatch):
-    """The shell loads each checkpoint once in a file, and what is recorded of it stays."""
+    """The shell loads each checkpoint once in a file, and what is made of it stays."""
     load = captioning.load_models
 
     def loaded(*arguments, **options):

@@ -198,7 +198,6 @@ def _model_part_calls() -> list[Call]:
         for hidden in (896, 2048, 3584, 8192):
             x, weight = _empty(1, rows, hidden, dtype=dtype), _empty(hidden, dtype=dtype)
             calls.append(_call("rms_norm", f"{name} H={hidden}", x, weight, 1e-6))
-            calls.append(_call("add_rms_norm", f"{name} H={hidden}", x, x, weight, 1e-6))
         head = _empty(1, rows, 16, 128, dtype=dtype)  # Qwen3-VL norms heads
         calls.append(_call("rms_norm", f"{name} D=128", head, _empty(128, dtype=dtype), 1e-6))
         gate = _empty(1, rows, 18944, dtype=dtype)
@@ -207,11 +206,39 @@ def _model_part_calls() -> list[Call]:
         tables = (_empty(64), _int32(64))
         calls.append(_call("rotary_angles", name, positions, *tables, 1.0, dtype))
         for head_dim in (64, 80, 128):
-            q, k = (_empty(1, rows, heads * head_dim, dtype=dtype) for heads in (28, 4))
+            qkv = _empty(1, rows, 36 * head_dim, dtype=dtype)
             angles = (_empty(1, rows, head_dim, dtype=dtype),) * 2
             cache = _empty(28, 1, 4, 4608, head_dim, dtype=dtype)
-            given = (q, k, k, *angles, cache, cache, 1, _int32(1))
-            calls.append(_call("rotate_and_write", f"{name} D={head_dim}", *given))
+            norm = _empty(head_dim, dtype=dtype)
+            for label, norms in (("", (None, None)), (" norms", (norm, norm))):
+                given = (qkv, *angles, *norms, 1e-6, cache, cache, 1, _int32(1))
+                calls.append(_call("rotate_and_write", f"{name} D={head_dim}{label}", *given))
+    return calls
+
+
+def _product_calls() -> list[Call]:
+    """Layers of 3B and 7B, with the rows of a chain's steps and of its check."""
+    calls: list[Call] = []
+
+    def add(operation: str, dtype: torch.dtype, rows: int, outputs: int, size: int) -> None:
+        name = str(dtype).removeprefix("torch.")
+        x, weight = _empty(rows, size, dtype=dtype), _empty(outputs, size, dtype=dtype)
+        normed = (x, _empty(size, dtype=dtype), 1e-6, weight)
+        arguments = {
+            "norm_linear": (*normed, _empty(outputs, dtype=dtype)),
+            "norm_gated_linear": normed,
+            "linear_add_": (x, weight, _empty(rows, outputs, dtype=dtype)),
+        }[operation]
+        label = f"{name} N={outputs} K={size} M={rows} few-rows"
+        calls.append(_call(operation, label, *arguments))
+
+    for rows in (1, 8, 13):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)[: 3 if rows == 1 else 1]:
+            add("norm_linear", dtype, rows, 2560, 2048)
+            add("norm_gated_linear", dtype, rows, 22016, 2048)
+            add("linear_add_", dtype, rows, 2048, 11008)
+        add("norm_linear", torch.bfloat16, rows, 4608, 3584)
+        add("linear_add_", torch.bfloat16, rows, 8192, 8192)
     return calls
 
 
@@ -248,6 +275,7 @@ CALLS: list[Call] = [
     *_acceptance_calls(),
     *_cache_calls(),
     *_model_part_calls(),
+    *_product_calls(),
     *_linear_calls(),
     *_loop_calls(),
 ]

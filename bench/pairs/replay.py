@@ -158,9 +158,9 @@ def begin(
         policy: None: `lvspec()`, whose scores are computed.
         trace: What is accepted; None: what the policy says.
     """
-    options = {"record": config.capture, "fuse": config.fuse}
-    target = RandomPromptModel(hf_target, "target", **options)
-    draft = None if hf_draft is None else RandomPromptModel(hf_draft, "draft", **options)
+    fuse = config.fuse
+    target = RandomPromptModel(hf_target, "target", fuse=fuse)
+    draft = None if hf_draft is None else RandomPromptModel(hf_draft, "draft", fuse=fuse)
     drafter = make_drafter(target, draft, config)
     policy = AcceptancePolicy.lvspec() if policy is None else policy
     if trace is None:

@@ -29,10 +29,10 @@ from lvspec.kernels.verify_attention.launch_table import LAUNCH, launch_shape
 from lvspec.kernels.verify_attention.merge import merge_kernel
 from lvspec.kernels.workspace import MASKED_PIECE, num_masked_pieces
 
-__all__ = ["LAUNCH", "verify_attention"]
+__all__ = ["LAUNCH", "MERGE", "verify_attention"]
 
-_MERGED_AT_ONCE = 16
-_MERGE_WARPS = 4
+MERGE = {"BLOCK_P": 64, "LISTED": 256, "num_warps": 8, "num_stages": 1}
+"""A cache of 16k positions is two rounds of pieces, found in one look at its plan."""
 
 
 def verify_attention(
@@ -172,8 +172,8 @@ def verify_attention(
             BLOCK_D=shape_of_launch["BLOCK_D"],
             PIECE=piece,
             SCORES=scores,
-            BLOCK_P=_MERGED_AT_ONCE,
-            num_warps=_MERGE_WARPS,
-            num_stages=1,
+            DEPENDENT=launch.DEPENDENT,
+            launch_pdl=launch.DEPENDENT,
+            **MERGE,
         )
     return out, lse, mass, peak

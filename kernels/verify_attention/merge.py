@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lvspec.kernels.launch import wait_for_kernels_ahead
 from lvspec.kernels.verify_attention.attend import LOWEST
 
 
@@ -31,17 +32,35 @@ def merge_kernel(
     BLOCK_D: tl.constexpr,
     PIECE: tl.constexpr,
     SCORES: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+    BLOCK_P: tl.constexpr,  # pieces that are added at once
+    LISTED: tl.constexpr,  # entries of the plan that are looked at at once
 ):
     """The pieces of one row, added in order."""
+    if DEPENDENT:
+        wait_for_kernels_ahead()
     row = tl.program_id(0).to(tl.int64)
     sequence = row // rows_per_sequence
     length = tl.minimum(tl.load(kv_len + sequence), capacity)
     first_offset = row * (num_pieces + 1)
     dim = tl.arange(0, BLOCK_D)
 
+    # What is behind the last piece that has been written is not looked at again.
+    if PIECE > 0:
+        count = tl.cdiv(length, PIECE) + 1
+    else:
+        last = tl.zeros([LISTED], tl.int32)
+        for first in tl.range(0, num_pieces + 1, LISTED):
+            piece = first + tl.arange(0, LISTED)
+            used, _ = _pieces(
+                piece, sequence, length, num_pieces, capacity, plan_start, plan_end, plan_kind,
+                stride_plan_sequence, PIECE, False,
+            )  # fmt: skip
+            last = tl.maximum(last, tl.where(used, piece, 0))
+        count = tl.max(last, 0) + 1
+
     highest = tl.full([], LOWEST, tl.float32)
-    for first in tl.range(0, num_pieces + 1, BLOCK_P):
+    for first in tl.range(0, count, BLOCK_P):
         piece = first + tl.arange(0, BLOCK_P)
         used, _ = _pieces(
             piece, sequence, length, num_pieces, capacity, plan_start, plan_end, plan_kind,
@@ -54,7 +73,7 @@ def merge_kernel(
     video_total = tl.zeros([], tl.float32)
     video_highest = tl.full([], float("-inf"), tl.float32)
     accumulator = tl.zeros([BLOCK_D], tl.float32)
-    for first in tl.range(0, num_pieces + 1, BLOCK_P):
+    for first in tl.range(0, count, BLOCK_P):
         piece = first + tl.arange(0, BLOCK_P)
         used, is_video = _pieces(
             piece, sequence, length, num_pieces, capacity, plan_start, plan_end, plan_kind,

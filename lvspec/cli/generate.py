@@ -109,7 +109,8 @@ def _add_draft_options(group: argparse._ArgumentGroup) -> None:
         type=gamma_of,
         metavar="N",
         help="draft tokens per verify pass, 1 to 63, or auto (default): what is found best for a "
-        "plain chain of a model, 12 elsewhere",
+        "plain chain of a model, 12 elsewhere; as that goes by the clock, two runs under a loose "
+        "policy may differ in words, and the N that a run printed repeats it",
     )
     add(
         "--acceptance",

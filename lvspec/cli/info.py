@@ -102,5 +102,5 @@ def _parts() -> dict[str, Any]:
     found = {}
     for role, hf in (("embedded target", pair.target), ("embedded draft", pair.draft)):
         model = Model(hf, role)
-        found[role] = model.parts(model.new_cache(batch_size=1, capacity=16, num_slots=1))
+        found[role] = {"passes": model.made.passes, **model.made.parts}
     return found

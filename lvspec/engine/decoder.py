@@ -106,7 +106,7 @@ class Decoder:
         """Make everything for the models as they are now."""
         target, draft = self._given
         config = self._config
-        self.target = Model(target, "target", record=config.capture, fuse=config.fuse)
+        self.target = Model(target, "target", fuse=config.fuse)
         self.draft = draft_model(draft, config)
         self._taken = self._facts()
         self._processors = LogitsProcessors(

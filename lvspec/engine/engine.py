@@ -262,7 +262,7 @@ class Engine:
     @property
     def parts(self) -> dict[str, dict[str, int]]:
         """As `DecodeStats.parts`, once there are caches."""
-        return self._roles.parts(self.cache)
+        return self._roles.parts()
 
     @property
     def _following(self) -> int:
@@ -291,7 +291,7 @@ class Engine:
         """Iterations are run in a way that is right for the models as they are now."""
         if self._roles.have_changed():
             self.runner.obstacle = models_obstacle(self._roles.models)
-        passes = self._roles.passes(self.cache)
+        passes = self._roles.passes()
         for sequence in self.active:
             sequence.stats.passes = passes
 

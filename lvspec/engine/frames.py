@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from lvspec.models.attention import AttentionStep, lvspec_attention_on
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model, held
-from lvspec.models.text_pass import text_pass
+from lvspec.models.text_pass import hf_pass
 from lvspec.tree import chain_ancestors
 
 ROWS = 16
@@ -87,7 +87,7 @@ def frame_attention(
         TypeError, ValueError: As `lvspec.generate`; or the prompt's video tokens cannot be divided
             among the frames, and the message says why.
     """
-    model = Model(target, "target", record=False, fuse="none")
+    model = Model(target, "target", fuse="none")
     found = check_inputs(model, inputs)
     prompt = found["input_ids"]
     length = prompt.shape[1]
@@ -126,7 +126,7 @@ def _pass(model: Model, cache: Any, tokens: Tensor) -> Tensor:
             (1, count, capacity), dtype=_dtype(cache.k), device=cache.visual.device
         ),
     )
-    text_pass(model.text, tokens, cache.positions[:, :, begin : begin + count], cache, step)
+    hf_pass(model.text, tokens, cache.positions[:, :, begin : begin + count], cache, step)
     return step.importance[0]
 
 

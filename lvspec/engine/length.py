@@ -29,7 +29,7 @@ from lvspec.phases.draft.model_cache import DraftSource
 from lvspec.policy import AcceptancePolicy
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 63)
-"""Between these the noise of a measurement decides nothing; each is recorded or captured anew."""
+"""Between these the noise of a measurement decides nothing; each is captured anew."""
 
 EXACT, LOOSE = 0.8, 0.95
 """Acceptance that is guessed: of a policy that lets no mismatch pass, and of any other."""
@@ -171,8 +171,9 @@ class ChainLength:
             gamma = best_gamma(acceptance, ratio, most)
             return GammaChoice(gamma, "bytes", ratio, 0.0, acceptance, said_by)
         ratios = pace.cost_ratio, pace.row_ratio
-        texts = self._known.lengths.get(self._key) if said_by == "generations" else None
-        lengths = torch.tensor([min(length, LONGEST) for length in texts or ()])
+        known = self._known.lengths.get(self._key) if said_by == "generations" else None
+        texts = tuple(known or ())  # another thread may learn meanwhile
+        lengths = torch.tensor([min(length, LONGEST) for length in texts])
         nearly = torch.cat([(lengths * share).ceil().long() for share in NEARLY])
 
         def worth(gamma: int) -> float:

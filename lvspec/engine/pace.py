@@ -25,8 +25,7 @@ from lvspec.tree import chain_ancestors
 from lvspec.warmup import warming_up
 
 ROWS = (13, 25)
-"""Slots of the passes of the target that are timed; a line through both is what a pass takes.
-(Passes of as many slots are often run later, and a CPU has recorded these then.)"""
+"""Slots of the passes of the target that are timed; a line through both is what a pass takes."""
 CONTEXT = 128
 """Positions before those slots."""
 
@@ -62,7 +61,7 @@ class Pace:
 def measure_pace(
     target: Model, source: DraftSource, *, batch_size: int, scores: bool, capture: bool
 ) -> Pace | None:
-    """Time passes as they are run: recorded on a CPU, as CUDA graphs on a GPU.
+    """Time passes as they are run: on a GPU as CUDA graphs.
 
     Args:
         target: Who verifies.
@@ -111,13 +110,9 @@ def _step(source: DraftSource, batch_size: int) -> _Call:
     cache = model.new_cache(batch_size=batch_size, capacity=CONTEXT + PIECE + 1, num_slots=2)
     last = torch.zeros(batch_size, 1, dtype=torch.int64, device=model.device)
 
-    def make() -> GoneOnChain:
-        return GoneOnChain(model, head, PIECE)
-
     def call() -> object:
         cache.kv_len.fill_(CONTEXT)
-        key = ("chain goes on", PIECE, head.key)
-        return run_phase(model, cache, key, make, last, cache.kv_len)
+        return run_phase(GoneOnChain(head, PIECE), model, cache, last, cache.kv_len)
 
     return call
 

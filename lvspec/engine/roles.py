@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from lvspec.models.cache import SlotCache
 from lvspec.models.model import Model, held
 from lvspec.phases.draft import CachedDrafter, Drafter
 
@@ -44,17 +43,13 @@ class Roles:
         before, self.revisions = self.revisions, tuple(m.watch.revision for m in self.models)
         return self.revisions != before
 
-    def passes(self, cache: SlotCache) -> dict[str, str]:
-        """As `DecodeStats.passes`, given the target's cache."""
-        caches = [cache] if self._drafter is None else [cache, self._drafter.cache]
-        return {
-            model.role: model.passes(cache)
-            for model, cache in zip(self.models, caches, strict=False)
-        }
+    def passes(self) -> dict[str, str]:
+        """As `DecodeStats.passes`."""
+        return {model.role: model.made.passes for model in self.models}
 
-    def parts(self, cache: SlotCache) -> dict[str, dict[str, int]]:
-        """As `DecodeStats.parts`, given the target's cache."""
-        found = {"target": self._target.parts(cache)}
+    def parts(self) -> dict[str, dict[str, int]]:
+        """As `DecodeStats.parts`."""
+        found = {"target": self._target.made.parts}
         if self._drafter is not None:
-            found["draft"] = self._drafter.model.parts(self._drafter.cache)
+            found["draft"] = self._drafter.model.made.parts
         return found

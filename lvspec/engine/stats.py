@@ -16,7 +16,7 @@ from lvspec.warmup import warm_up_seconds
 WARM_UP_PHASES = ("warm-up", "capture")
 PHASES = ("prefill", "draft", "verify", "accept", "commit", "iteration", *WARM_UP_PHASES)
 """`iteration` is draft, verify, accept and commit in one, replayed as a CUDA graph; `capture` the
-making of that graph; `warm-up` what else is done once (passes recorded, parts recognised, code
+making of that graph; `warm-up` what else is done once (plans of models made and checked, code
 compiled, and the iterations that a CUDA graph needs before it), which no other phase includes."""
 
 LEAST_ROWS = 32
@@ -117,10 +117,11 @@ class DecodeStats:
         num_warm_up_tokens: Output tokens of iterations that count as warm-up.
         generation_config: As given: settings by name, empty where nothing of it is applied.
         loop: How the last iteration was run: "graph", or "eager" and why.
-        parts: Of "target" and "draft", how many parts of every kind something stands in for in
-            passes. Those of kinds with 0, or of a model with none, are HF's own code.
-        passes: How passes of "target" and "draft" were run besides: "recorded", or "eager" and why,
-            if anything stood in the way.
+        parts: Of "target" and "draft": "layers" that lvspec's own pass runs (0: the pass is HF's),
+            modules that it calls as they are ("called"), and weights that it reads from copies in
+            16 bits ("compact").
+        passes: Whose code ran passes of "target" and "draft": "own: one operation" (C++), "own", or
+            "HF's" and why.
     """
 
     def __init__(

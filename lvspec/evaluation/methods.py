@@ -252,7 +252,7 @@ def in_turns(
 
     The methods take turns on each prompt, in an order that rotates, so that a slow spell of the
     machine falls on all of them. Before its first caption a method makes one that does not count:
-    what is recorded, compiled and captured once is in it.
+    what is planned, compiled and captured once is in it.
 
     Args:
         methods: By name.

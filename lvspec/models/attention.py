@@ -49,6 +49,27 @@ class AttentionStep:
     masses: list[Tensor] = field(default_factory=list)
     peaks: list[Tensor] = field(default_factory=list)
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Attention `[B, Hq, S, D]` of one layer's queries over its cache `[B, Hkv, N, D]`."""
+        result = ops.verify_attention(
+            query,
+            key,
+            value,
+            self.kv_len,
+            self.ancestors,
+            self.visual,
+            scale=scaling,
+            plan=self.plan,
+            scores=self.scores,
+            workspace=self.workspace,
+        )
+        if self.scores:
+            self.masses.append(result.visual_mass)
+            self.peaks.append(result.visual_peak)
+        if self.importance is not None:
+            self.importance += _importance(self, query, key, result.lse, scaling)
+        return result.out
+
 
 def lvspec_attention(
     module: nn.Module,
@@ -65,26 +86,9 @@ def lvspec_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-    step, device = lvspec_step, query.device
+    device = query.device
     query = query.to(key.device)  # the cache's, of which there is one for all layers
-    result = ops.verify_attention(
-        query,
-        key,
-        value,
-        step.kv_len,
-        step.ancestors,
-        step.visual,
-        scale=scaling,
-        plan=step.plan,
-        scores=step.scores,
-        workspace=step.workspace,
-    )
-    if step.scores:
-        step.masses.append(result.visual_mass)
-        step.peaks.append(result.visual_peak)
-    if step.importance is not None:
-        step.importance += _importance(step, query, key, result.lse, scaling)
-    return result.out.transpose(1, 2).to(device), None
+    return lvspec_step.attend(query, key, value, scaling).transpose(1, 2).to(device), None
 
 
 def _importance(

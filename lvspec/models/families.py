@@ -28,7 +28,7 @@ class Family:
             rotary positions in time, height and width. Empty: positions count the tokens.
         text_attribute: Where the text model is in `model.model`.
         has_static_pass: Whether a pass of the text model does the same whatever the numbers are, so
-            that it can be recorded (no experts that are chosen in Python, for instance).
+            that a CUDA graph can hold it (no experts that are chosen in Python, for instance).
         patches_frames: Whether `lvspec.video.patches` makes its pixels, so that HF's processor is
             not needed.
     """

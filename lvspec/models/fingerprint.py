@@ -1,10 +1,9 @@
 """What passes of a model depend on besides their inputs, so that a change of it is seen.
 
-A recorded pass, a CUDA graph and a part that an operation stands in for were right for the modules
-as they were. Whatever Python looks at in a pass can make them wrong: classes and their code, plain
-attributes, configs, hooks, addresses of weights. All of that is compared before modules are used
-again. What cannot be compared (a replaced `forward`, a class or an object of somebody else's) is
-named, and nothing stands in for a model that has it.
+A plan and a CUDA graph were right for the modules as they were. Whatever Python looks at in a pass
+can make them wrong: classes and their code, plain attributes, configs, hooks, addresses of weights.
+All of that is compared before modules are used again. What cannot be compared (a replaced
+`forward`, a class or an object of somebody else's) is named, and HF's forward runs such a model.
 """
 
 from __future__ import annotations

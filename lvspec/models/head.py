@@ -7,7 +7,6 @@ same logits for them and moves a fraction of the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,11 +30,6 @@ class DraftHead(nn.Module):
         super().__init__()
         self.head, self.size = head, size
         self.register_buffer("vocabulary", vocabulary)
-
-    @property
-    def key(self) -> Hashable:
-        """What a recording of a pass with this head depends on, besides the model."""
-        return self.size if self.vocabulary is None else self
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits `[..., size]` of the text model's output `[..., hidden]`."""
@@ -70,7 +64,7 @@ def draft_head(head: nn.Module, size: int, ids: tuple[int, ...] | None) -> Draft
         return DraftHead(head, size)
     weight = _weight(head)
     known = _SUBSETS.setdefault(head, {})
-    # Recording refuses tensors that were made in inference mode.
+    # Whoever owns the head may change it outside of inference mode.
     with torch.inference_mode(False), torch.no_grad():
         rows = torch.tensor(ids, dtype=torch.int64, device=weight.device)
         found = known.get(ids)

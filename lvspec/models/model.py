@@ -1,7 +1,7 @@
 """The few operations that the loop needs of a model.
 
-HF models are used as they are: a prefill is the model's own forward, a step is the text model's own
-forward with explicit positions and a `SlotCache`.
+HF models are used as they are: a prefill is the model's own forward around lvspec's text pass, a
+step is that pass over a few slots with explicit positions and a `SlotCache`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,20 +16,19 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lvspec.config import Fuse
-from lvspec.models.attention import lvspec_attention_on
+from lvspec.models.attention import AttentionStep, lvspec_attention_on
 from lvspec.models.cache import Beginning, SlotCache
 from lvspec.models.families import check_family
-from lvspec.models.fused import FusedParts, is_patched
 from lvspec.models.head import DraftHead
 from lvspec.models.hf_names import CACHE, CACHE_NAMES
-from lvspec.models.recorder import PassRecorder, is_recordable
+from lvspec.models.own_passes import Made, OwnPasses
+from lvspec.models.plan import as_hf_takes_them
 from lvspec.models.text_pass import (
     StepOutput,
-    TextPass,
-    as_hf_takes_them,
-    example_like,
-    run_pass,
-    with_scores,
+    hf_pass,
+    own_pass,
+    prompts_read_by,
+    slot_positions,
 )
 from lvspec.models.watch import watch_of
 
@@ -46,8 +44,7 @@ class Model:
     Args:
         model: The HF model.
         role: "target" or "draft", for messages.
-        record: Whether to record passes and replay them, see `lvspec.models.recorder`.
-        fuse: What stands in for the text model's small operations, see `DecodeConfig.fuse`.
+        fuse: Whose code runs its passes, see `DecodeConfig.fuse`.
 
     Raises:
         TypeError: `model` is not an HF model.
@@ -60,9 +57,7 @@ class Model:
             where that follows the length of the sequence; else None.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, role: str, *, record: bool = True, fuse: Fuse = "kernels"
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, role: str, *, fuse: Fuse = "kernels") -> None:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"{role}: expected a transformers model, got {type(model).__name__}")
         self.hf, self.role = model, role
@@ -89,10 +84,8 @@ class Model:
         self.length_limit = _length_limit(self.text.config)
         self.is_static = self.family.has_static_pass and self.length_limit is None
         self.watch = watch_of(self.text)
-        self._parts = FusedParts(model, self.text, fuse, self.watch)
-        self.recorder = None
-        if record and self.is_static and fuse != "compile":  # compiled code cannot be traced
-            self.recorder = PassRecorder(self.text, self._parts, self.watch)
+        obstacle = None if self.family.has_static_pass else "experts are chosen by value"
+        self._own = OwnPasses(self.text, model, fuse, self.watch, role, obstacle)
 
     @property
     def device(self) -> torch.device:
@@ -191,43 +184,23 @@ class Model:
                 f"{self.role}: expected the text model that was there in the beginning, got "
                 "another one; make a new Decoder"
             )
+        is_first = not self.watch.is_held
         with self.watch.held(self.text, self.hf.lm_head, self.role):
+            if is_first:
+                self._own.look()
             yield
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """A context for steps: the text model has lvspec's attention and its small operations.
-
-        Entered once for many steps. Within it the model computes what it computes otherwise.
-        """
-        with self.held(), lvspec_attention_on(self.text), self._parts.in_passes():
+        """A context for steps, entered once for many: nobody else uses the model."""
+        with self.held(), lvspec_attention_on(self.text):
             yield
 
-    def records(self, cache: SlotCache) -> bool:
-        """Whether passes over this cache are recorded and replayed."""
-        if self.recorder is None or not is_recordable(cache.k.device, cache.workspace):
-            return False
+    @property
+    def made(self) -> Made:
+        """The plan that passes follow, or why they are HF's."""
         with self.held():
-            return self.recorder.obstacle is None
-
-    def parts(self, cache: SlotCache) -> dict[str, int]:
-        """How many parts of the text model something stands in for in passes over this cache.
-
-        By kind; 0 where nothing of that kind was recognised, and HF's own code computes it.
-        """
-        return self._parts.count(is_recorded=self.records(cache))
-
-    def passes(self, cache: SlotCache) -> str:
-        """How passes over this cache are run: "recorded", or "eager" and why, if that is known.
-
-        (Whether they are part of a CUDA graph is another matter.)
-        """
-        if self.records(cache):
-            return "recorded"
-        reason = self.watch.obstacle
-        if reason is None and self.recorder is not None:
-            reason = self.recorder.obstacle
-        return "eager" if reason is None else f"eager: {reason}"
+            return self._own.made
 
     def prefill(
         self,
@@ -267,7 +240,7 @@ class Model:
         if beginning is not None:
             begun, given = beginning.length, {"input_ids": ids[:, beginning.length :]}
             cache.begin_as(sequence, beginning)
-        with self._reading(cache):
+        with self._reading(cache, sequence, begun):
             output = self.hf(
                 **given,
                 position_ids=as_hf_takes_them(positions[..., begun:]),
@@ -282,22 +255,26 @@ class Model:
         return output.logits[:, -1]
 
     @contextmanager
-    def _reading(self, cache: SlotCache) -> Iterator[None]:
+    def _reading(self, cache: SlotCache, sequence: int, begun: int) -> Iterator[None]:
         """A context for HF's forward over a prompt, which leaves nothing behind on the model."""
         state = vars(self.hf.model)
         # What HF's own loop would go on with, be it from a call of the user's before this one.
         kept = {name: state[name] for name in _STATE_OF_PROMPTS if name in state}
         with self.held():
             for module in (self.hf, self.hf.model):
-                if module._forward_hooks or module._forward_pre_hooks or is_patched(module):
+                if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
                     self.watch.say(
                         f"{type(module).__name__} of the {self.role} has hooks or another forward "
                         "than its class: they see prompts, but not the passes behind them, which "
                         "are of the text model and the head"
                     )
+            plan = self._own.made.plan
             try:
-                with self.recorder.fused() if self.records(cache) else self._parts.in_prompts():
+                if plan is None:
                     yield
+                else:
+                    with prompts_read_by(plan, cache, sequence, begun):
+                        yield
             finally:
                 state.update(kept)
 
@@ -321,23 +298,24 @@ class Model:
             scores: Whether attention leaves masses and peaks.
             head: Makes the logits; None: the model's own.
         """
-        arguments = (tokens, depths, ancestors, *cache.tensors())
-        logits_of = self.hf.lm_head if head is None else head
-        recorded = None
-        if self.records(cache):
-            key = (*tokens.shape, depths.dim(), scores)
-            if head is not None:
-                key += (head.key,)
-            recorded = self.recorder.get(
-                key,
-                lambda: TextPass(self.text, logits_of, scores),
-                partial(example_like, *arguments),
-            )
-        if recorded is None:
-            output = run_pass(self.text, logits_of, tokens, depths, ancestors, cache, scores)
+        made = self._own.made if self.watch.is_held else self.made
+        head = self.hf.lm_head if head is None else head
+        if made.cpu is not None and made.cpu.takes(tokens.numel(), head):
+            return StepOutput(*made.cpu.run(tokens, depths, ancestors, cache, scores, head))
+        positions = slot_positions(cache, depths, tokens.shape)
+        step = AttentionStep(
+            cache.kv_len, ancestors, cache.visual, scores, cache.plan, cache.workspace
+        )
+        if made.plan is not None:
+            hidden = own_pass(made.plan, tokens, positions, cache, step)
         else:
-            output = recorded(*arguments)
-        return StepOutput(*with_scores(output))
+            cache.begin_step(tokens.shape[1])
+            with lvspec_attention_on(self.text):
+                hidden = hf_pass(self.text, tokens, positions, cache, step)
+        logits = head(hidden).to(tokens.device)
+        if not scores:
+            return StepOutput(logits, None, None)
+        return StepOutput(logits, torch.stack(step.masses), torch.stack(step.peaks))
 
 
 @contextmanager
@@ -346,7 +324,7 @@ def held(models: Iterable[Model]) -> Iterator[None]:
 
     Raises:
         ValueError: torch.autocast is on: HF's forward would compute in other types than the caches
-            have, and recorded passes would not.
+            have, and lvspec's pass would not.
     """
     with ExitStack() as stack:
         # Always in the same order, or two threads could wait for each other.

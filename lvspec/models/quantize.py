@@ -26,8 +26,8 @@ def quantize(model: PreTrainedModel, weights: Weights) -> PreTrainedModel:
     which four bits cost more agreement than elsewhere; `DecodeConfig.draft_vocab` makes it small.
 
     Meant for drafts: a target that is quantised says other things. Quantise last, behind any move
-    to another device. On a CPU a quantised model decodes by HF's Python, since its passes are not
-    recorded (`lvspec.models.recorder`).
+    to another device. Layers that are quantised are called as they are by lvspec's pass, which on a
+    CPU is then no single operation.
 
     Fewer bytes are less time only where a kernel reads them as they are (`byte_linear.py`): on
     CUDA int8, fp8 from compute capability 8.9 on, and int4; on a CPU int8 for bfloat16 models.
@@ -51,7 +51,7 @@ def quantize(model: PreTrainedModel, weights: Weights) -> PreTrainedModel:
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
-    text = Model(model, "model", record=False).text
+    text = Model(model, "model").text
     layers = {name: part for name, part in text.named_modules() if isinstance(part, nn.Linear)}
     if weights != "int4":
         layers["lm_head"] = model.lm_head

@@ -1,17 +1,35 @@
-"""A pass of a text model over slots: HF's forward with explicit positions and a `SlotCache`."""
+"""A pass of a text model: over slots behind what a cache holds, or over a prompt.
+
+One decoder loop for all text models, over HF's own weights (`plan.py`) and the operations of
+`lvspec.ops`; what it computes is what HF's forward computes. `hf_pass` is that forward itself,
+with explicit positions and a `SlotCache`, for models that have no plan.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from lvspec import ops
 from lvspec.models.attention import AttentionStep
 from lvspec.models.cache import SlotCache
 from lvspec.models.hf_names import CACHE
+from lvspec.models.plan import DecoderPlan, LayerPlan, as_hf_takes_them
+
+Attend = Callable[[Tensor], Tensor]
+"""Attention of turned queries, `[B, Hq, S, D]` both."""
+
+_OF_PROMPTS = frozenset({"use_cache", "attention_mask", "cache_position", "return_dict"})
+"""What HF hands to a text model that reads a prompt and that is no part of what is computed."""
 
 
 @dataclass
@@ -28,37 +46,123 @@ class StepOutput:
     peaks: Tensor | None
 
 
-def run_pass(
-    text: nn.Module,
-    head: nn.Module,
-    tokens: Tensor,
-    depths: Tensor,
-    ancestors: Tensor,
-    cache: SlotCache,
-    scores: bool,
-) -> tuple[Tensor, ...]:
-    """Logits, and with `scores` masses and peaks of all layers."""
-    batch_size, num_slots = tokens.shape
+def slot_positions(cache: SlotCache, depths: Tensor, shape: torch.Size) -> Tensor:
+    """Rotary positions int64 `[R, B, S]` of slots `depths` behind `kv_len`."""
     index = (cache.kv_len[:, None] + depths).long()
     rows = cache.positions.shape[0]
-    positions = cache.positions.gather(2, index.expand(rows, batch_size, num_slots))
-    cache.begin_step(num_slots)
-    step = AttentionStep(cache.kv_len, ancestors, cache.visual, scores, cache.plan, cache.workspace)
-    logits = head(text_pass(text, tokens, positions, cache, step)).to(tokens.device)
-    return (logits, torch.stack(step.masses), torch.stack(step.peaks)) if scores else (logits,)
+    return cache.positions.gather(2, index.expand(rows, *shape))
 
 
-def text_pass(
+def own_pass(
+    plan: DecoderPlan, tokens: Tensor, positions: Tensor, cache: SlotCache, step: AttentionStep
+) -> Tensor:
+    """The text model over slots: `[B, S, H]`, behind the last norm.
+
+    Args:
+        plan: Of the model.
+        tokens: int64 `[B, S]`.
+        positions: int64 `[R, B, S]`.
+        cache: Takes the slots' keys and values.
+        step: What attention needs, and where it leaves its scores.
+    """
+
+    hidden = plan.embed(tokens)
+    angles = plan.angles(positions, hidden)
+    rows = hidden.flatten(0, 1)
+    for index, layer in enumerate(plan.layers):
+        own_layer(layer, index, rows, angles, cache, step)
+    return plan.norm(rows).view_as(hidden)
+
+
+def own_layer(
+    layer: LayerPlan,
+    index: int,
+    rows: Tensor,
+    angles: tuple[Tensor, Tensor],
+    cache: SlotCache,
+    step: AttentionStep,
+) -> None:
+    """One layer of `own_pass`, in place: `rows` `[B * S, H]`, `angles` two of `[B, S, D]`."""
+
+    def attend(query: Tensor) -> Tensor:
+        return step.attend(query, cache.k[index], cache.v[index], layer.scaling)
+
+    attended = _attention(layer, index, rows, angles, cache.k, cache.v, cache.kv_len, attend)
+    layer.out.add_to(rows, attended)
+    layer.mlp.add_to(rows, layer.post_norm)
+
+
+def prompt_pass(
+    plan: DecoderPlan,
+    embeds: Tensor,
+    positions: Tensor,
+    cache: SlotCache,
+    sequence: int,
+    begun: int = 0,
+) -> Tensor:
+    """The text model over the prompt of one sequence, into its place: `[1, 1, H]`, the last row.
+
+    Of the last layer only the last row's attention and MLP are computed, which nothing else needs.
+
+    Args:
+        plan: Of the model.
+        embeds: `[1, T, H]`, video features in their places.
+        positions: int64 `[R, 1, T]`.
+        cache: Takes its keys and values.
+        sequence: The place.
+        begun: Rows of the prompt that the place has already; those of `embeds` are behind them.
+    """
+    count, last = embeds.shape[1], len(plan.layers) - 1
+    k, v = (x[:, sequence : sequence + 1] for x in (cache.k, cache.v))
+    start = torch.full((1,), begun, dtype=torch.int32, device=embeds.device)
+    sees = None  # which is quicker where it says no more than `is_causal`
+    if begun > 0:
+        sees = torch.ones(count, begun + count, dtype=torch.bool, device=embeds.device).tril(begun)
+
+    def attend(index: int, scaling: float, query: Tensor) -> Tensor:
+        if index == last:
+            query = query[:, :, -1:]
+        seen = (x[index, :, :, : begun + count] for x in (k, v))
+        is_one = query.shape[2] == 1  # which sees all
+        mask = {"attn_mask": None if is_one else sees, "is_causal": not is_one and sees is None}
+        return scaled_dot_product_attention(query, *seen, **mask, scale=scaling, enable_gqa=True)
+
+    angles = plan.angles(positions, embeds)
+    rows = embeds[0].clone()
+    for index, layer in enumerate(plan.layers):
+        seeing = partial(attend, index, layer.scaling)
+        attended = _attention(layer, index, rows, angles, k, v, start, seeing)
+        rows = rows[-1:].clone() if index == last else rows
+        layer.out.add_to(rows, attended)
+        layer.mlp.add_to(rows, layer.post_norm)
+    return plan.norm(rows)[None]
+
+
+def _attention(
+    layer: LayerPlan,
+    index: int,
+    rows: Tensor,
+    angles: tuple[Tensor, Tensor],
+    k: Tensor,
+    v: Tensor,
+    kv_len: Tensor,
+    attend: Attend,
+) -> Tensor:
+    """Attention of one layer before its last product, `[R, Hq * D]`; the cache has its rows."""
+    shape = angles[0].shape[:2]
+    qkv = layer.project(rows).unflatten(0, shape)
+    query = ops.rotate_and_write(qkv, *angles, *layer.head_norms, k, v, index, kv_len)
+    return attend(query).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def hf_pass(
     text: nn.Module, tokens: Tensor, positions: Tensor, cache: Cache, step: AttentionStep
 ) -> Tensor:
-    """The text model's own forward over slots, its attention being `step`'s: `[B, S, hidden]`.
+    """`own_pass` by HF's own forward.
 
     Args:
         text: Set to lvspec's attention.
-        tokens: int64 `[B, S]`.
-        positions: int64 `[R, B, S]`.
         cache: Takes the slots' keys and values, and returns those of the whole sequence.
-        step: What attention needs, and where it leaves its scores.
     """
     return text(
         input_ids=tokens,
@@ -70,57 +174,40 @@ def text_pass(
     ).last_hidden_state
 
 
-class TextPass(nn.Module):
-    """`run_pass` as a module whose arguments are tensors."""
+@contextmanager
+def prompts_read_by(
+    plan: DecoderPlan, cache: SlotCache, sequence: int, begun: int = 0
+) -> Iterator[None]:
+    """A context in which HF's forward of the whole model has its prompt read by `prompt_pass`.
 
-    def __init__(self, text: nn.Module, head: nn.Module, scores: bool) -> None:
-        super().__init__()
-        self.text, self.head, self.scores = text, head, scores
+    The text model is called with embeddings, features in their places: that is the boundary. What
+    else it is handed, such as features for some layers, only its own forward knows.
+    """
+    text = plan.text
+    theirs = text.forward
 
     def forward(
-        self,
-        tokens: Tensor,
-        depths: Tensor,
-        ancestors: Tensor,
-        k: Tensor,
-        v: Tensor,
-        kv_len: Tensor,
-        visual: Tensor,
-        positions: Tensor,
-    ) -> tuple[Tensor, ...]:
-        cache = SlotCache.over(k, v, kv_len, visual, positions)
-        return run_pass(self.text, self.head, tokens, depths, ancestors, cache, self.scores)
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **given: Any,
+    ) -> BaseModelOutputWithPast:
+        own = {*_OF_PROMPTS, CACHE}
+        others = [name for name, value in given.items() if value is not None and name not in own]
+        if others or position_ids is None:
+            return theirs(
+                input_ids=input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds, **given
+            )
+        embeds = plan.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        positions = position_ids[None] if position_ids.dim() == 2 else position_ids
+        last = prompt_pass(plan, embeds, positions, cache, sequence, begun)
+        return BaseModelOutputWithPast(last_hidden_state=last)
 
-
-def with_scores(
-    output: tuple[Tensor, ...] | Tensor,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Logits, masses, peaks; a recorded pass returns a single result as it is."""
-    if isinstance(output, Tensor):
-        output = (output,)
-    return (*output, None, None)[:3]
-
-
-def example_like(tokens: Tensor, depths: Tensor, ancestors: Tensor, *cached: Tensor) -> tuple:
-    """Arguments like these to record a pass with: an empty cache with room for its slots."""
-    k, v, kv_len, visual, positions = cached
-    slots = tokens.shape[1]
-    room = max(slots, int(depths.max()) + 1)
-    return (
-        torch.zeros_like(tokens),
-        depths.clone(),
-        ancestors.clone(),
-        torch.zeros_like(k[..., :room, :]),
-        torch.zeros_like(v[..., :room, :]),
-        torch.zeros_like(kv_len),
-        torch.zeros_like(visual[:, :room]),
-        torch.zeros_like(positions[..., :room]),
-    )
-
-
-def as_hf_takes_them(positions: Tensor) -> Tensor:
-    """`[3, B, T]`, or `[B, T]` where a token has one position."""
-    return positions if positions.shape[0] > 1 else positions[0]
+    vars(text)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(text)["forward"]
 
 
 @cache

@@ -41,6 +41,7 @@ class Watch:
         self.obstacle: str | None = None
         self._lock = threading.RLock()
         self._owner: int | None = None
+        self._found: tuple[nn.Module, nn.Module, str] | None = None
         self._states: list[tuple[int, Fingerprint]] = []
         self._last = 0
         self._said: set[str] = set()
@@ -69,10 +70,16 @@ class Watch:
         with self._lock:
             try:
                 self._owner = threading.get_ident()
-                self._look(modules_of(text, head), role)
+                self._found = (text, head, role)
+                self.look_again()
                 yield
             finally:
-                self._owner = None
+                self._owner = self._found = None
+
+    def look_again(self) -> None:
+        """Whoever holds the model has moved its weights."""
+        text, head, role = self._found
+        self._look(modules_of(text, head), role)
 
     def _look(self, modules: list[nn.Module], role: str) -> None:
         modules = [module for module in modules if not _follows_length(module)]

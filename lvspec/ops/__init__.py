@@ -9,14 +9,24 @@ LVSPEC_BACKEND in the environment, read when this module is imported, forces a b
 `backends`.
 """
 
-from lvspec.ops import append, model_parts, scaled_linear  # noqa: F401 (importing defines them)
+from lvspec.ops import scaled_linear  # noqa: F401 (importing defines it)
 from lvspec.ops.accept import Rules, accept
 from lvspec.ops.accept_sampled import accept_sampled
+from lvspec.ops.append import append
 from lvspec.ops.backends import Backend, active_backend, backends, float_dtypes, requested_backend
 from lvspec.ops.commit_kv import commit_kv
 from lvspec.ops.expand_tree import expand_tree
 from lvspec.ops.gate import gate
 from lvspec.ops.logit_stats import logit_stats
+from lvspec.ops.model_parts import (
+    linear_add_,
+    norm_gated_linear,
+    norm_linear,
+    rms_norm,
+    rotary_angles,
+    rotate_and_write,
+    silu_multiply,
+)
 from lvspec.ops.verify_attention import MAX_HEAD_DIM, verify_attention
 from lvspec.ops.visual_importance import visual_importance
 from lvspec.ops.workspace import workspace_size
@@ -44,15 +54,23 @@ __all__ = [
     "accept",
     "accept_sampled",
     "active_backend",
+    "append",
     "backends",
     "commit_kv",
     "expand_tree",
     "float_dtypes",
     "gate",
+    "linear_add_",
     "logit_stats",
+    "norm_gated_linear",
+    "norm_linear",
     "piece_length",
     "plan_splits",
     "requested_backend",
+    "rms_norm",
+    "rotary_angles",
+    "rotate_and_write",
+    "silu_multiply",
     "verify_attention",
     "visual_importance",
     "workspace_size",

@@ -60,6 +60,8 @@ def accept(
     """
     stats = ops.logit_stats(verification.logits, top_k=needs.top_k, workspace=workspace)
     numbers = state.rules.numbers
+    if draft.tokens.shape[1] == 1 and state.sampler is None and not needs.gate:
+        return Judgement(root_alone(stats), stats, numbers[:, _COLUMN["anchor_threshold"]])
     if state.sampler is not None:
         wanted = _samples(verification.logits, draft, state.sampler)
         top_k = numbers[:, _COLUMN["top_k"], None].clamp(min=1).long()
@@ -85,6 +87,18 @@ def accept(
         regret_used=regret_used,
     )
     return Judgement(acceptance, stats, numbers[:, _COLUMN["anchor_threshold"]])
+
+
+def root_alone(stats: ops.LogitStats) -> ops.Acceptance:
+    """What `ops.accept` makes of a pass in which nothing was drafted: the target's own token."""
+    zeros = torch.zeros_like(stats.top_ids[..., 0])
+    return ops.Acceptance(
+        path=zeros,
+        num_accepted=zeros[:, 0],
+        bonus_id=stats.top_ids[:, 0, 0].long(),
+        kind=zeros.to(torch.uint8),
+        regret=torch.zeros_like(stats.lse[:, 0]),
+    )
 
 
 def regrets(

@@ -49,10 +49,7 @@ def commit(
         ops.commit_kv(cache.k, cache.v, cache.kv_len, acceptance.path, acceptance.num_accepted)
     drafted = (draft.tokens, draft.shape.num_slots)
     given = (*state.tensors(), cache.kv_len, *drafted, *acceptance, lse, relevance)
-    if _is_fast(cache.kv_len.device, relevance, lse, state.regret_used):
-        report = torch.ops.lvspec.cpu_append(*given, BONUS, NO_NAN)
-    else:
-        report = torch.ops.lvspec.append(*given, HEAD, BONUS, NO_NAN)
+    report = ops.append(*given, HEAD, BONUS, NO_NAN)
     if regrets is None:
         return report
     # A path begins with the root, which is no output.
@@ -64,12 +61,3 @@ def commit(
         parts.append(thresholds.double().view(torch.int64)[:, None])
     return torch.cat(parts, dim=1)
 
-
-def _is_fast(device: torch.device, relevance: Tensor | None, *same: Tensor) -> bool:
-    """Whether csrc/append.h does it."""
-    return (
-        device.type == "cpu"
-        and ops.active_backend("cpu") == "cpp"
-        and (relevance is None or relevance.dtype == torch.float32)
-        and len({x.dtype for x in same}) == 1
-    )

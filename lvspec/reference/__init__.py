@@ -12,7 +12,9 @@ from lvspec.reference.expand_tree import TreeLevel, expand_tree
 from lvspec.reference.gate import Gate, gate
 from lvspec.reference.logit_stats import LogitStats, logit_stats
 from lvspec.reference.model_parts import (
-    add_rms_norm,
+    linear_add_,
+    norm_gated_linear,
+    norm_linear,
     rms_norm,
     rotary_angles,
     rotate_and_write,
@@ -32,11 +34,13 @@ __all__ = [
     "VerifyAttention",
     "accept",
     "accept_sampled",
-    "add_rms_norm",
     "commit_kv",
     "expand_tree",
     "gate",
+    "linear_add_",
     "logit_stats",
+    "norm_gated_linear",
+    "norm_linear",
     "piece_length",
     "plan_splits",
     "rms_norm",

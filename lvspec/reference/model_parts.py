@@ -1,7 +1,7 @@
 """Small operations of HF's text models in plain PyTorch, rounded where HF's modules round.
 
-rms_norm, add_rms_norm, silu_multiply, rotary_angles and rotate_and_write: what `models/fused` puts
-in the place of several operations each. All tensors of a call have one dtype but for integers.
+Each stands in the place of several operations. All tensors of a call have one dtype, integers
+excepted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch.nn import functional
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Rows over their root mean square, times a weight.
 
-    Computed in float32 (float64 for float64) and rounded to the dtype of `x` before the weight is
-    multiplied.
+    Computed in float32, whatever the dtype, and rounded to that of `x` before the weight is
+    multiplied, as HF's modules do.
 
     Args:
         x: float `[..., H]`, strided views allowed.
@@ -25,28 +25,69 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         `[..., H]`, the dtype of `x`.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.float()
     mean = wide.pow(2).mean(-1, keepdim=True)
     return weight * (wide * torch.rsqrt(mean + eps)).to(x.dtype)
-
-
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`residual + x` and its `rms_norm`.
-
-    Args:
-        x, residual: float `[..., H]`.
-        weight, eps: As for `rms_norm`.
-
-    Returns:
-        (sum, norm), both `[..., H]`.
-    """
-    total = residual + x
-    return total, rms_norm(total, weight, eps)
 
 
 def silu_multiply(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, silu rounded to the dtype first; float tensors of one shape."""
     return functional.silu(gate) * up
+
+
+def norm_linear(
+    x: Tensor, norm_weight: Tensor | None, eps: float, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Rows times a matrix, behind their `rms_norm` if they have one.
+
+    The normed rows are rounded to the dtype, as a module of their own would leave them; products
+    are added in float32 (float64 for float64), the bias with them, and rounded once.
+
+    Args:
+        x: float `[R, I]`, strided views allowed.
+        norm_weight: `[I]`, or None: the rows as they are.
+        eps: As for `rms_norm`; without a norm of no meaning.
+        weight: `[O, I]`, contiguous.
+        bias: `[O]` or None.
+
+    Returns:
+        `[R, O]`, the dtype of `x`.
+    """
+    rows = x if norm_weight is None else rms_norm(x, norm_weight, eps)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    product = rows.to(wide) @ weight.to(wide).T
+    if bias is not None:
+        product = product + bias.to(wide)
+    return product.to(x.dtype)
+
+
+def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor) -> Tensor:
+    """The first half of a gated MLP: `silu_multiply` of two `norm_linear`, each rounded.
+
+    Args:
+        x, norm_weight, eps: As for `norm_linear`.
+        weight: `[2 * M, I]`, contiguous: the gate's rows, then those of what it is multiplied by.
+
+    Returns:
+        `[R, M]`, the dtype of `x`.
+    """
+    gate, up = norm_linear(x, norm_weight, eps, weight, None).chunk(2, dim=-1)
+    return silu_multiply(gate, up)
+
+
+def linear_add_(x: Tensor, weight: Tensor, residual: Tensor) -> None:
+    """Add rows times a matrix to a residual, in place.
+
+    The sum of products and residual is rounded once. HF's two operations round the product first,
+    so that in 16 bits the last bit may be another.
+
+    Args:
+        x: float `[R, I]`, strided views allowed.
+        weight: `[O, I]`, contiguous.
+        residual: `[R, O]`, strided views allowed; it is written.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    residual.copy_(residual.to(wide) + x.to(wide) @ weight.to(wide).T)
 
 
 def rotary_angles(
@@ -70,11 +111,12 @@ def rotary_angles(
 
 
 def rotate_and_write(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
     k_cache: Tensor,
     v_cache: Tensor,
     layer: int,
@@ -85,9 +127,12 @@ def rotate_and_write(
     Rows that the cache does not have are not written; nothing else of it is touched.
 
     Args:
-        q: float `[B, S, Hq * D]`, as a projection leaves it.
-        k, v: `[B, S, Hkv * D]`.
+        qkv: float `[B, S, (Hq + 2 Hkv) * D]`: heads of queries, keys and values, as a product
+            leaves them.
         cos, sin: `[B, S, D]`.
+        q_norm, k_norm: `[D]`, weights of a `rms_norm` of each head before it is turned, or None:
+            the head as it is.
+        eps: As for `rms_norm`.
         k_cache, v_cache: `[L, B, Hkv, N, D]`, strided views allowed.
         layer: The layer that is written.
         kv_len: int32 `[B]`.
@@ -95,20 +140,21 @@ def rotate_and_write(
     Returns:
         The turned queries, `[B, Hq, S, D]`, contiguous.
     """
-    batch_size, num_slots, head_dim = cos.shape
+    num_slots, head_dim = cos.shape[1:]
+    num_kv_heads = k_cache.shape[2]
+    heads = qkv.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    q, k, v = heads.split([heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=1)
 
-    def heads(x: Tensor) -> Tensor:
-        return x.view(batch_size, num_slots, -1, head_dim).transpose(1, 2)
-
-    def turned(x: Tensor) -> Tensor:
+    def turned(x: Tensor, norm: Tensor | None) -> Tensor:
+        x = x if norm is None else rms_norm(x, norm, eps)
         half = head_dim // 2
         other = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
         return x * cos[:, None] + other * sin[:, None]
 
-    for cache, rows in ((k_cache, turned(heads(k))), (v_cache, heads(v))):
+    for cache, rows in ((k_cache, turned(k, k_norm)), (v_cache, v)):
         for sequence, length in enumerate(kv_len.tolist()):
             first, end = max(-length, 0), min(cache.shape[3] - length, num_slots)
             if first < end:
                 new = rows[sequence, :, first:end]
                 cache[layer, sequence, :, length + first : length + end] = new
-    return turned(heads(q)).contiguous()
+    return turned(q, q_norm).contiguous()

@@ -22,7 +22,7 @@ class SplitPlan(NamedTuple):
 
 
 def piece_length(prompt_len: int, num_kv_heads: int) -> int:
-    """Length at which to cut a prompt's runs: about 256 programs, 128 to 4096 positions each.
+    """Length at which to cut a prompt's runs: about 128 programs, 128 to 4096 positions each.
 
     Longer pieces leave multiprocessors idle, shorter ones are more to merge. A multiple of 64, the
     keys that a kernel takes at a time. It depends on the sequence alone, so that its bits do not
@@ -32,8 +32,8 @@ def piece_length(prompt_len: int, num_kv_heads: int) -> int:
     return min(max(-(-even // 64) * 64, 128), 4096)
 
 
-_PROGRAMS = 256
-"""About two for every multiprocessor of an H100 (132)."""
+_PROGRAMS = 128
+"""With the draft slots', one a KV head, about one for every multiprocessor of an H100 (132)."""
 
 
 def plan_splits(

@@ -65,7 +65,7 @@ class MethodResult:
     Attributes:
         method: Its name.
         outputs: Of the clips that count.
-        warm_up: Seconds of a caption beforehand that is not among them: what is recorded, compiled
+        warm_up: Seconds of a caption beforehand that is not among them: what is planned, compiled
             and captured once is in it.
     """
 

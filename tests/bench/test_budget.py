@@ -88,7 +88,7 @@ EDITS = {
     "stages": ("silu_multiply", '"num_stages": 1', '"num_stages": 2'),
     "tile": ("silu_multiply", '"block": 1024', '"block": 2048'),
     "types": ("silu_multiply", "silu.to(tl.float32)", "silu.to(tl.float64)"),
-    "specialisation": ("silu_multiply", "@triton.jit", '@triton.jit(do_not_specialize=["count"])'),
+    "specialisation": ("silu_multiply", "@triton.jit", '@triton.jit(do_not_specialize=["size"])'),
 }
 
 
@@ -132,15 +132,16 @@ def test_keys(budget):
 
     def key(capability=90, kernel=silu_multiply.silu_multiply_kernel, **changes):
         x = torch.empty(32, dtype=torch.bfloat16, device="meta")
-        given = {"gate": x, "up": x, "y": x, "count": 32, "BLOCK": 1024}
+        given = {"gate": x, "up": x, "y": x, "size": 32, "BLOCK": 1024}
+        given |= {"gate_stride_row": 32, "up_stride_row": 32}
         given |= {"num_warps": 4, "num_stages": 1} | changes
         return budget.Compilation((kernel, given), capability).key()
 
     other = torch.empty(32, dtype=torch.float16, device="meta")
-    keys = [key(), key(80), key(count=1), key(count=33), key(count=2**40), key(gate=other)]
+    keys = [key(), key(80), key(size=1), key(size=33), key(size=2**40), key(gate=other)]
     keys += [key(BLOCK=512), key(num_warps=8), key(num_stages=2)]
     assert len(set(keys)) == len(keys)
-    assert key(count=64) == key() and key(y=torch.empty(9, 9, dtype=torch.bfloat16)) == key()
+    assert key(size=64) == key() and key(y=torch.empty(9, 9, dtype=torch.bfloat16)) == key()
 
 
 def test_a_row_without_a_key_is_compiled(budget, capsys):

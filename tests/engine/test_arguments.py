@@ -54,9 +54,9 @@ def test_cache_capacity_of_the_config():
         DecodeConfig(cache_capacity="x")
 
 
-@pytest.mark.parametrize("value", ["liger", None, True, "Kernels"])
+@pytest.mark.parametrize("value", ["liger", "compile", None, True, "Kernels"])
 def test_what_stands_in_for_small_operations(value):
-    message = f"^fuse: expected one of kernels, compile, none, got {value!r}"
+    message = f"^fuse: expected one of kernels, none, got {value!r}"
     with pytest.raises(ValueError, match=message):
         DecodeConfig(fuse=value)
 

@@ -9,7 +9,6 @@ import random
 import pytest
 import torch
 from policies import gated
-from recorded import RECORDED
 
 from lvspec import AcceptancePolicy, DecodeConfig, GenerationInterrupted, NonFiniteLogits
 from lvspec.engine.api import generate, generate_many
@@ -59,9 +58,7 @@ def alone(pair, prompts):
 
 
 def _config(**config):
-    return DecodeConfig(
-        **{"gamma": 4, "max_new_tokens": 20, "eos_ids": (), "capture": RECORDED, **config}
-    )
+    return DecodeConfig(**{"gamma": 4, "max_new_tokens": 20, "eos_ids": (), **config})
 
 
 def _same(ours, theirs):

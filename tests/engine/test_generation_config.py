@@ -9,7 +9,6 @@ import warnings
 
 import pytest
 import torch
-from recorded import RECORDED
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
@@ -55,7 +54,7 @@ def _hf(target, prompt, **arguments):
 
 
 def _ours(target, draft, prompt, **config):
-    config = DecodeConfig(**{"gamma": 5, "max_new_tokens": COUNT, "capture": RECORDED, **config})
+    config = DecodeConfig(**{"gamma": 5, "max_new_tokens": COUNT, **config})
     return generate(target, draft, prompt, policy=STRICT, config=config)
 
 

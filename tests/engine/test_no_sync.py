@@ -1,7 +1,7 @@
 """An iteration reads nothing back from the device and allocates nothing as long as the context.
 
 On the CPU every operation is seen by a dispatch mode, which refuses those that a GPU would have to
-wait for. Passes are not recorded here: replayed ones are the same operations.
+wait for.
 """
 
 import copy

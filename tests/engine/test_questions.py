@@ -50,6 +50,8 @@ def slow(*case):
         ("strict", "model", {}),
         ("loose", "model", {}),
         ("strict", "none", {}),
+        ("strict", "model", {"fuse": "none"}),
+        slow("loose", "model", {"fuse": "none"}),
         slow("loose", "model", {"tree": "specvlm"}),
         slow("strict", "model", {"draft_keep": 0.5}),
         slow("loose", "model", {"draft_keep": 0.5}),

@@ -14,6 +14,7 @@ from lvspec import AcceptancePolicy, DecodeConfig, generate, warmup
 from lvspec.engine import stats
 from lvspec.engine.result import Trace
 from lvspec.engine.stats import PHASES, DecodeStats, Moment, PhaseTimer
+from lvspec.models import own_passes
 from lvspec.ops import Acceptance, LogitStats
 from lvspec.phases.draft import Draft, DraftShape
 from lvspec.phases.outcome import Rows, Traced
@@ -123,20 +124,20 @@ def test_warm_up_is_no_part_of_a_phase(monkeypatch):
 
 
 def test_a_first_call_tells_its_warm_up_apart(random_pair, make_prompt, monkeypatch):
-    """Recording is made slow: no phase has it, and a second call has none."""
+    """Planning is made slow: no phase has it, and a second call has none."""
     pair = [copy.deepcopy(model) for model in random_pair]
-    plain, traced = torch.jit.trace, []
+    plain, planned = own_passes.plan_of, []
 
-    def slow(*arguments, **options):
-        traced.append(time.sleep(0.3))
-        return plain(*arguments, **options)
+    def slow(text):
+        planned.append(time.sleep(0.3))
+        return plain(text)
 
-    monkeypatch.setattr(torch.jit, "trace", slow)
+    monkeypatch.setattr(own_passes, "plan_of", slow)
     config = DecodeConfig(gamma=5, max_new_tokens=12, eos_ids=())
     start = time.perf_counter()
     first = generate(*pair, make_prompt(3, ("video", 4, 6, 6), 5), config=config).stats.seconds
     elapsed = time.perf_counter() - start
-    assert traced and 0.3 * len(traced) <= first["warm-up"] < elapsed
+    assert len(planned) == 2 and 0.6 <= first["warm-up"] < elapsed
     assert sum(first.values()) < elapsed
     second = generate(*pair, make_prompt(3, ("video", 4, 6, 6), 5), config=config).stats.seconds
     assert second["warm-up"] == 0 and min(second["draft"], second["verify"]) > 0
@@ -213,10 +214,7 @@ def operations(random_pair, noisy_draft, make_prompt, monkeypatch):
             run(**config)
         return mode.counts
 
-    # What is made once per process is made now, recorded passes and their second, optimised form
-    # among it: torch optimises them by calls that such a mode cannot stand.
-    run()
-    run()
+    run()  # what is made once per process is made now
     count()
     return count
 

@@ -5,7 +5,6 @@ import time
 import pytest
 import torch
 from policies import gated
-from recorded import RECORDED
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
@@ -58,9 +57,7 @@ def pieces():
 
 
 def _config(**config):
-    return DecodeConfig(
-        **{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), "capture": RECORDED, **config}
-    )
+    return DecodeConfig(**{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), **config})
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ class Service:
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def judge(self, **options):
-        return Judge(self.url, "some-model", **{"pause": 0.001, "timeout": 5, **options})
+        return Judge(self.url, "some-model", **{"pause": 0.001, "timeout": 60, **options})
 
     def said(self, index):
         return self.requests[index][2]["messages"][-1]["content"]

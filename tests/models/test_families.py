@@ -11,13 +11,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from lvspec import AcceptancePolicy, DecodeConfig, DynamicTree, generate
+from lvspec import AcceptancePolicy, DecodeConfig, DynamicTree, generate, ops
 from lvspec.engine.frames import frame_attention
 from lvspec.models.attention import lvspec_attention_on
 from lvspec.models.families import FAMILIES
-from lvspec.models.fused import recognise
-from lvspec.models.fused.cpu import CpuOperations
-from lvspec.models.fused.triton import TritonOperations
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
 from lvspec.ops import active_backend
@@ -452,26 +449,24 @@ def test_positions_jump_after_a_long_clip(checkpoints, family, jumps):
 @every_family
 @torch.no_grad()
 def test_tree_step_is_sequential_decoding(checkpoints, family):
-    """Two sequences of different lengths; recorded and by HF's Python."""
+    """Two sequences of different lengths; lvspec's own pass and HF's forward."""
     target = checkpoints(family)[0]
     prompts = [make_inputs(family, "clip"), make_inputs(family, "text", seed=1)]
     tokens = torch.randint(FIRST_WORD, FEWER_ROWS, (2, len(TREE)))
     outputs = []
-    for capture in (False, True):
-        model = Model(target, "target", record=capture)
+    for fuse in ("none", "kernels"):
+        model = Model(target, "target", fuse=fuse)
         cache = model.new_cache(batch_size=2, capacity=100, num_slots=len(TREE))
         for slot, inputs in enumerate(prompts):
             model.prefill(check_inputs(model, inputs), cache, slot)
         ancestors = ancestors_from_parents(TREE.repeat(2, 1))
         with lvspec_attention_on(model.text):
             outputs.append(model.step(tokens, depths(TREE), ancestors, cache, scores=True))
-        assert model.records(cache) == (capture and FAMILIES[family].has_static_pass)
-    if model.records(cache):
-        key = (model.watch.revision, 2, len(TREE), 1, True)
-        assert model.recorder._recordings.passes[key] is not None
-    eager, recorded = outputs
+        has_plan = fuse == "kernels" and FAMILIES[family].has_static_pass
+        assert (model.made.plan is not None) == has_plan
+    eager, own = outputs
     for ours, theirs in zip(
-        (recorded.logits, recorded.masses, recorded.peaks),
+        (own.logits, own.masses, own.peaks),
         (eager.logits, eager.masses, eager.peaks),
         strict=True,
     ):
@@ -630,7 +625,7 @@ def test_quantised_checkpoints_run(hf_greedy, family, kind):
     for draft in (None, plain):
         assert strict(target, draft, inputs).tokens[0].tolist() == wanted
     model = Model(target, "target")
-    assert model.recorder.get((), None, None) is None, "its passes are not recorded"
+    assert model.made.parts == {"layers": 2, "called": 14, "compact": 0}
     if kind == "module":
         assert model.step_bytes < 0.3 * Model(plain, "plain").step_bytes, "a byte of eight"
     assert strict(plain, target, inputs).tokens[0].tolist() == hf_greedy(plain, inputs, 20)
@@ -643,87 +638,75 @@ def narrow(inputs, dtype=torch.float32):
     }
 
 
-def parts_of(text, operations):
-    """Names of the attributes behind which the recognised modules are, and how many each has."""
-    names = {id(module): name.split(".")[-1] for name, module in text.named_modules()}
-    found = [names[id(module)] for module, _ in recognise(text.modules(), operations)]
-    return {name: found.count(name) for name in found}
+def as_on_a_gpu(monkeypatch):
+    """Operations are chosen as for Triton; what C++ there is takes float32."""
+    for name in ("lvspec.ops.model_parts", "lvspec.ops"):
+        monkeypatch.setattr(f"{name}.active_backend", lambda device_type: "triton")
+    taken = torch.float32
+    monkeypatch.setattr("lvspec.ops.model_parts._takes", lambda device_type, dtype: dtype == taken)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@every_family
-def test_parts_that_are_recognised(checkpoints, family, dtype):
-    """By the specifications of the kernels, on whatever the backend is."""
-    text = Model(copy.deepcopy(checkpoints(family)[0]).to(dtype), "target").text
-    expected = {
-        **dict.fromkeys(("self_attn", "mlp", "input_layernorm", "post_attention_layernorm"), 2),
-        **dict.fromkeys(("norm", "rotary_emb", "0", "1"), 1),  # the last two are the layers
-    }
-    if family.startswith("qwen3"):
-        expected |= {"q_norm": 2, "k_norm": 2}
-    if not FAMILIES[family].has_static_pass:
-        del expected["mlp"]  # of experts
-    assert parts_of(text, TritonOperations("cpu")) == expected
-    if dtype != torch.float32:
-        assert not parts_of(text, CpuOperations())
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
 @every_family
 def test_parts_in_use(checkpoints, monkeypatch, family, backend):
     """As the statistics have them, for both ends of the range of transformers."""
     if backend == "cpp" and active_backend("cpu") != "cpp":
         pytest.skip("the C++ operations are not there")
-    monkeypatch.setattr("lvspec.models.fused.active_backend", lambda device_type: backend)
+    if backend == "triton":
+        as_on_a_gpu(monkeypatch)
     target, draft, _ = (copy.deepcopy(model).float() for model in checkpoints(family))
-    inputs, is_cpp = narrow(make_inputs(family, "clip")), backend == "cpp"
-    expected = {
-        "layer": 0 if is_cpp else 2,
-        "attention": 2,
-        "mlp": 2 if FAMILIES[family].has_static_pass else 0,
-        "norm": 9 if family.startswith("qwen3") else 5,
-        # In C++ one way of sharing frequencies among time, height and width.
-        "rotary": int(not is_cpp or family in ("qwen2_vl", "qwen2_5_vl")),
-        "linear": 15 if is_cpp else 0,
-    }
-    if is_cpp and not FAMILIES[family].has_static_pass:  # in recorded passes
-        expected = dict.fromkeys(expected, 0)
-    stats = strict(target, draft, inputs, capture=is_cpp).stats.to_dict()
+    inputs = narrow(make_inputs(family, "clip"))
+    none = {"layers": 0, "called": 0, "compact": 0}
+    if FAMILIES[family].has_static_pass:
+        expected, passes = none | {"layers": 2}, "own: one operation" if backend == "cpp" else "own"
+    else:
+        expected, passes = none, "HF's: experts are chosen by value"
+    stats = strict(target, draft, inputs).stats.to_dict()
     assert stats["parts"] == {"target": expected, "draft": expected}
-    stats = strict(target, None, inputs, capture=is_cpp, fuse="none").stats.to_dict()
-    assert stats["parts"] == {"target": dict.fromkeys(expected, 0)}
+    assert stats["passes"] == {"target": passes, "draft": passes}
+    stats = strict(target, None, inputs, fuse="none").stats.to_dict()
+    assert stats["parts"] == {"target": none}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@every_family
+def test_plans_of_other_types(checkpoints, family, dtype):
+    """Angles whose frequencies are rounded are made by HF's module."""
+    if not FAMILIES[family].has_static_pass:
+        pytest.skip("its passes are HF's")
+    model = Model(copy.deepcopy(checkpoints(family)[0]).to(dtype), "target")
+    assert model.made.passes == "own"
+    assert {type(part).__name__[-15:] for part in model.made.plan.called} <= {"RotaryEmbedding"}
 
 
 @pytest.mark.slow
 @every_family
 def test_tokens_are_the_same_whatever_stands_in(checkpoints, hf_greedy, monkeypatch, family):
-    """Recorded on the CPU; and as on CUDA devices, by the specifications of the kernels."""
+    """One operation on the CPU; and as on CUDA devices, by the specifications of the kernels."""
     target, draft, _ = (copy.deepcopy(model).float() for model in checkpoints(family))
     inputs = narrow(make_inputs(family, "mixed"))
     wanted = hf_greedy(target, inputs, 20)
     for fuse in ("none", "kernels"):
         assert strict(target, draft, inputs, fuse=fuse).tokens[0].tolist() == wanted
+    as_on_a_gpu(monkeypatch)
+    target, draft = copy.deepcopy(target), copy.deepcopy(draft)
+    Model(target, "target").made  # noqa: B018
     calls = []
 
     def seen(name):
-        code = getattr(TritonOperations, name)
-        monkeypatch.setattr(
-            TritonOperations, name, lambda *given: calls.append(name) or code(*given)
-        )
+        code = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *given: calls.append(name) or code(*given))
 
-    names = ("rms_norm", "add_rms_norm", "rotate_and_write")
-    for name in names:
+    for name in ("norm_linear", "norm_gated_linear", "linear_add_", "rotate_and_write"):
         seen(name)
-    monkeypatch.setattr("lvspec.models.fused.active_backend", lambda device_type: "triton")
-    for _ in range(2):
-        calls.clear()  # those of the recogniser
-        got = strict(target, draft, inputs, fuse="kernels", capture=False)
-        assert got.tokens[0].tolist() == wanted
-    # Two layers, so two of each in every pass and prompt, three norms besides, and those of heads.
-    per_pass = 9 - 2 if family.startswith("qwen3") else 3
-    assert calls.count("add_rms_norm") > calls.count("rotate_and_write") > 50
-    assert calls.count("rms_norm") == per_pass * calls.count("add_rms_norm") // 2
+    got = strict(target, draft, inputs, fuse="kernels")
+    assert got.tokens[0].tolist() == wanted
+    if FAMILIES[family].has_static_pass:
+        count = calls.count("rotate_and_write")
+        assert count > 50 and calls.count("linear_add_") == 2 * count
+        assert calls.count("norm_linear") == calls.count("norm_gated_linear") == count
+    else:
+        assert not calls
 
 
 def test_a_draft_of_another_family(checkpoints, hf_greedy):

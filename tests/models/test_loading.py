@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from recorded import RECORDED
 from transformers import AutoTokenizer
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
@@ -47,7 +46,7 @@ def test_pair_decodes_together(random_pair_folders, random_pair, make_prompt, hf
     assert not pair.target.training and not pair.draft.training
     assert pair.processor.video_token_id == pair.draft_processor.video_token_id == 6
     inputs = make_prompt(3, ("video", 4, 6, 6), 5)
-    config = DecodeConfig(max_new_tokens=12, eos_ids=(), capture=RECORDED)
+    config = DecodeConfig(max_new_tokens=12, eos_ids=())
     policy = AcceptancePolicy.strict()
     generation = generate(pair.target, pair.draft, inputs, policy=policy, config=config)
     assert generation.tokens[0].tolist() == hf_greedy(random_pair[0], inputs, 12)

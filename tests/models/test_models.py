@@ -63,8 +63,8 @@ def _sequential(target, inputs, tokens):
     return torch.stack(rows)
 
 
-def test_prefill_without_capture_is_the_models_own_to_the_bit(target, prompts):
-    plain, cache = Model(target.hf, "target", record=False), DynamicCache()
+def test_prefill_by_hf_code_is_the_models_own_to_the_bit(target, prompts):
+    plain, cache = Model(target.hf, "target", fuse="none"), DynamicCache()
     ours = plain.new_cache(batch_size=1, capacity=99, num_slots=1)
     with torch.no_grad():
         plain.prefill(check_inputs(plain, prompts[0]), ours, 0)

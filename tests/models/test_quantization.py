@@ -12,11 +12,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from passes import assert_same, clip, step
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair, quantize
 from lvspec.models.byte_linear import ByteLinear
-from lvspec.models.fused import recognise
-from lvspec.models.fused.triton import TritonOperations
 from lvspec.models.head import draft_head
 from lvspec.models.model import Model, stored_bytes
 from lvspec.phases.draft.factory import cost_ratio_of_bytes, draft_source
@@ -69,7 +68,7 @@ def test_what_is_quantised(torchao, draft, weights):
 @pytest.mark.parametrize("weights", KINDS)
 def test_bytes(torchao, draft, weights):
     """A byte a weight and four for every row's factor; for int8 one more for its zero point."""
-    model = Model(draft, "draft", record=False)
+    model = Model(draft, "draft")
     before = model.step_bytes
     layers = [*linears(draft).values(), draft.lm_head]
     count = sum(layer.weight.numel() for layer in layers)
@@ -77,7 +76,7 @@ def test_bytes(torchao, draft, weights):
     quantize(draft, weights)
     assert model.step_bytes == before - 3 * count + {"int8": 5, "fp8": 4}[weights] * rows
     assert stored_bytes(draft.get_input_embeddings().weight) == 256 * 256 * 4
-    target = Model(copy.deepcopy(draft), "target", record=False)
+    target = Model(copy.deepcopy(draft), "target")
     ratio = cost_ratio_of_bytes(target, draft_source(target, model, config()))
     assert ratio == 1.0, "a copy has the same bytes"
 
@@ -125,16 +124,18 @@ def test_kernels_read_the_bytes(torchao, draft, monkeypatch, dtype, weights):
 
 
 @pytest.mark.parametrize("weights", KINDS)
-def test_quantised_layers_are_fused(torchao, draft, weights):
-    """On a GPU, the same parts of a model have an operation of their own."""
-
-    def parts(model):
-        found = recognise(Model(model, "draft").text.modules(), TritonOperations("cpu"))
-        return sorted(type(module).__name__ for module, _ in found)
-
-    before = parts(draft)
-    assert before.count("Qwen2MLP") == before.count("Qwen2_5_VLAttention") == 2
-    assert parts(quantize(draft, weights)) == before
+def test_quantised_layers_are_called(torchao, draft, make_prompt, weights):
+    """They alone; norms, rotation and gate around them are lvspec's, and the numbers HF's."""
+    model = Model(draft, "draft")
+    assert model.made.parts["called"] == 0
+    quantize(draft, weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.made.passes == "own"
+    assert [*map(id, model.made.plan.called)] == [*map(id, linears(draft).values())]
+    ours, theirs = step(draft, clip(make_prompt)), step(draft, clip(make_prompt), "none")
+    assert_same(ours, theirs, 2e-5)
+    assert {"rotate_and_write", "silu_multiply", "rms_norm"} <= set(ours[2])
 
 
 INTERPRETED = """
@@ -199,19 +200,6 @@ def test_some_rows_of_a_quantised_head(torchao, draft, dtype):
     torch.testing.assert_close(
         some, whole, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=2e-2
     )
-
-
-def test_it_is_not_recorded(torchao, random_pair, draft, make_prompt):
-    """Nor is there a warning: weights of a class of their own are not tried."""
-    quantize(draft, "int8")
-    model = Model(draft, "draft")
-    cache = model.new_cache(batch_size=1, capacity=9, num_slots=2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with model.held():
-            assert model.recorder.obstacle == "quantised weights"
-            assert model.recorder.get(("key",), pytest.fail, pytest.fail) is None
-    assert not model.records(cache)
 
 
 def test_load_pair(torchao, random_pair_folders, random_pair, make_prompt, hf_greedy):

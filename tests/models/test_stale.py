@@ -1,4 +1,4 @@
-"""A model that has changed between two calls is used as it is, and nothing that was recorded."""
+"""A model that has changed between two calls is used as it is, and no plan of before."""
 
 import copy
 import gc
@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from lvspec import AcceptancePolicy, DecodeConfig, Decoder, generate
+from lvspec import AcceptancePolicy, DecodeConfig, Decoder, generate, ops
+from lvspec.models import own_passes
 from lvspec.models.fingerprint import Fingerprint, modules_of
-from lvspec.models.recorder import _RECORDINGS
 from lvspec.models.watch import watch_of
 
 peft = pytest.importorskip("peft", reason="needs peft")
@@ -24,6 +24,7 @@ ModelHook, add_hook_to_module = hooks.ModelHook, hooks.add_hook_to_module
 LoraLayer = peft.tuners.lora.LoraLayer
 
 COUNT, GAMMA = 6, 2
+OWN = "own: one operation" if ops.active_backend("cpu") == "cpp" else "own"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:lvspec. passes of the:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # PEFT reads it
@@ -205,9 +206,15 @@ def check(run, models, prompt, given, hf_greedy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
-def test_changed_between_calls(run, check, models, change):
+@pytest.mark.parametrize("is_compact", [False, True], ids=["", "16 bits"])
+def test_changed_between_calls(run, check, models, change, is_compact):
+    """Also where a copy of the weights in 16 bits is read."""
+    if is_compact:
+        for hf in models:
+            hf.half().float()
     before = run()
-    assert before.stats.passes == {"target": "recorded", "draft": "recorded"}
+    assert before.stats.parts["target"]["compact"] == (15 if is_compact and OWN != "own" else 0)
+    assert before.stats.passes == {"target": OWN, "draft": OWN}
     for hf in models:
         change(hf)
     after = check()
@@ -264,11 +271,11 @@ def test_dropout_of_a_training_that_is_over(run, check, models):
         hf.train()
     dropping = run()
     assert dropping.stats.passes["target"] == (
-        "eager: Dropout drops out: the model is in training mode"
+        "HF's: Dropout drops out: the model is in training mode"
     )
     for hf in models:
         hf.eval()
-    assert check().stats.passes["target"] == "recorded"
+    assert check().stats.passes["target"] == "own", "an MLP with other parts is called"
     for hf in models:
         hf.train()
     assert run().stats.passes["target"] == dropping.stats.passes["target"]
@@ -308,7 +315,8 @@ def lora_layers(wrapped):
 def test_adapters(check, adapted):
     """What PEFT offers to change, one after the other, and each is another model."""
     one = check()
-    assert one.stats.passes == {"target": "recorded", "draft": "recorded"}
+    assert one.stats.passes == {"target": "own", "draft": "own"}
+    assert one.stats.parts["target"]["called"] == 4, "layers with an adapter"
     contexts = [wrapped.disable_adapter() for wrapped in adapted]
     for context in contexts:
         context.__enter__()
@@ -337,6 +345,25 @@ def test_adapters(check, adapted):
     assert check().tokens.equal(one.tokens)
 
 
+@pytest.mark.parametrize("is_compact", [False, True], ids=["", "16 bits"])
+def test_an_adapter_that_is_merged_and_deleted(models, prompt, given, hf_greedy, is_compact):
+    """Its layers go, and what they were put around is the model's own, with other numbers."""
+    if is_compact:
+        for hf in models:
+            hf.half().float()
+    plain, found = generate(*models, prompt, **given), []
+    for hf in models:
+        torch.manual_seed(5)
+        wrapped = peft.get_peft_model(hf, peft.LoraConfig(lora_alpha=64, **LORA))
+        wrapped.merge_adapter()
+        found.append(wrapped.unload())
+    assert found[0] is models[0], "the layers themselves"
+    after = generate(*models, prompt, **given)
+    assert after.tokens[0].tolist() == hf_greedy(models[0], prompt, COUNT + 1)
+    assert after.stats.passes == {"target": OWN, "draft": OWN}
+    assert not after.tokens.equal(plain.tokens)
+
+
 def test_adapters_in_training_and_out(run, check, adapted):
     for wrapped in adapted:
         wrapped.set_adapter("two")
@@ -344,7 +371,7 @@ def test_adapters_in_training_and_out(run, check, adapted):
     assert "drops out" in run().stats.passes["target"]
     for wrapped in adapted:
         wrapped.eval()
-    assert check().stats.passes["target"] == "recorded"
+    assert check().stats.passes["target"] == "own"
 
 
 def test_what_is_unknown_is_said_once(run, models):
@@ -352,14 +379,14 @@ def test_what_is_unknown_is_said_once(run, models):
     replace_forward(models[0])
     with said("target are HF's own, slower: Qwen2MLP has another forward than its class"):
         assert run().stats.passes == {
-            "target": "eager: Qwen2MLP has another forward than its class",
-            "draft": "recorded",
+            "target": "HF's: Qwen2MLP has another forward than its class",
+            "draft": OWN,
         }
     with said():
         run()
     hook_output(models[1])
     with said("draft are HF's own, slower: Qwen2MLP has hooks"):
-        assert run().stats.to_dict()["passes"]["draft"] == "eager: Qwen2MLP has hooks"
+        assert run().stats.to_dict()["passes"]["draft"] == "HF's: Qwen2MLP has hooks"
 
 
 @pytest.mark.parametrize("part", [lambda hf: hf, lambda hf: hf.model])
@@ -400,11 +427,11 @@ def test_anything_is_seen(models, change):
 
 
 def test_a_state_that_comes_back_is_known(run, models, monkeypatch):
-    """An adapter that is turned off and on again is not recorded each time; few states are kept."""
+    """An adapter that is turned off and on again is not planned each time; few states are kept."""
     text = text_of(models[0])
     attention = text.layers[0].self_attn
-    plain, made = torch.jit.trace, []
-    monkeypatch.setattr(torch.jit, "trace", lambda *a, **k: made.append(0) or plain(*a, **k))
+    plain, made = own_passes.plan_of, []
+    monkeypatch.setattr(own_passes, "plan_of", lambda *a: made.append(0) or plain(*a))
     scalings = [attention.scaling * factor for factor in (1, 9)]
     found, counts = [], []
     for scaling in scalings * 2:
@@ -416,11 +443,11 @@ def test_a_state_that_comes_back_is_known(run, models, monkeypatch):
     for factor in range(2, 8):
         attention.scaling = scalings[0] * factor
         run()
-    passes = _RECORDINGS[text]["kernels"].passes
-    assert len({key[0] for key in passes}) == len(watch_of(text).kept) == 4
+    plans = own_passes._KNOWN[text].made
+    assert len(plans) == len(watch_of(text).kept) == 4
     replace_weights(models[0])
     run()
-    assert len({key[0] for key in passes}) == 1, "others keep the weights of before alive"
+    assert len(plans) == 1, "others keep the weights of before alive"
 
 
 def test_what_does_not_matter_changes_nothing(models, run):

@@ -146,8 +146,12 @@ def test_what_the_host_wants_to_know_of_each_token():
 def backends():
     """(name, computes, dtypes) of those that are there beside the reference."""
     if ops.active_backend("cpu") == "cpp":
-        call = torch.ops.lvspec.cpu_append
-        yield "cpp", lambda *given: call(*given, BONUS, NO_NAN), (torch.float32, torch.float64)
+        call = torch.ops.lvspec.append
+        yield (
+            "cpp",
+            lambda *given: call(*given, HEAD, BONUS, NO_NAN),
+            (torch.float32, torch.float64),
+        )
     if ops.active_backend("cpu") == "triton":
         call = torch.ops.lvspec.append
         yield "triton", lambda *given: call(*given, HEAD, BONUS, NO_NAN), (torch.float32,)

@@ -42,17 +42,7 @@ def test_rms_norm(shape, dtype):
     x = (torch.randn(shape) * torch.logspace(-3, 3, shape[-2])[:, None]).to(dtype)
     weight = torch.randn(shape[-1]).to(dtype)
     for eps in (1e-6, 1e-2):
-        close(PARTS.rms_norm(x, weight, eps), norm_of(weight, eps)(x).detach())
-
-
-@every_dtype
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 13, 37), (1, 64, 64)])
-def test_add_rms_norm(shape, dtype):
-    x, residual = torch.randn(2, *shape).to(dtype)
-    weight = torch.randn(shape[-1]).to(dtype)
-    total, norm = PARTS.add_rms_norm(x, residual, weight, 1e-6)
-    assert torch.equal(total, residual + x)
-    close(norm, norm_of(weight, 1e-6)(residual + x).detach())
+        close(ops.rms_norm(x, weight, eps), norm_of(weight, eps)(x).detach())
 
 
 @every_dtype
@@ -61,12 +51,7 @@ def test_norms_of_views(dtype):
     base = torch.randn(2, 6, 3, 40).to(dtype)
     weight = torch.randn(20).to(dtype)
     for x in (base[:, ::2, 1, 20:], base[:, :, 0, ::2], base[:, :, 1:, :20]):
-        close(PARTS.rms_norm(x, weight, 1e-6), norm_of(weight, 1e-6)(x).detach())
-        other = torch.randn(x.shape).to(dtype)
-        for given in ((x, other), (other, x)):
-            total, norm = PARTS.add_rms_norm(*given, weight, 1e-6)
-            assert torch.equal(total, x + other)
-            close(norm, norm_of(weight, 1e-6)(x + other).detach())
+        close(ops.rms_norm(x, weight, 1e-6), norm_of(weight, 1e-6)(x).detach())
 
 
 @every_dtype
@@ -74,7 +59,7 @@ def test_norms_keep_what_is_not_finite(dtype):
     x = torch.ones(1, 3, 5, dtype=dtype)
     x[0, 0, 2], x[0, 1, 1] = torch.nan, torch.inf
     weight = torch.ones(5, dtype=dtype)
-    got = PARTS.rms_norm(x, weight, 1e-6)
+    got = ops.rms_norm(x, weight, 1e-6)
     theirs = norm_of(weight, 1e-6)(x).detach()
     assert torch.equal(got.isnan(), theirs.isnan()) and got[0, 0].isnan().all()
     assert torch.equal(got[0, 2], theirs[0, 2])
@@ -85,10 +70,10 @@ def test_norms_keep_what_is_not_finite(dtype):
 def test_silu_multiply(shape, dtype):
     gate, up = (torch.randn(2, *shape) * 6).to(dtype)
     gate[0, 0, 0] = -200.0  # where exp overflows
-    close(PARTS.silu_multiply(gate, up), functional.silu(gate) * up)
+    close(ops.silu_multiply(gate, up), functional.silu(gate) * up)
     wide = torch.stack((gate, up), dim=-1)
     views = wide.unbind(-1)
-    close(PARTS.silu_multiply(*views), functional.silu(gate) * up)
+    close(ops.silu_multiply(*views), functional.silu(gate) * up)
 
 
 def rotary(family, head_dim):
@@ -127,7 +112,7 @@ def test_rotary_angles(family, head_dim, dtype):
         positions = torch.stack((positions, positions), dim=-1)[..., 0]  # strided
         x = torch.zeros(*shape, 1, dtype=dtype)
         frequencies = module.inv_freq.to(x.device)
-        got = PARTS.rotary_angles(positions, frequencies, dimensions, 1.25, dtype)
+        got = ops.rotary_angles(positions, frequencies, dimensions, 1.25, dtype)
         for ours, theirs in zip(got, module(x, positions), strict=True):
             close(ours, theirs)
 
@@ -138,59 +123,58 @@ def projected(x, head_dim):
 
 @every_dtype
 @pytest.mark.parametrize("head_dim", [64, 80, 128])
+@pytest.mark.parametrize("norms", [(False, False), (True, True), (False, True)])
 @pytest.mark.parametrize(
     ("batch_size", "slots", "q_heads", "kv_heads"), [(1, 1, 7, 1), (3, 13, 4, 2), (1, 64, 2, 2)]
 )
-def test_rotate_and_write(batch_size, slots, q_heads, kv_heads, head_dim, dtype):
+def test_rotate_and_write(batch_size, slots, q_heads, kv_heads, head_dim, norms, dtype):
     """One layer of a cache that is a view of a larger one; the rest keeps its bits."""
-    q = torch.randn(batch_size, slots, q_heads * head_dim).to(dtype)
-    k, v = torch.randn(2, batch_size, slots, kv_heads * head_dim).to(dtype)
+    heads = q_heads + 2 * kv_heads
+    qkv = torch.randn(batch_size, slots, heads * head_dim).to(dtype)
+    weights = [torch.randn(head_dim).to(dtype) if there else None for there in norms]
     cos, sin = torch.randn(2, batch_size, slots, head_dim).to(dtype)
     shape = (3, 2, batch_size, kv_heads, slots + 9, 2 * head_dim)
     stored = torch.randn(shape).to(dtype)
-    caches = stored[:, 0, ..., :head_dim], stored[:, 1, ..., 1::2]
+    caches = stored[:, 0, ..., :head_dim], stored[:, 1, ..., head_dim:]
     expected = [cache.clone() for cache in caches]
     kv_len = torch.tensor([4, 0, 9][:batch_size], dtype=torch.int32)
-    theirs = qwen2_5.apply_rotary_pos_emb(projected(q, head_dim), projected(k, head_dim), cos, sin)
+    sizes = [count * head_dim for count in (q_heads, kv_heads, kv_heads)]
+    q, k, v = (projected(x, head_dim) for x in qkv.split(sizes, dim=-1))
+    q, k = (
+        x if weight is None else norm_of(weight, 1e-5)(x).detach()
+        for x, weight in zip((q, k), weights, strict=True)
+    )
+    theirs = qwen2_5.apply_rotary_pos_emb(q, k, cos, sin)
     for sequence, start in enumerate(kv_len.tolist()):
         rows = slice(start, start + slots)
         expected[0][1, sequence, :, rows] = theirs[1][sequence]
-        expected[1][1, sequence, :, rows] = projected(v, head_dim)[sequence]
+        expected[1][1, sequence, :, rows] = v[sequence]
     before = stored.clone()
-    got = PARTS.rotate_and_write(q, k, v, cos, sin, *caches, 1, kv_len)
+    got = ops.rotate_and_write(qkv, cos, sin, *weights, 1e-5, *caches, 1, kv_len)
     assert got.is_contiguous()
     close(got, theirs[0])
     close(caches[0][1], expected[0][1])
     assert torch.equal(caches[1], expected[1])
-    before[1, 0, ..., :head_dim], before[1, 1, ..., 1::2] = caches[0][1], caches[1][1]
+    before[1, 0, ..., :head_dim], before[1, 1, ..., head_dim:] = caches[0][1], caches[1][1]
     assert torch.equal(stored, before)
 
 
-def test_projections_of_other_strides():
-    """As one product of all three would leave them, and with columns apart."""
-    slots, head_dim = 5, 8
-    together = torch.randn(2, slots, 2 * head_dim + 2 * head_dim)
-    q, k, v = together.split([2 * head_dim, head_dim, head_dim], dim=-1)
-    cos, sin = torch.randn(2, slots, head_dim, 2).unbind(-1)
-    kv_len = torch.tensor([[1, 9], [3, 9]], dtype=torch.int32)[:, 0]
-    caches = [torch.zeros(1, 2, 1, 9, head_dim) for _ in range(4)]
-    got = PARTS.rotate_and_write(q, k, v, cos, sin, *caches[:2], 0, kv_len)
-    packed = [x.contiguous() for x in (q, k, v, cos, sin)]
-    again = PARTS.rotate_and_write(*packed, *caches[2:], 0, kv_len.contiguous())
-    assert torch.equal(got, again)
-    assert torch.equal(caches[0], caches[2]) and torch.equal(caches[1], caches[3])
-    assert caches[0][0, 1, 0, 3:8].abs().min() > 0 and not caches[0][0, 1, 0, 8].any()
-
-
 @pytest.mark.parametrize("kv_len", [-1, -7, 6, 100])
-def test_rows_outside_of_the_cache_are_not_written(kv_len):
-    q = torch.randn(1, 3, 16)
+def test_rows_outside_of_the_cache(kv_len):
+    """They are not written; the C++ says so, and writes none."""
+    qkv = torch.randn(1, 3, 3 * 8)
     angles = torch.randn(2, 1, 3, 8)
     stored = torch.zeros(1, 1, 2, 12, 8)
-    k_cache, v_cache = stored[..., 2:10, :], stored[..., 2:10, :].clone()
+    k_cache, v_cache = stored[:, :, :1, 2:10], stored[:, :, 1:, 2:10]
     lengths = torch.tensor([kv_len], dtype=torch.int32)
-    PARTS.rotate_and_write(q, q, q, *angles, k_cache, v_cache, 0, lengths)
+    given = (qkv, *angles, None, None, 0.0, k_cache, v_cache, 0, lengths)
     inside = [row for row in range(kv_len, kv_len + 3) if 0 <= row < 8]
+    if ops.active_backend("cpu") == "cpp":
+        with pytest.raises(RuntimeError, match="^lvspec: expected kv_len with room for the slots"):
+            ops.rotate_and_write(*given)
+        inside = []
+    else:
+        ops.rotate_and_write(*given)
     for cache in (k_cache, v_cache):
         written = (cache[0, 0, 0] != 0).any(-1).nonzero().flatten().tolist()
         assert written == inside
@@ -200,15 +184,16 @@ def test_rows_outside_of_the_cache_are_not_written(kv_len):
 def _calls():
     x = torch.randn(2, 3, 16)
     yield "rms_norm", (x, torch.ones(16), 1e-6)
-    yield "add_rms_norm", (x, x.clone(), torch.ones(16), 1e-6)
     yield "silu_multiply", (x, x.clone())
     table = torch.tensor([0, 1, 2, 0], dtype=torch.int32)
     positions = torch.randint(0, 9, (3, 2, 3))
-    yield "rotary_angles", (positions, torch.rand(4), table, 1.0, torch.bfloat16)
+    yield "rotary_angles", (positions, torch.rand(4), table, 1.0, torch.float32)
     caches = torch.zeros(2, 1, 2, 2, 9, 8).unbind(0)
     angles = torch.randn(2, 2, 3, 8).unbind(0)
     kv_len = torch.zeros(2, dtype=torch.int32)
-    yield "rotate_and_write", (x, x.clone(), x.clone(), *angles, *caches, 0, kv_len)
+    qkv, weights = torch.randn(2, 3, (2 + 2 * 2) * 8), (torch.ones(8), torch.ones(8))
+    yield "rotate_and_write", (qkv, *angles, *weights, 1e-6, *caches, 0, kv_len)
+    yield "rotate_and_write", (qkv, *angles, None, None, 0.0, *caches, 0, kv_len)
 
 
 @pytest.mark.parametrize("index", range(5))

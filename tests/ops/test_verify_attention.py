@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from lvspec import ops, tree
+from lvspec import ops, reference, tree
 from lvspec.kernels.workspace import num_masked_pieces, verify_attention_bytes
 
 DTYPES = ops.float_dtypes("cpu")
@@ -441,12 +441,41 @@ def test_workspace_of_the_caller():
 
 
 def test_piece_length():
-    """Multiples of 64 within bounds, about 256 pieces over the KV heads."""
-    assert ops.piece_length(0, 8) == ops.piece_length(4096, 8) == 128
-    assert ops.piece_length(16384, 8) == 512 and ops.piece_length(65536, 8) == 2048
-    assert ops.piece_length(65536, 2) == 512 and ops.piece_length(10**6, 8) == 4096
+    """Multiples of 64 within bounds, about 128 pieces over the KV heads."""
+    assert ops.piece_length(0, 8) == ops.piece_length(2048, 8) == 128
+    assert ops.piece_length(16384, 8) == 1024 and ops.piece_length(32768, 8) == 2048
+    assert ops.piece_length(65536, 2) == 1024 and ops.piece_length(10**6, 8) == 4096
     plan = ops.plan_splits(torch.ones(1, 1000, dtype=torch.uint8), torch.tensor([900]))
     assert plan.start[0, :3].tolist() == [0, 128, 256] and plan.start[0, 8:].tolist() == [900]
+
+
+def test_pieces_far_apart_in_a_plan():
+    """Behind more than are merged at once, and than are looked at at once."""
+    slots, length, width = 2, 30, 270
+    q = torch.randn(1, 2, slots, 16)
+    k_cache, v_cache = torch.randn(2, 1, 1, 40, 16).unbind(0)
+    visual = (torch.arange(40) // 5 % 2 == 0).to(torch.uint8)[None]
+    visual[:, length:] = 0
+    plan = ops.SplitPlan(*torch.zeros(3, 1, width, dtype=torch.int32).unbind(0))
+    plan.kind.fill_(-1)
+    for piece, index in enumerate((3, 62, 63, 130, 260, 265)):
+        plan.start[0, index], plan.end[0, index] = 5 * piece, 5 * piece + 5
+        plan.kind[0, index] = 1 - piece % 2
+    given = (torch.tensor([length], dtype=torch.int32), torch.tensor([[1, 3]]), visual)
+    got = ops.verify_attention(q, k_cache, v_cache, *given, plan=plan)
+    wide = (x.double() for x in (q, k_cache, v_cache))
+    for ours, theirs in zip(got, reference.verify_attention(*wide, *given), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_kv_heads", [2, 4, 8])
+def test_a_cache_of_16k_is_merged_in_four_rounds(num_kv_heads):
+    """Of a prompt whose video stands between texts."""
+    verify_attention = pytest.importorskip("lvspec.kernels.verify_attention")
+    visual = torch.zeros(1, 16896, dtype=torch.uint8)
+    visual[:, 20:16300] = 1
+    plan = ops.plan_splits(visual, torch.tensor([16384]), num_kv_heads=num_kv_heads)
+    assert plan.start.shape[1] + 1 <= 4 * verify_attention.MERGE["BLOCK_P"]
 
 
 @pytest.mark.gpu
@@ -454,7 +483,7 @@ def test_piece_length():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("with_plan", [False, True])
 def test_bits_on_a_device(dtype, with_plan):
-    """Equal within a tile of 16 rows and one of 128, whoever else is there; nearly across both.
+    """Equal within a tile of 16 rows and larger ones, whoever else is there; nearly across both.
 
     The other tile's sums of D products and of up to 2,517 weights are added in another order, and
     weights are rounded to the dtype before they meet V.

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from policies import begin, gated, strict_rules
-from recorded import RECORDED
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
@@ -219,9 +218,7 @@ def prompts(make_prompt):
 
 
 def _config(**config):
-    return DecodeConfig(
-        **{"gamma": 5, "max_new_tokens": 40, "eos_ids": (), "capture": RECORDED, **config}
-    )
+    return DecodeConfig(**{"gamma": 5, "max_new_tokens": 40, "eos_ids": (), **config})
 
 
 @pytest.mark.parametrize("ngram_max", [1, 3])

@@ -7,7 +7,6 @@ import itertools
 
 import pytest
 import torch
-from recorded import RECORDED
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
@@ -109,9 +108,7 @@ def _with_hf(model, prompt, processors):
 
 
 def _tokens(pair, prompt, processors, draft=True, policy=STRICT, **config):
-    config = DecodeConfig(
-        **{"gamma": 5, "max_new_tokens": COUNT, "eos_ids": (), "capture": RECORDED, **config}
-    )
+    config = DecodeConfig(**{"gamma": 5, "max_new_tokens": COUNT, "eos_ids": (), **config})
     return generate(
         pair[0],
         pair[1] if draft else None,

@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from recorded import RECORDED
 from transformers import DynamicCache
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many
@@ -44,9 +43,7 @@ def prompts(make_prompt):
 
 
 def _config(**config):
-    return DecodeConfig(
-        **{"gamma": 4, "max_new_tokens": 20, "eos_ids": (), "capture": RECORDED, **config}
-    )
+    return DecodeConfig(**{"gamma": 4, "max_new_tokens": 20, "eos_ids": (), **config})
 
 
 # Which rows.
@@ -112,7 +109,7 @@ def test_rows_as_in_python(seed):
 
 
 def _read(hf, prompt, role="target"):
-    model = Model(hf, role, record=False)
+    model = Model(hf, role)
     length = prompt["input_ids"].shape[1]
     cache = model.new_cache(batch_size=3, capacity=length + 9, num_slots=5)
     model.prefill(check_inputs(model, prompt), cache, 1)

@@ -12,7 +12,6 @@ from dataclasses import replace
 import pytest
 import torch
 from policies import gated
-from recorded import RECORDED
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.generation import logits_process
 
@@ -411,7 +410,7 @@ def prompts(make_prompt):
 
 def _config(**config):
     defaults = {"gamma": 4, "max_new_tokens": 24, "eos_ids": (), "temperature": 0.8, "seed": 7}
-    return DecodeConfig(**{**defaults, "capture": RECORDED, **config})
+    return DecodeConfig(**{**defaults, **config})
 
 
 POLICIES = [STRICT, gated(0.12)]

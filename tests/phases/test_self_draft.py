@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from policies import gated
-from recorded import RECORDED
 
 from lvspec import (
     AcceptancePolicy,
@@ -49,9 +48,7 @@ def greedy(target, prompts, hf_greedy):
 
 
 def _config(**config):
-    return DecodeConfig(
-        **{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), "capture": RECORDED, **config}
-    )
+    return DecodeConfig(**{"gamma": 5, "max_new_tokens": 24, "eos_ids": (), **config})
 
 
 @pytest.mark.parametrize("capture", [True, False])
@@ -114,7 +111,7 @@ def test_the_prompt_is_copied(target, prompts, share):
     """Bitwise, into a cache of its own, without another prefill."""
     prompt = prompts[0]
     ids, length = prompt["input_ids"], prompt["input_ids"].shape[1]
-    model = Model(target, "target", record=False)
+    model = Model(target, "target")
     cache = model.new_cache(batch_size=2, capacity=length + 9, num_slots=6)
     model.prefill(check_inputs(model, prompt), cache, 1)
     before = [x.clone() for x in cache.tensors()]

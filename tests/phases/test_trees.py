@@ -9,11 +9,9 @@ import math
 import pytest
 import torch
 from policies import gated
-from recorded import RECORDED
 
 from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, DynamicTree, SkipTree, generate
 from lvspec.engine.api import generate_many
-from lvspec.models import recorder as capture
 from lvspec.reference.kinds import KIND_NAMES
 from lvspec.tree_shapes import NAMED_TREES, StaticTree
 
@@ -49,7 +47,6 @@ def prompts(make_prompt):
 
 def _config(tree, **config):
     config = {"gamma": 4, "max_new_tokens": 24, "eos_ids": (), "trace": True, **config}
-    config.setdefault("capture", RECORDED)
     return DecodeConfig(tree=tree, draft_anchor_threshold=THRESHOLD, **config)
 
 
@@ -241,24 +238,6 @@ def test_replay_of_the_trace(models, prompts, tree, policy, hf_rows):
     # HF's norms and softmax round to float32, which shows in each of up to forty regrets.
     assert generation.stats.regret == pytest.approx(regret, abs=40 * 1e-7)
     assert (regret > 0) == (policy == "no gate") or policy == "loose"
-
-
-@pytest.mark.parametrize(
-    "tree", ["specvlm", "anchors", "skips", pytest.param("few children", marks=pytest.mark.slow)]
-)
-def test_recorded_as_pass_by_pass(models, prompts, tree):
-    recorded, passes = (
-        _run(models, prompts, tree, policy="loose", capture=flag) for flag in (True, False)
-    )
-    for ours, theirs in zip(recorded, passes, strict=True):
-        assert ours.tokens.equal(theirs.tokens)
-        ours, theirs = ours.trace.steps(), theirs.trace.steps()
-        assert [step.drafted for step in ours] == [step.drafted for step in theirs]
-    recordings = capture._RECORDINGS[models["noisy"].model.language_model]
-    phases = recordings["kernels"].passes
-    names = {"specvlm": "static tree", "anchors": "scored chain", "few children": "dynamic tree"}
-    names["skips"] = "skipping chain"
-    assert any(key[1] == names[tree] and phase is not None for key, phase in phases.items())
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def there(module, device):
 
 
 def main(target, draft):
+    fake_cuda.trust_plans()
     torch.cuda.Event = lambda **kwargs: fake_cuda._Event()
     Roles._on_device = lambda self: fake_cuda.nullcontext()
     for kind in (nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d, nn.LayerNorm):
@@ -60,7 +61,7 @@ def main(target, draft):
             torch.tensor = tensor
             done = engine.run_phases()
         assert done.report.device.type == "cuda" and done.report.device.index in (None, 0)
-        model = Model(target, "target", record=False)
+        model = Model(target, "target")
         runner = make_runner([model], capture=True, obstacle=None)
         runner.obstacle = models_obstacle([model])
         runner.is_due(0, 0)

@@ -10,7 +10,6 @@ from torch import Tensor
 from lvspec import ops
 from lvspec.models.cache import SlotCache
 from lvspec.models.head import DraftHead
-from lvspec.models.model import Model
 from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
 from lvspec.phases.draft.passes import DraftPhase, Step, chain_passes
 from lvspec.phases.relevance import attention_peak
@@ -53,10 +52,7 @@ class AnchorTreeDrafter(CachedDrafter):
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         choices, log_probs, peaks = self._run(
-            ("scored chain", self.depth, self.siblings),
-            lambda: _ScoredChain(self.model, self.head, self.depth, self.siblings),
-            state.last_two,
-            target_kv_len,
+            _ScoredChain(self.head, self.depth, self.siblings), state.last_two, target_kv_len
         )
         others = log_probs[..., 1:] + (log_probs[..., :1].cumsum(1) - log_probs[..., :1])
         is_anchor = ~(peaks < self.anchor_threshold)
@@ -85,8 +81,8 @@ class _ScoredChain(DraftPhase):
 
     scores = True
 
-    def __init__(self, model: Model, head: DraftHead, gamma: int, siblings: int) -> None:
-        super().__init__(model, head)
+    def __init__(self, head: DraftHead, gamma: int, siblings: int) -> None:
+        super().__init__(head)
         self.gamma, self.siblings = gamma, siblings
 
     def run(

@@ -13,7 +13,7 @@ from lvspec.phases.slots import Draft
 from lvspec.phases.state import DecodeState
 
 PIECE = 4
-"""Passes after which a CPU looks whether all chains have ended: they are one phase, recorded."""
+"""Passes after which a CPU looks whether all chains have ended."""
 
 
 class ModelDrafter(CachedDrafter):
@@ -44,19 +44,9 @@ class ModelDrafter(CachedDrafter):
         count = self.gamma
         if self._may_look:
             count = (count - 1) % PIECE + 1
-        tokens = self._run(
-            ("chain", count),
-            lambda: GreedyChain(self.model, self.head, count),
-            state.last_two,
-            target_kv_len,
-        )
+        tokens = self._run(GreedyChain(self.head, count), state.last_two, target_kv_len)
         while tokens.shape[1] < self.gamma and self._is_open(tokens, state):
-            more = self._run(
-                ("chain goes on", PIECE),
-                lambda: GoneOnChain(self.model, self.head, PIECE),
-                tokens[:, -1:],
-                target_kv_len,
-            )
+            more = self._run(GoneOnChain(self.head, PIECE), tokens[:, -1:], target_kv_len)
             tokens = torch.cat([tokens, more], dim=1)
         return tokens
 

@@ -41,7 +41,7 @@ def draft_model(draft: DraftChoice, config: DecodeConfig) -> Model | None:
         raise ValueError(f"{_EXPECTED}{draft!r}")
     if not isinstance(draft, PreTrainedModel):
         raise TypeError(f"{_EXPECTED}{type(draft).__name__}")
-    return Model(draft, "draft", record=config.capture, fuse=config.fuse)
+    return Model(draft, "draft", fuse=config.fuse)
 
 
 def make_drafter(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -151,12 +151,11 @@ class CachedDrafter(Drafter):
         return partial(self.model.step, cache=self.cache, head=self.head, **options)
 
     def _run(
-        self, key: tuple, make: Callable[[], DraftPhase], last_two: Tensor, target_kv_len: Tensor
+        self, phase: DraftPhase, last_two: Tensor, target_kv_len: Tensor
     ) -> Tensor | tuple[Tensor, ...]:
         """Run a phase of this drafter, see `run_phase`."""
-        key = (*key, self.head.key)
         own_length = self._own_length(target_kv_len)
-        return run_phase(self.model, self.cache, key, make, last_two, own_length)
+        return run_phase(phase, self.model, self.cache, last_two, own_length)
 
     def commit(self, draft: Draft, acceptance: ops.Acceptance, target_kv_len: Tensor) -> None:
         """Accepted rows of a tree move to where the sequence goes on; those of a chain stand there.

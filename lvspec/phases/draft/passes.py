@@ -1,4 +1,4 @@
-"""A whole draft phase, recorded in one piece where passes are recorded."""
+"""The passes of a draft in one iteration."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lvspec.models.cache import SlotCache
 from lvspec.models.head import DraftHead
 from lvspec.models.model import Model
-from lvspec.models.text_pass import StepOutput, run_pass
+from lvspec.models.text_pass import StepOutput
 from lvspec.tree import chain_ancestors
 
 Step = Callable[[Tensor, Tensor, Tensor], StepOutput]
 """A pass over tokens `[B, n]` with their depths and ancestors, behind the cache's `kv_len`."""
 
 
-class DraftPhase(nn.Module, ABC):
-    """The passes of the draft in one iteration, as a module of tensors.
-
-    Numbers and shapes that a phase is made with become constants of its recording: they belong in
-    the key that `run_phase` is given.
+class DraftPhase(ABC):
+    """The passes of the draft in one iteration.
 
     Attributes:
         head: Makes logits of what may be proposed, the columns of which it knows as ids.
@@ -32,9 +29,8 @@ class DraftPhase(nn.Module, ABC):
 
     scores = False
 
-    def __init__(self, model: Model, head: DraftHead) -> None:
-        super().__init__()
-        self.text, self.head = model.text, head
+    def __init__(self, head: DraftHead) -> None:
+        self.head = head
 
     @abstractmethod
     def run(
@@ -49,24 +45,6 @@ class DraftPhase(nn.Module, ABC):
                 them.
             cache: The draft's; its `kv_len` is moved.
         """
-
-    def forward(
-        self,
-        last_two: Tensor,
-        own_length: Tensor,
-        k: Tensor,
-        v: Tensor,
-        kv_len: Tensor,
-        visual: Tensor,
-        positions: Tensor,
-    ) -> Tensor | tuple[Tensor, ...]:
-        cache = SlotCache.over(k, v, kv_len, visual, positions)
-
-        def step(tokens: Tensor, depths: Tensor, ancestors: Tensor) -> StepOutput:
-            passed = run_pass(self.text, self.head, tokens, depths, ancestors, cache, self.scores)
-            return StepOutput(*passed) if self.scores else StepOutput(*passed, None, None)
-
-        return self.run(step, last_two, own_length, cache)
 
 
 def read_last_two(step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> StepOutput:
@@ -109,8 +87,8 @@ def following_passes(step: Step, cache: SlotCache, tokens: list[Tensor]) -> Iter
 class GreedyChain(DraftPhase):
     """int64 `[B, count]`: each token is the best of the row of the one before."""
 
-    def __init__(self, model: Model, head: DraftHead, count: int) -> None:
-        super().__init__(model, head)
+    def __init__(self, head: DraftHead, count: int) -> None:
+        super().__init__(head)
         self.count = count
 
     def run(self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
@@ -128,8 +106,8 @@ class GoneOnChain(DraftPhase):
     The draft's cache is as the passes before have left it.
     """
 
-    def __init__(self, model: Model, head: DraftHead, count: int) -> None:
-        super().__init__(model, head)
+    def __init__(self, head: DraftHead, count: int) -> None:
+        super().__init__(head)
         self.count = count
 
     def run(self, step: Step, last: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
@@ -180,36 +158,15 @@ def first_slots(
 
 
 def run_phase(
-    model: Model,
-    cache: SlotCache,
-    key: tuple,
-    make: Callable[[], DraftPhase],
-    last_two: Tensor,
-    own_length: Tensor,
+    phase: DraftPhase, model: Model, cache: SlotCache, last_two: Tensor, own_length: Tensor
 ) -> Tensor | tuple[Tensor, ...]:
-    """Run a phase: its recording where passes over this cache are recorded, else pass by pass.
+    """Run a phase, pass by pass.
 
     Args:
+        phase: What is drafted, and how.
         model: The draft.
         cache: The draft's cache.
-        key: What the phase's code depends on, its head's key included, besides the model and the
-            number of sequences.
-        make: Makes the phase.
         last_two, own_length: As for `DraftPhase.run`, but ids of the target.
     """
-    last_two = last_two.clamp(max=model.vocab_size - 1)
-    arguments = (last_two, own_length, *cache.tensors())
-    recorded = None
-    if model.records(cache):
-        recorded = model.recorder.get((*key, *last_two.shape), make, partial(_example, *arguments))
-    if recorded is not None:
-        return recorded(*arguments)
-    phase = make()
     step = partial(model.step, cache=cache, scores=phase.scores, head=phase.head)
-    return phase.run(step, last_two, own_length, cache)
-
-
-def _example(last_two: Tensor, own_length: Tensor, *cached: Tensor) -> tuple[Tensor, ...]:
-    """Arguments like these to record with: an empty cache as large as this one."""
-    tensors = (torch.zeros_like(x) for x in cached)
-    return torch.zeros_like(last_two), torch.ones_like(own_length), *tensors
+    return phase.run(step, last_two.clamp(max=model.vocab_size - 1), own_length, cache)

@@ -24,7 +24,7 @@ from torch import Tensor
 from lvspec.models.attention import AttentionStep, lvspec_attention_on
 from lvspec.models.cache import SlotCache
 from lvspec.models.model import Model
-from lvspec.models.text_pass import text_pass
+from lvspec.models.text_pass import hf_pass
 from lvspec.tree import chain_ancestors
 
 TOP_MASS = 0.4
@@ -107,7 +107,7 @@ def prompt_importance(model: Model, prompt: Tensor, cache: SlotCache, sequence: 
         ),
     )
     with model.held(), lvspec_attention_on(model.text):
-        text_pass(
+        hf_pass(
             model.text,
             prompt[:, -rows:],
             cache.positions[:, one, length - rows : length],

@@ -12,7 +12,6 @@ from torch import Tensor
 from lvspec import ops
 from lvspec.models.cache import Beginning, SlotCache
 from lvspec.models.head import DraftHead
-from lvspec.models.model import Model
 from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
 from lvspec.phases.draft.passes import DraftPhase, Step, following_passes
 from lvspec.phases.slots import Draft, DraftShape
@@ -100,10 +99,7 @@ class SkipTreeDrafter(CachedDrafter):
     def _draft(self, state: DecodeState, target_kv_len: Tensor) -> tuple[Tensor, Tensor]:
         """The chain, and the scores of its tokens, see `SkippingChain`."""
         return self._run(
-            ("skipping chain", self._chain),
-            lambda: SkippingChain(self.model, self.head, self._chain),
-            self._begin(state, target_kv_len),
-            target_kv_len,
+            SkippingChain(self.head, self._chain), self._begin(state, target_kv_len), target_kv_len
         )
 
     def _begin(self, state: DecodeState, target_kv_len: Tensor) -> Tensor:
@@ -232,8 +228,8 @@ class SkippingChain(DraftPhase):
     one behind it where it stands.
     """
 
-    def __init__(self, model: Model, head: DraftHead, gamma: int) -> None:
-        super().__init__(model, head)
+    def __init__(self, head: DraftHead, gamma: int) -> None:
+        super().__init__(head)
         self.gamma = gamma
 
     def run(

@@ -15,7 +15,6 @@ from torch import Tensor
 from lvspec import ops
 from lvspec.models.cache import SlotCache
 from lvspec.models.head import DraftHead
-from lvspec.models.model import Model
 from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
 from lvspec.phases.draft.passes import DraftPhase, Step, read_last_two
 from lvspec.phases.slots import Draft, DraftShape
@@ -50,10 +49,7 @@ class StaticTreeDrafter(CachedDrafter):
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         proposed = self._run(
-            ("static tree", self.tree),
-            lambda: _StaticTree(self.model, self.head, self._levels, self._shape),
-            state.last_two,
-            target_kv_len,
+            _StaticTree(self.head, self._levels, self._shape), state.last_two, target_kv_len
         )
         return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), self._shape)
 
@@ -78,10 +74,7 @@ class DynamicTreeDrafter(CachedDrafter):
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:
         proposed, parents, ancestors = self._run(
-            ("dynamic tree", self.tree.widths, self.tree.children),
-            lambda: _DynamicTree(self.model, self.head, self.tree, self._depths),
-            state.last_two,
-            target_kv_len,
+            _DynamicTree(self.head, self.tree, self._depths), state.last_two, target_kv_len
         )
         shape = DraftShape(parents, ancestors, self._depths, self._num_slots, is_chain=False)
         return Draft(torch.cat([state.last_two[:, 1:], proposed], dim=1), shape)
@@ -106,10 +99,8 @@ def _levels(tree: StaticTree, device: torch.device) -> list[_Level]:
 class _StaticTree(DraftPhase):
     """int64 `[B, S - 1]`: the tokens behind the root."""
 
-    def __init__(
-        self, model: Model, head: DraftHead, levels: list[_Level], shape: DraftShape
-    ) -> None:
-        super().__init__(model, head)
+    def __init__(self, head: DraftHead, levels: list[_Level], shape: DraftShape) -> None:
+        super().__init__(head)
         self.levels, self.depths, self.ancestors = levels, shape.depths, shape.ancestors
 
     def run(self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
@@ -127,8 +118,8 @@ class _StaticTree(DraftPhase):
 class _DynamicTree(DraftPhase):
     """Tokens behind the root `[B, S - 1]`, parents and ancestors `[B, S]`."""
 
-    def __init__(self, model: Model, head: DraftHead, tree: DynamicTree, depths: Tensor) -> None:
-        super().__init__(model, head)
+    def __init__(self, head: DraftHead, tree: DynamicTree, depths: Tensor) -> None:
+        super().__init__(head)
         self.widths, self.children, self.depths = tree.widths, tree.children, depths
 
     def run(
