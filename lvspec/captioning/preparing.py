@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 Inputs = dict[str, Tensor]
+LOADED = "loaded"
+"""What a process says when its recipe is, before it prepares the first clip."""
 _ALIGNMENT = 64
 
 
@@ -118,6 +120,7 @@ def prepare_jobs(connection: Connection, recipe: Recipe) -> None:
             try:
                 if prepare is None:
                     prepare = recipe.load()
+                    connection.send(LOADED)
                 with _own_warnings() as said:
                     inputs = tuple(prepare(job.video, job.prompt))
             except Exception as error:  # whatever a decoder makes of a broken file
@@ -134,14 +137,16 @@ def prepare_jobs(connection: Connection, recipe: Recipe) -> None:
             del inputs
 
 
-def receive(connection: Connection) -> Prepared:
-    """What a process sent; its tensors are views of memory that is freed with the last of them.
+def receive(connection: Connection) -> Prepared | str:
+    """What a process sent: a clip, or that it has `LOADED`.
+
+    Tensors are views of memory that is freed with the last of them.
 
     Raises:
         EOFError, OSError: The process is no more.
     """
     found = connection.recv()
-    if isinstance(found, Prepared):
+    if isinstance(found, (Prepared, str)):
         return found
     prepared, layout, size = found
     try:

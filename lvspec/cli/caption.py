@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lvspec.checks import check_seconds
 from lvspec.cli.inputs import (
     add_pair_options,
     check_least,
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 """Lines of a manifest that are said one by one where something is wrong with them."""
-OPTIONS = {**CALL_OPTIONS, **options_of(("videos", "out", "profile", "status", "batch_size"))}
+OPTIONS = {
+    **CALL_OPTIONS,
+    **options_of(("videos", "out", "profile", "status", "batch_size", "clip_timeout")),
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -73,6 +77,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=1,
         metavar="N",
         help="processes that decode videos (default: %(default)s)",
+    )
+    add(
+        "--clip-timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="a clip whose decoding takes longer has failed (default: %(default)g)",
     )
     add("--max-new-tokens", type=int, metavar="N", help="tokens at most (default 256)")
     add("--gamma", type=gamma_of, metavar="N", help="draft tokens per pass, or auto (default)")
@@ -118,6 +129,7 @@ def _check(arguments: argparse.Namespace) -> Shard:
     check_pair_options(arguments)
     check_least(arguments, "batch_size", 1)
     check_least(arguments, "decode_workers", 1)
+    check_seconds("clip_timeout", arguments.clip_timeout)
     if arguments.out is None:
         raise ValueError("--out: expected a folder, got none")
     if arguments.prompt is not None and not arguments.prompt.strip():
@@ -183,6 +195,7 @@ def _caption(
                 shard=shard,
                 batch_size=arguments.batch_size,
                 workers=arguments.decode_workers,
+                clip_timeout=arguments.clip_timeout,
                 retry_failed=arguments.retry_failed,
                 parquet=arguments.parquet,
                 should_stop=is_asked_to_stop,

@@ -75,6 +75,7 @@ def test_captions_of_a_folder(videos, options, tmp_path, capsys):
         (["--shard", "0/4"], "--shard: expected I/N with I from 1 to N, got 0/4"),
         (["--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
         (["--decode-workers", "0"], "--decode-workers: expected at least 1, got 0"),
+        (["--clip-timeout", "0"], "--clip-timeout: expected seconds > 0, got 0"),
         (["--prompt", " "], "--prompt: expected a text, got ' '"),
         (["--videos", "nowhere-*"], "--videos: expected a pattern that finds videos, got nowhere-"),
     ],
