@@ -21,7 +21,7 @@ from lvspec.captioning.writer import Writer
 from lvspec.checks import check_count, check_seconds
 from lvspec.config import DecodeConfig
 from lvspec.engine.decoder import Decoder
-from lvspec.evaluation.samples import Sample
+from lvspec.evaluation.samples import Problem, Sample
 from lvspec.phases.draft import DraftChoice
 from lvspec.policy import AcceptancePolicy
 
@@ -36,6 +36,7 @@ class Captioned:
         left: Those that have none yet.
         pace: See `lvspec.captioning.meter.Meter.to_dict`.
         path: The file of rows, if it is closed.
+        problems: Lines of a manifest that are no samples.
     """
 
     total: int
@@ -43,6 +44,7 @@ class Captioned:
     left: int
     pace: dict[str, Any]
     path: Path | None
+    problems: tuple[Problem, ...] = ()
 
 
 def caption(
@@ -110,9 +112,7 @@ def caption(
             decoder = Decoder(target, draft, policy, config, batch_size=batch_size)
             with (
                 Writer(files, tokenizer, room=2 * batch_size) as writer,
-                Workers(
-                    recipe, workers, ahead=batch_size, timeout=clip_timeout
-                ) as processes,
+                Workers(recipe, workers, ahead=batch_size, timeout=clip_timeout) as processes,
             ):
 
                 def put(row: Row) -> None:

@@ -11,7 +11,15 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
 
-from lvspec.captioning.preparing import LOADED, Job, Prepared, Recipe, prepare_jobs, receive
+from lvspec.captioning.preparing import (
+    LOADED,
+    Job,
+    Prepared,
+    Recipe,
+    deaf,
+    prepare_jobs,
+    receive,
+)
 
 CLIP_TIMEOUT = 600.0
 """Seconds that a clip may take unless a call says another number."""
@@ -159,7 +167,8 @@ class _Process:
         self.process = _Child(
             target=prepare_jobs, args=(theirs, recipe), name="lvspec-decode", daemon=True
         )
-        self.process.start()
+        with deaf():
+            self.process.start()
         theirs.close()  # so that its end is the end of the pipe
 
     def give(self, job: Job) -> None:

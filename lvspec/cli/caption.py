@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,7 @@ _SHOWN = 20
 """Lines of a manifest that are said one by one where something is wrong with them."""
 OPTIONS = {
     **CALL_OPTIONS,
-    **options_of(("videos", "out", "profile", "status", "batch_size", "clip_timeout")),
+    **options_of(("videos", "out", "profile", "status", "batch_size", "clip_timeout", "shard")),
 }
 
 
@@ -140,12 +139,7 @@ def _check(arguments: argparse.Namespace) -> Shard:
         raise ValueError(
             "--parquet: expected pyarrow, which is not installed (pip install lvspec[caption])"
         )
-    if arguments.shard is None:
-        return Shard()
-    found = re.fullmatch(r"(\d+)/(\d+)", arguments.shard)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"--shard: expected I/N with I from 1 to N, got {arguments.shard}")
-    return Shard(int(found[1]), int(found[2]))
+    return Shard() if arguments.shard is None else Shard.parse(arguments.shard)
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[AcceptancePolicy, DecodeConfig]:

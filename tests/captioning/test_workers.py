@@ -15,6 +15,13 @@ from lvspec.captioning.workers import Workers, _Child
 VIDEOS = ["a.mp4", "bad-1.mp4", "die-1.mp4", "torn-1.mp4", *(f"b{index}.mp4" for index in range(6))]
 
 
+def taken(workers):
+    """The next one."""
+    while (found := workers.take(0.1)) is None:
+        pass
+    return found
+
+
 def results(workers, jobs, seconds=600):
     """Of all jobs, given as there is room, by number."""
     found, waiting, end = {}, list(jobs), time.monotonic() + seconds
@@ -33,7 +40,10 @@ def results(workers, jobs, seconds=600):
 def test_every_clip_comes_back_once_whoever_dies():
     jobs = [Job(index, video, "what?") for index, video in enumerate(VIDEOS)]
     with Workers(Recipe(parts=2), 1, ahead=2) as workers:
-        found = results(workers, jobs)
+        workers.give(jobs[0])
+        for number in (signal.SIGINT, signal.SIGTERM):  # to all processes, while one still starts
+            os.kill(*workers.pids, number)
+        found = {0: taken(workers), **results(workers, jobs[1:])}
         pids = workers.pids
         for pid in pids:  # nobody is at work: nothing is lost, and the next job has a new process
             os.kill(pid, signal.SIGKILL)
@@ -83,8 +93,7 @@ def test_who_hangs_costs_its_clip_alone(monkeypatch, tmp_path):
     with Workers(Recipe(), 1, ahead=2, timeout=5.0) as workers:
         workers.give(Job(0, "a.mp4", "what?"))
         clock.now = 99.0  # which it takes to start
-        while (first := workers.take(0.1)) is None:
-            pass
+        first = taken(workers)
         (pid,) = workers.pids
         for number in (1, 2):
             workers.give(Job(number, videos[number], "what?"))
@@ -93,8 +102,7 @@ def test_who_hangs_costs_its_clip_alone(monkeypatch, tmp_path):
         clock.now = 104.1
         second = workers.take(0)
         assert pid not in workers.pids
-        while (third := workers.take(0.1)) is None:
-            pass
+        third = taken(workers)
         assert workers.outstanding == 0
     assert [each.number for each in (first, second, third)] == [0, 1, 2]
     assert second.error == "worker: expected an answer within 5 s, got none (it was killed)"
@@ -125,8 +133,7 @@ def test_who_cannot_be_killed_is_left(monkeypatch, tmp_path):
     monkeypatch.setattr("lvspec.captioning.workers._FAREWELL", 0.1)
     with Workers(Recipe(), 1, ahead=1, timeout=5.0) as workers:
         workers.give(Job(0, "a.mp4", "what?"))
-        while workers.take(0.1) is None:
-            pass
+        taken(workers)
         workers.give(Job(1, str(path), "what?"))
         assert wait_until_it_hangs(workers, path) == []
         clock.now = 6.0
