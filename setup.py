@@ -173,6 +173,7 @@ setup(
         ],
         "bench": ["matplotlib"],
         "evaluate": EVALUATE,
+        "caption": ["pyarrow>=15"],  # for --parquet alone
         "report": REPORT,
         "flash-attn": ["flash-attn"],
         "quant": ["torchao>=0.18"],

@@ -31,6 +31,7 @@ FLOORS = [
     {"phases"},
     {"engine"},
     {"evaluation"},
+    {"captioning"},
     {"shapes"},
     {"calibration"},
     {"reporting"},

@@ -20,6 +20,7 @@ from lvspec.environment import NotWritten
 
 COMMANDS = {
     "generate": ("lvspec.cli.generate", "caption videos with a target and a draft"),
+    "caption": ("lvspec.cli.caption", "caption a folder or a manifest: resumable, in shards"),
     "calibrate": ("lvspec.cli.calibrate", "find settings that keep a stated fidelity"),
     "evaluate": ("lvspec.cli.evaluate", "methods side by side on your own videos"),
     "report": ("lvspec.cli.report", "a page that shows captions token by token, or an evaluation"),

@@ -30,12 +30,14 @@ class Models:
     Attributes:
         draft: A model, "self", "ngram", or None for nobody.
         draft_processor: None where the draft takes the target's inputs.
+        folders: Checkpoints of the processors that there are.
     """
 
     target: PreTrainedModel
     draft: DraftChoice
     processor: Processor | HFProcessor
     draft_processor: Processor | HFProcessor | None
+    folders: tuple[Path, ...]
 
 
 def find_device(name: str | None) -> torch.device:
@@ -84,7 +86,7 @@ def load_models(
         if not has_model:
             processor = load_processor(folders[0], "target")
             model = load_model(folders[0], "target", dtype=dtype, device=device)
-            return Models(model, draft if with_draft else None, processor, None)
+            return Models(model, draft if with_draft else None, processor, None, (folders[0],))
         pair = load_pair(*folders, dtype=dtype, device=device, draft_weights=draft_weights)
     except (OSError, ValueError):
         raise
@@ -97,9 +99,9 @@ def load_models(
             f"{type(error).__name__}: {error}"
         ) from error
     same_inputs = prepare_alike(pair, folders)
-    return Models(
-        pair.target, pair.draft, pair.processor, None if same_inputs else pair.draft_processor
-    )
+    draft_processor, *others = (None,) if same_inputs else (pair.draft_processor, folders[1])
+    folders = (folders[0], *others)
+    return Models(pair.target, pair.draft, pair.processor, draft_processor, folders)
 
 
 def _complete(name: str, option: str) -> Path:

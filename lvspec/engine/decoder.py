@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
@@ -24,18 +25,26 @@ from lvspec.engine.errors import GenerationInterrupted
 from lvspec.engine.gate import warn_of_gate
 from lvspec.engine.keywords import refuse_keywords
 from lvspec.engine.length import ChainLength
+from lvspec.engine.questions import about, shared_by
 from lvspec.engine.result import Generation
 from lvspec.engine.sequence import Request
 from lvspec.engine.stopping import Stopping
 from lvspec.engine.streams import ends_streamers
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
-from lvspec.phases.defaults import GenerationDefaults, eos_ids_of
+from lvspec.phases.defaults import GenerationDefaults, eos_ids_of, usual_policy
 from lvspec.phases.draft import DraftChoice, draft_model, make_drafter
 from lvspec.phases.logits import LogitsProcessors, check_list, sampling_warpers
 from lvspec.policy import AcceptancePolicy
 
 Inputs = Mapping[str, Any]
+
+
+class _Late:
+    """In place of a request that is not there yet."""
+
+
+_LATE = _Late()
 
 
 class Decoder:
@@ -79,8 +88,7 @@ class Decoder:
         check_count("batch_size", batch_size)
         config = DecodeConfig() if config is None else config
         if policy is None:
-            is_ngram = isinstance(draft, str) and draft == "ngram"
-            policy = AcceptancePolicy.strict() if is_ngram else AcceptancePolicy.lvspec()
+            policy = usual_policy(draft)
         check_type("config", config, DecodeConfig)
         check_type("policy", policy, AcceptancePolicy)
         stopping = Stopping(stopping_criteria, stop_strings, tokenizer)
@@ -172,11 +180,17 @@ class Decoder:
         draft_inputs: Inputs | Sequence[Inputs] | None = None,
         streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
         policy: AcceptancePolicy | Sequence[AcceptancePolicy] | None = None,
+        prompts: Sequence[Tensor] | None = None,
     ) -> Generation | list[Generation]:
         """As the function of this name; of a list, `batch_size` prompts are decoded at a time.
 
         A `policy`, or a list of them, one a prompt, takes the place of the decoder's.
         """
+        asked = prompts
+        if asked is not None:
+            inputs = about(inputs, asked)
+            if draft_inputs is not None:
+                draft_inputs = about(draft_inputs, asked, "draft_inputs")
         is_batch = isinstance(inputs, (list, tuple))
         prompts = list(inputs) if is_batch else [inputs]
         if not prompts:
@@ -193,25 +207,37 @@ class Decoder:
                 zip(prompts, draft_prompts, streamers, policies, strict=True)
             )
         ]
+        if asked is not None:
+            shared = shared_by(self.target, [request.prompt for request in requests])
+            requests = [replace(request, shared=shared) for request in requests]
         longest = max(request.prompt.shape[1] for request in requests)
         run = self.run(iter(requests), ordered=True, return_exceptions=False, longest=longest)
         generations = list(run)
         return generations if is_batch else generations[0]
 
     def generate_many(
-        self, inputs: Iterable[Inputs], *, ordered: bool = True, return_exceptions: bool = False
+        self,
+        inputs: Iterable[Inputs | None],
+        *,
+        ordered: bool = True,
+        return_exceptions: bool = False,
     ) -> Iterator[Generation | Exception]:
         """As the function of this name."""
         if isinstance(inputs, Mapping):
             raise TypeError("inputs: expected prompts one after the other, got a single one")
 
-        def requests() -> Iterator[Request | Exception]:
-            for index, each in enumerate(inputs):
+        def requests() -> Iterator[Request | Exception | _Late]:
+            index = 0
+            for each in inputs:
+                if each is None:
+                    yield _LATE
+                    continue
                 try:
                     yield self._request_of(each, index)
                 except (TypeError, ValueError) as error:
                     error.index = index
                     yield error
+                index += 1
 
         return self.run(requests(), ordered=ordered, return_exceptions=return_exceptions)
 
@@ -247,7 +273,7 @@ class Decoder:
     @torch.no_grad()
     def run(
         self,
-        requests: Iterator[Request | Exception],
+        requests: Iterator[Request | Exception | _Late],
         *,
         ordered: bool,
         return_exceptions: bool,
@@ -256,7 +282,7 @@ class Decoder:
         """Results of all requests.
 
         Args:
-            requests: Taken when a place is free.
+            requests: Taken when a place is free; `_LATE` where the next is not there yet.
             ordered, return_exceptions: As for `generate_many`.
             longest: Tokens of the longest prompt, if that is known.
         """
@@ -285,16 +311,17 @@ class Decoder:
 
     def _completed(
         self,
-        requests: Iterator[Request | Exception],
+        requests: Iterator[Request | Exception | _Late],
         waiting: Mapping[int, Generation | Exception],
     ) -> Iterator[tuple[int, Generation | Exception]]:
         """(index, result) of every request, as they are completed."""
         engine = self.engine
         try:
             while True:
+                request = None
                 while engine.free_place is not None:
                     request = next(requests, None)
-                    if request is None:
+                    if request is None or request is _LATE:
                         break
                     if isinstance(request, Exception):
                         yield request.index, request
@@ -304,11 +331,14 @@ class Decoder:
                     except ValueError as error:
                         error.index = request.index
                         yield request.index, error
+                is_late = request is _LATE
                 if engine.active and not engine.ended:
                     with engine.attention():
                         while not engine.ended:
                             engine.iterate()
-                if not engine.ended:
+                            if is_late:
+                                break
+                if not engine.ended and not is_late:
                     return
                 while engine.ended:
                     # Taken off only when it is handed on: nothing is lost in between.

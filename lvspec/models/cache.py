@@ -6,12 +6,26 @@ rows behind it are scratch, so taking back a draft is a smaller `kv_len` and not
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache, PretrainedConfig
 
 from lvspec import ops
+
+
+class Beginning(NamedTuple):
+    """The tokens with which two prompts begin, all that replace pixels among them.
+
+    Attributes:
+        place: Of the other prompt, which was read before.
+        length: Tokens; fewer than either prompt has.
+    """
+
+    place: int
+    length: int
 
 
 class SlotCache(Cache):
@@ -139,9 +153,20 @@ class SlotCache(Cache):
         values.scatter_(2, self._written, value_states.to(values.device))
         return keys, values
 
-    def prefill_view(self, sequence: int) -> PrefillView:
-        """A cache for HF's own prefill forward of one sequence, which fills its place."""
-        return PrefillView(self, sequence)
+    def prefill_view(self, sequence: int, begun: int = 0) -> PrefillView:
+        """A cache for HF's own prefill forward of one sequence, which fills its place.
+
+        Args:
+            sequence: The place.
+            begun: Rows that are there already: the forward is over what follows.
+        """
+        return PrefillView(self, sequence, begun)
+
+    def begin_as(self, sequence: int, beginning: Beginning) -> None:
+        """Copy the rows of what another place has read of this prompt already."""
+        for rows in (self.k, self.v):
+            copied = rows[:, beginning.place, :, : beginning.length]
+            rows[:, sequence, :, : beginning.length] = copied
 
     def finish_prefill(self, sequence: int, positions: Tensor, visual: Tensor) -> None:
         """Take a prompt for prefilled.
@@ -218,12 +243,21 @@ def _most_pieces(capacity: int, num_kv_heads: int) -> int:
 
 
 class PrefillView(Cache):
-    """What HF's forward sees while it fills one place: an empty cache that keeps what it gets."""
+    """What HF's forward sees while it fills one place: a cache that keeps what it gets.
 
-    def __init__(self, cache: SlotCache, sequence: int) -> None:
+    It is empty, but for the rows that the place has already.
+    """
+
+    def __init__(self, cache: SlotCache, sequence: int, begun: int) -> None:
         super().__init__(layers=[])
         self._cache = cache
-        self._sequence = sequence
+        self._sequence, self._begun = sequence, begun
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._begun
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._begun + query_length, 0
 
     def update(
         self,
@@ -233,10 +267,18 @@ class PrefillView(Cache):
         *args: object,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor]:
-        length = key_states.shape[2]
-        self._cache.k[layer_idx, self._sequence, :, :length] = key_states[0]
-        self._cache.v[layer_idx, self._sequence, :, :length] = value_states[0]
-        return key_states, value_states
+        place, begin = self._sequence, self._begun
+        end = begin + key_states.shape[2]
+        keys, values = self._cache.k[layer_idx], self._cache.v[layer_idx]
+        keys[place, :, begin:end] = key_states[0]
+        values[place, :, begin:end] = value_states[0]
+        if begin == 0:
+            return key_states, value_states
+        # A layer of a model over several devices may be on another than the cache.
+        return (
+            keys[place : place + 1, :, :end].to(key_states.device),
+            values[place : place + 1, :, :end].to(value_states.device),
+        )
 
 
 class ReadingView(Cache):

@@ -101,24 +101,27 @@ class CpuPass:
         outputs = self._head_weight(head), head.size, head.vocabulary
         return torch.ops.lvspec.text_chain(self._table, tokens, *given, *outputs)
 
-    def read(self, embeds: Tensor, positions: Tensor, cache: SlotCache, sequence: int) -> Tensor:
-        """Run all layers but the last over the beginning of a sequence.
+    def read(
+        self, embeds: Tensor, positions: Tensor, cache: SlotCache, sequence: int, begun: int
+    ) -> Tensor:
+        """Run all layers but the last over rows of a prompt.
 
         Args:
             embeds: `[1, T, H]`.
             positions: int64 `[R, 1, T]`.
             cache: Takes keys and values.
             sequence: Its place in there.
+            begun: Rows that the place has already, behind which these are.
 
         Returns:
             What the last layer gets, `[T, H]`.
         """
         place = slice(sequence, sequence + 1)
         k, v, visual = cache.k[:, place], cache.v[:, place], cache.visual[place]
-        known = functional.pad(positions, (0, k.shape[3] - positions.shape[2]))
+        known = functional.pad(positions, (begun, k.shape[3] - begun - positions.shape[2]))
         pieces = []
         for piece in embeds.split(_MOST_SLOTS, dim=1):
-            count, start = piece.shape[1], sum(done.shape[1] for done in pieces)
+            count, start = piece.shape[1], begun + sum(done.shape[1] for done in pieces)
             given = (torch.arange(count), chain_ancestors(count, batch_size=1), k, v)
             given += (torch.tensor([start], dtype=torch.int32), visual, known)
             layers = (0, len(self._plan.layers) - 1)

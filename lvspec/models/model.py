@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lvspec.config import Fuse
 from lvspec.models.attention import AttentionStep, lvspec_attention_on
-from lvspec.models.cache import SlotCache
+from lvspec.models.cache import Beginning, SlotCache
 from lvspec.models.cpu_pass import max_rows
 from lvspec.models.families import check_family
 from lvspec.models.head import DraftHead
@@ -212,7 +212,13 @@ class Model:
             return self._own.made
 
     def prefill(
-        self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int, *, following: int = 0
+        self,
+        inputs: Mapping[str, Any],
+        cache: SlotCache,
+        sequence: int,
+        *,
+        following: int = 0,
+        beginning: Beginning | None = None,
     ) -> Tensor:
         """HF's own forward over the prompt of one sequence, into its place in the cache.
 
@@ -221,6 +227,8 @@ class Model:
             cache: This model's cache.
             sequence: Its place.
             following: Positions that may be taken behind the prompt.
+            beginning: What another place has read of this prompt already, pixels and all: it is
+                copied, and the forward is over the tokens behind it.
 
         Returns:
             logits of the last prompt token, `[1, V]`.
@@ -237,11 +245,16 @@ class Model:
         if self.length_limit is not None:
             last = max(int(positions.max()), int(positions[..., -1].max()) + following)
             self.check_length(last + 1)
-        with self._reading(cache, sequence, ids.shape[1]):
+        begun, given = 0, {n: value for n, value in inputs.items() if n not in not_passed}
+        if beginning is not None:
+            begun, given = beginning.length, {"input_ids": ids[:, beginning.length :]}
+            cache.begin_as(sequence, beginning)
+        num_rows = ids.shape[1] - begun
+        with self._reading(cache, sequence, begun, num_rows):
             output = self.hf(
-                **{name: value for name, value in inputs.items() if name not in not_passed},
-                position_ids=as_hf_takes_them(positions),
-                **{CACHE: cache.prefill_view(sequence)},
+                **given,
+                position_ids=as_hf_takes_them(positions[..., begun:]),
+                **{CACHE: cache.prefill_view(sequence, begun)},
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -252,7 +265,9 @@ class Model:
         return output.logits[:, -1]
 
     @contextmanager
-    def _reading(self, cache: SlotCache, sequence: int, num_rows: int) -> Iterator[None]:
+    def _reading(
+        self, cache: SlotCache, sequence: int, begun: int, num_rows: int
+    ) -> Iterator[None]:
         """A context for HF's forward over a prompt, which leaves nothing behind on the model."""
         state = vars(self.hf.model)
         # What HF's own loop would go on with, be it from a call of the user's before this one.
@@ -272,7 +287,7 @@ class Model:
                 else:
                     is_short = made.cpu is not None and num_rows <= max_rows()
                     read = made.cpu.read if is_short else None
-                    reading = prompts_read_by(made.plan, cache, sequence, read)
+                    reading = prompts_read_by(made.plan, cache, sequence, begun, read)
                     with patches_multiplied(self.hf), reading:
                         yield
             finally:

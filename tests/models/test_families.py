@@ -355,6 +355,26 @@ def test_strict_is_hf_greedy(checkpoints, hf_greedy, family, kind):
     assert generation.stats.tau > 1.5
 
 
+@pytest.mark.parametrize("fuse", ["kernels", pytest.param("none", marks=pytest.mark.slow)])
+@every_family
+def test_questions_behind_one_clip(checkpoints, hf_greedy, family, fuse):
+    """Each has the tokens that HF gives it alone."""
+    target, _, near = checkpoints(family)
+    inputs = make_inputs(family, "clip")
+    ids = inputs["input_ids"]
+    prompts = [ids, torch.cat([ids, ids[:, -2:]], dim=1)]  # the clip ends before its last words
+    config = DecodeConfig(gamma=4, max_new_tokens=8, eos_ids=(), fuse=fuse)
+    options = {"policy": AcceptancePolicy.strict(), "config": config}
+    found = generate(target, near, inputs, prompts=prompts, **options)
+    for one, prompt in zip(found, prompts, strict=True):
+        types = (prompt > -1).long()
+        given = {**inputs, "input_ids": prompt, "attention_mask": types}
+        if "mm_token_type_ids" in inputs:
+            kinds = inputs["mm_token_type_ids"]
+            given["mm_token_type_ids"] = torch.cat([kinds, types[:, ids.shape[1] :] * 0], dim=1)
+        assert one.tokens[0].tolist() == hf_greedy(target, given, 8)
+
+
 @pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("kind", ["clip", "mixed"])

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate, ops
 from lvspec.models.attention import lvspec_attention_on
+from lvspec.models.cache import Beginning
 from lvspec.models.cpu_pass import max_rows
 from lvspec.models.hf_names import CACHE
 from lvspec.models.inputs import check_inputs
@@ -187,6 +188,33 @@ def test_a_prompt(target, make_prompt, parts, dtype, atol):
         torch.testing.assert_close(v[1, :, :length], values, rtol=0, atol=atol)
     before[:, 1, :, :length] = ours.k[:, 1, :, :length]
     assert ours.k.equal(before), "nothing else of the cache is written"
+
+
+@every_type
+@pytest.mark.parametrize("fuse", ["kernels", "none"])
+@pytest.mark.parametrize("behind", [1, 4, 30])
+def test_a_prompt_behind_its_beginning(target, make_prompt, fuse, behind, dtype, atol):
+    """What is copied from another place and read behind it is as if all had been read."""
+    target.to(dtype)
+    prompt = make_prompt(5, ("video", 2, 6, 4), behind, dtype=dtype)
+    model = Model(target, "target", fuse=fuse)
+    length = prompt["input_ids"].shape[1]
+    other = {**prompt, "input_ids": prompt["input_ids"].clone()}
+    other["input_ids"][:, -behind:] = 9  # another question
+    whole, copied = (
+        model.new_cache(batch_size=3, capacity=length + 9, num_slots=1) for _ in range(2)
+    )
+    with torch.inference_mode():
+        wanted = model.prefill(check_inputs(model, prompt), whole, 1)
+        model.prefill(check_inputs(model, other), copied, 2)
+        before, beginning = copied.k.clone(), Beginning(2, length - behind)
+        logits = model.prefill(check_inputs(model, prompt), copied, 1, beginning=beginning)
+    torch.testing.assert_close(logits, wanted, rtol=0, atol=atol)
+    for name in ("k", "v", "positions"):
+        ours, theirs = (getattr(cache, name)[:, 1] for cache in (copied, whole))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+    assert copied.kv_len[1] == whole.kv_len[1] and copied.visual[1].equal(whole.visual[1])
+    assert copied.k[:, ::2].equal(before[:, ::2]), "nothing else of the cache is written"
 
 
 @pytest.mark.parametrize("policy", [AcceptancePolicy.strict(), AcceptancePolicy.lvspec()])

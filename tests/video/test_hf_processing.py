@@ -127,6 +127,14 @@ def test_what_hf_is_called_with(double, clip, hf_resize):
     assert given["do_sample_frames"] is False and given["return_tensors"] == "pt"
 
 
+def test_several_prompts_about_one_video(double, clip, hf_resize):
+    """The file is read once; HF's processor is asked for each."""
+    several = double(clip, ["describe the video", "the video"], num_frames=4)
+    assert len(hf_resize) == 4 and len(several) == 2
+    for prompt, inputs in zip(["describe the video", "the video"], several, strict=True):
+        assert inputs["input_ids"].equal(double(clip, prompt, num_frames=4)["input_ids"])
+
+
 @pytest.mark.parametrize("prompt, added", [("describe", False), ("the <video> describe", True)])
 def test_special_tokens_are_added_unless_the_prompt_begins_with_one(double, clip, prompt, added):
     double(clip, prompt, num_frames=4)
