@@ -88,7 +88,7 @@ def load_models(
         if not has_model:
             processor = load_processor(folders[0], "target")
             if tensor_parallel:
-                ranks = join("tensor_parallel")
+                ranks = join()
                 with ranks.telling():
                     model = load_part(folders[0], ranks, dtype=dtype)
                 processor = replace(processor, device=model.device)

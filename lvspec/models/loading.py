@@ -86,7 +86,7 @@ def load_pair(
             heads.
     """
     places = {"device": device, "device_map": device_map, "tensor_parallel": tensor_parallel}
-    given = {name: place for name, place in places.items() if place not in (None, False)}
+    given = {name: x for name, x in places.items() if x is not None and x is not False}
     if len(given) > 1:
         shown = " and ".join(f"{name}={place!r}" for name, place in given.items())
         raise ValueError(f"{', '.join(given)}: expected one of them, got {shown}")
@@ -96,7 +96,7 @@ def load_pair(
         check_files(folder, role)
     processor, draft_processor = load_processor(target, "target"), load_processor(draft, "draft")
     check_same_tokenizer(processor.tokenizer, draft_processor.tokenizer)
-    ranks = join("tensor_parallel") if tensor_parallel else ALONE
+    ranks = join() if tensor_parallel else ALONE
     with ranks.telling():
         if tensor_parallel:
             target_model = load_part(target, ranks, dtype=dtype)
@@ -248,24 +248,17 @@ def load_model(
     return model.eval()
 
 
-def load_part(
-    folder: Path,
-    ranks: Ranks,
-    *,
-    dtype: torch.dtype | str = "auto",
-    argument: str = "tensor_parallel",
-) -> PreTrainedModel:
+def load_part(folder: Path, ranks: Ranks, *, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     """This process's part of a target, see `load_pair(tensor_parallel=True)`.
 
     Args:
         folder, dtype: As for `load_model`.
         ranks: Of `join`.
-        argument: What asks for it, for messages.
 
     Raises:
         ValueError: As `load_pair`.
     """
-    check_can_be_spread(AutoConfig.from_pretrained(folder), ranks.size, argument)
+    check_can_be_spread(AutoConfig.from_pretrained(folder), ranks.size)
     if ranks.size == 1:
         return load_model(folder, "target", dtype=dtype, device=ranks.device)
     model = load_model(folder, "target", dtype=dtype, parts=ranks.size)

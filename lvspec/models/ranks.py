@@ -162,11 +162,8 @@ def parts_of_heads(text: nn.Module) -> tuple[int, int]:
     return config.num_attention_heads // size, config.num_key_value_heads // size
 
 
-def join(argument: str) -> Ranks:
+def join() -> Ranks:
     """Meet the processes that torchrun has started with this one.
-
-    Args:
-        argument: What asks for it, for messages.
 
     Returns:
         All of them; this one computes on the GPU of its number on this machine, or on the CPU.
@@ -175,11 +172,11 @@ def join(argument: str) -> Ranks:
         ValueError: torchrun has not started this process.
         RuntimeError: The others do not come.
     """
-    number = number_on_machine(argument)
+    number = number_on_machine("tensor_parallel")
     on_cuda = torch.cuda.is_available()
     if on_cuda and number >= torch.cuda.device_count():
         raise ValueError(
-            f"{argument}: expected a GPU for every process (--nproc-per-node), got process "
+            "tensor_parallel: expected a GPU for every process (--nproc-per-node), got process "
             f"{number} on a machine with {torch.cuda.device_count()}"
         )
     device = torch.device("cuda", number) if on_cuda else torch.device("cpu")

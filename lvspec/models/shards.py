@@ -83,13 +83,12 @@ class SharedEmbedding(nn.Module):
         return self.weight if len(self.weight) else self.weight.new_zeros(1, self.weight.shape[1])
 
 
-def check_can_be_spread(config: PretrainedConfig, size: int, argument: str) -> None:
+def check_can_be_spread(config: PretrainedConfig, size: int) -> None:
     """Refuse a target before its weights are read, if it cannot be spread.
 
     Args:
         config: Of the whole model.
         size: Processes.
-        argument: What asks for it, for messages.
 
     Raises:
         ValueError: `size` does not divide the heads, or transformers has no plan for its layers.
@@ -101,8 +100,8 @@ def check_can_be_spread(config: PretrainedConfig, size: int, argument: str) -> N
         missing = ["experts that lvspec can take"]
     if missing:
         raise ValueError(
-            f"{argument}: expected a target whose layers transformers can spread over processes, "
-            f"got {family.name}: transformers {__version__} has no tp_plan for {missing[0]} of its "
+            "tensor_parallel: expected a target whose layers transformers can spread, got "
+            f"{family.name}: transformers {__version__} has no tp_plan for {missing[0]} of its "
             f"text model ({text.model_type}); one process, or device_map, runs it"
         )
     for heads, kind in (
@@ -111,8 +110,8 @@ def check_can_be_spread(config: PretrainedConfig, size: int, argument: str) -> N
     ):
         if heads % size:
             raise ValueError(
-                f"{argument}: expected a number of processes (--nproc-per-node) that divides the "
-                f"target's {heads} {kind}, got {size}"
+                "tensor_parallel: expected a number of processes (--nproc-per-node) that divides "
+                f"the target's {heads} {kind}, got {size}"
             )
 
 

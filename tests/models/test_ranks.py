@@ -120,7 +120,7 @@ def test_ways_that_are_worth_a_test(alone):
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        ("die", None),
+        ("die", "rank 1 gave no sign of life for 15 s"),
         ("stall", "rank 1 gave no sign of life for 15 s"),
         ("fail", "rank 1 failed: OSError: nobody listens"),
     ],
@@ -131,9 +131,8 @@ def test_a_process_in_trouble(together, folders, folder, job, message):
     first.join(WAIT)
     assert first.exitcode not in (0, None)
     errors = (folder / f"{job}0.txt").read_text()
-    assert "Error" in errors or "lvspec: error: rank 0: rank 1 " in errors, errors
-    if message is not None:
-        assert message in errors or "Connection closed by peer" in errors, errors
-    if job == "stall":
-        assert message in errors and last.is_alive()
+    if job == "stall":  # nothing but the pulse can tell
+        assert f"lvspec: error: rank 0: {message}" in errors and last.is_alive()
+    else:  # gloo may be first: the other end of its connection is closed
+        assert message in errors or "by peer" in errors, errors
     assert pulse.BEAT + pulse.SILENCE + pulse.GRACE < 30

@@ -158,19 +158,19 @@ def test_beside_a_device(monkeypatch, random_pair_folders, capsys):
 @pytest.mark.parametrize(("size", "kind"), [(3, "2 key and value"), (4, "2 key and value")])
 def test_heads_that_cannot_be_divided(random_pair_folders, size, kind):
     config = AutoConfig.from_pretrained(random_pair_folders[0])
-    check_can_be_spread(config, 2, OPTION)
-    message = rf"^--tensor-parallel: .*--nproc-per-node\) that divides the target's {kind} heads"
+    check_can_be_spread(config, 2)
+    message = rf"^tensor_parallel: .*--nproc-per-node\) that divides the target's {kind} heads"
     with pytest.raises(ValueError, match=f"{message}, got {size}$"):
-        check_can_be_spread(config, size, OPTION)
+        check_can_be_spread(config, size)
 
 
 @pytest.mark.parametrize(
     ("config", "name"), [(Qwen3VLConfig, "Qwen3-VL"), (Qwen3VLMoeConfig, "Qwen3-VL-MoE")]
 )
 def test_families_that_cannot_be_spread(config, name):
-    message = f"^--tensor-parallel: expected a target whose layers .*, got {name}: .*tp_plan"
+    message = f"^tensor_parallel: expected a target whose layers .*, got {name}: .*tp_plan"
     with pytest.raises(ValueError, match=message):
-        check_can_be_spread(config(), 2, OPTION)
+        check_can_be_spread(config(), 2)
 
 
 def test_a_model_that_somebody_else_has_spread(random_pair):
