@@ -2,9 +2,7 @@
 
 import copy
 import json
-import multiprocessing
 import shutil
-import socket
 
 import pytest
 import ranks as support
@@ -15,36 +13,8 @@ from lvspec.models.loading import load_pair
 
 WAIT = 900  # seconds for processes that end by themselves, of a machine that has others to run
 OWN = "own"
-IMPORTS = [  # all processes are forks of one that has imported these
-    *("lvspec.engine.decoder", "lvspec.models.loading"),
-    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
-]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
-
-
-@pytest.fixture(scope="module")
-def together():
-    """`together(job, folders, folder)`: two processes, which are gone when the tests are over."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTS)
-    started = []
-
-    def run(job, folders, folder, size=2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        given = [(job, folders, folder, number, size, port) for number in range(size)]
-        ranks = [context.Process(target=support.main, args=each) for each in given]
-        for process in ranks:
-            process.start()
-        started.extend(ranks)
-        return ranks
-
-    yield run
-    for process in started:
-        process.kill()
-        process.join()
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +61,14 @@ def test_every_way_gives_what_one_process_gives(found, alone):
             pairs = zip(rank[name]["relevance"], alone[name]["relevance"], strict=True)
             for ours, theirs in pairs:
                 assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7), name
+
+
+def test_the_first_process_has_the_word(found, alone):
+    """Where another one drafts and accepts otherwise, its results are the first one's all the same.
+    """
+    for rank in found:
+        for what in ("tokens", "kinds"):
+            assert rank["parted"][what] == alone["chain"][what]
 
 
 def test_a_process_has_its_part(found, alone):

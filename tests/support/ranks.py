@@ -2,7 +2,8 @@
 
 A folder has prompts.pt, the inputs of a batch; what the process finds goes there too. Jobs: "ways",
 every way of drafting; "die", the last rank is killed in the middle; "stall", it stops instead;
-"fail", something of the user's raises there alone.
+"fail", something of the user's raises there alone; "families", each of the folders has a target and
+its inputs.
 """
 
 import json
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, Decoder, DynamicTree
+from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, Decoder, DynamicTree, generate
+from lvspec.engine.frames import frame_attention
 from lvspec.models import pulse
-from lvspec.models.loading import load_pair
-from lvspec.models.ranks import ranks_of
+from lvspec.models.loading import load_pair, load_part
+from lvspec.models.ranks import join, ranks_of
 
 STRICT = AcceptancePolicy.strict()
 LOOSE = AcceptancePolicy(anchor_threshold=0.14, top_k=5, shift_window=2)
@@ -41,9 +43,10 @@ WAYS = {
 }
 
 
-def run(pair, prompts, name):
+def run(pair, prompts, name, own_policy=None):
     """What a way gives: tokens, kinds and relevance of each prompt, and how it was run."""
     draft, policy, options = WAYS[name]
+    policy = policy if own_policy is None else own_policy
     draft = pair.draft if draft == "model" else draft
     decoder = Decoder(
         pair.target, draft, policy, DecodeConfig(**{**EOS, **options}), batch_size=len(prompts)
@@ -60,6 +63,27 @@ def run(pair, prompts, name):
         "gamma": found[0].stats.gamma,
         "heads": list(decoder.engine.cache.k.shape[:3]),
     }
+
+
+def run_family(target, folder):
+    """Tokens of a target that drafts for itself, whose code ran, and where it looked."""
+    inputs = torch.load(folder / "inputs.pt")
+    config = DecodeConfig(gamma=4, draft_keep=0.5, **EOS)
+    found = generate(target, "self", inputs, policy=LOOSE, config=config)
+    tokens = found.tokens[0].tolist()
+    frames = frame_attention(target, inputs, tokens, frames=int(folder.name[-1]))
+    mass = frames.mass.nan_to_num(-1).tolist()
+    return {"tokens": tokens, "passes": found.stats.passes["target"], "mass": mass}
+
+
+def run_parted(pair, prompts, is_first):
+    """A chain; another rank than the first drafts other tokens, and would accept them all."""
+    if is_first:
+        return run(pair, prompts, "chain")
+    with torch.no_grad():
+        for weight in pair.draft.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    return run(pair, prompts, "chain", ANY)
 
 
 class Trouble:
@@ -87,12 +111,18 @@ def main(job, folders, folder, number, size, port):
     folder = Path(folder)
     errors = open(folder / f"{job}{number}.txt", "w")
     os.dup2(errors.fileno(), 2)
+    if job == "families":
+        ranks = join()
+        found = {each.name: run_family(load_part(each, ranks), each) for each in folders}
+        (folder / f"{number}.json").write_text(json.dumps(found))
+        return
     pair = load_pair(*folders, dtype=torch.float64, tensor_parallel=True)
     ranks = ranks_of(pair.target.model.language_model)
     prompts = torch.load(folder / "prompts.pt")
     if job == "ways":
         pulse.SILENCE = 600.0  # of a machine that is in haste elsewhere
         found = {name: run(pair, prompts, name) for name in WAYS}
+        found["parted"] = run_parted(pair, prompts, ranks.is_first)
         found["numbers"] = numbers_of(pair.target)
         (folder / f"{number}.json").write_text(json.dumps(found))
         return
