@@ -52,6 +52,27 @@ def version(package: str) -> str | None:
         return None
 
 
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def number_on_machine(argument: str) -> int:
+    """Which of the processes that torchrun has started on this machine this one is, from 0.
+
+    Args:
+        argument: What asks for several processes, for messages.
+
+    Raises:
+        ValueError: torchrun has not started this process.
+    """
+    missing = [name for name in _OF_TORCHRUN if not os.environ.get(name)]
+    if missing:
+        raise ValueError(
+            f"{argument}: expected processes that torchrun has started (torchrun --nproc-per-node "
+            f"N -m lvspec ...), got one without {', '.join(missing)} in its environment"
+        )
+    return int(os.environ["LOCAL_RANK"])
+
+
 class NotWritten(OSError):
     """A file of results could not be written. Names it, and why."""
 

@@ -206,6 +206,22 @@ def run_in_shell(name, folder):
     return printed
 
 
+def test_two_processes_in_the_shell(tmp_path):
+    """The first one prints, and what it prints is the caption."""
+    (line,) = re.findall(r"^torchrun (.*--tensor-parallel)$", READMES["lvspec/README.md"], re.M)
+    scene = scenes("evaluation", 1)[0]
+    write_clip(scene, tmp_path / "clip.mp4")
+    port = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # any that is free
+    command = [sys.executable, "-m", "torch.distributed.run", *port, *shlex.split(line)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    name, caption, counts = done.stdout.splitlines()
+    assert name == "clip.mp4" and judge(caption, scene)[2] and counts.count("tau") == 1
+
+
 def write_clips(folder, count):
     folder.mkdir()
     for index, scene in enumerate(scenes("calibration", count)):

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from lvspec import __version__
 from lvspec.cli.options import did_you_mean, unknown_options
-from lvspec.cli.say import say, say_progress
+from lvspec.cli.say import hush, say, say_progress
 from lvspec.environment import NotWritten
 
 COMMANDS = {
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    if "--tensor-parallel" in words and os.environ.get("RANK", "0") != "0":
+        hush()
     say_progress()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

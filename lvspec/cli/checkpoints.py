@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from lvspec.checkpoint import check_files, find_checkpoint
-from lvspec.cli.options import DRAFT_WORDS
+from lvspec.cli.options import DRAFT_WORDS, by_option
 from lvspec.models.loading import (
     device_called,
     load_model,
     load_pair,
+    load_part,
     load_processor,
     prepare_alike,
 )
 from lvspec.models.quantize import Weights
+from lvspec.models.ranks import join
 from lvspec.phases.draft import DraftChoice
 from lvspec.shapes import pair as embedded
 from lvspec.video.processor import HFProcessor, Processor
@@ -57,6 +59,7 @@ def load_models(
     dtype: str,
     device: torch.device,
     draft_weights: Weights | None = None,
+    tensor_parallel: bool = False,
 ) -> Models:
     """The models of `--target` and `--draft`, or those of the embedded pair.
 
@@ -65,7 +68,8 @@ def load_models(
         draft: A checkpoint, "self" or "ngram"; None: the embedded one.
         with_draft: Whether there is a draft at all.
         dtype, device: Of both.
-        draft_weights: As for `lvspec.models.loading.load_pair`.
+        draft_weights, tensor_parallel: As for `lvspec.models.loading.load_pair`; with the latter
+            `device` is not looked at.
 
     Raises:
         OSError, ValueError: See `lvspec.models.loading.load_pair`; or a checkpoint is damaged.
@@ -85,10 +89,19 @@ def load_models(
     try:
         if not has_model:
             processor = load_processor(folders[0], "target")
-            model = load_model(folders[0], "target", dtype=dtype, device=device)
+            if tensor_parallel:
+                ranks = join()
+                with ranks.telling():
+                    model = load_part(folders[0], ranks, dtype=dtype)
+                processor = replace(processor, device=model.device)
+            else:
+                model = load_model(folders[0], "target", dtype=dtype, device=device)
             return Models(model, draft if with_draft else None, processor, None, (folders[0],))
-        pair = load_pair(*folders, dtype=dtype, device=device, draft_weights=draft_weights)
-    except (OSError, ValueError):
+        place = {"tensor_parallel": True} if tensor_parallel else {"device": device}
+        pair = load_pair(*folders, dtype=dtype, draft_weights=draft_weights, **place)
+    except (OSError, ValueError) as error:
+        if str(error).startswith("tensor_parallel:"):
+            raise type(error)(by_option(error, {"tensor_parallel": "--tensor-parallel"})) from error
         raise
     except torch.OutOfMemoryError as error:
         raise OSError(f"--device {device}: the models do not fit into its memory") from error

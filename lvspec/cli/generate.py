@@ -22,6 +22,7 @@ from lvspec.cli.options import (
     options_of,
 )
 from lvspec.cli.say import say
+from lvspec.environment import number_on_machine
 from lvspec.policy import PRESETS, AcceptancePolicy
 from lvspec.profile import Profile
 
@@ -59,6 +60,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     models.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (a GPU if there is one)"
+    )
+    models.add_argument(
+        "--tensor-parallel",
+        action="store_true",
+        help="the target over the processes that torchrun has started (torchrun --nproc-per-node N "
+        "-m lvspec generate ...), a GPU each; the draft is whole on all of them",
     )
     models.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
 
@@ -149,6 +156,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         OSError, ValueError: Bad input.
     """
+    if arguments.tensor_parallel:
+        number_on_machine("--tensor-parallel")
     with errors_by_option(options_of((*POLICY_OPTIONS, "strict_ids", "profile"))):
         policy = _policy(arguments)
     _check_options(arguments)
@@ -247,6 +256,16 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
     if draft is not None and draft not in DRAFT_WORDS and target is None:
         raise ValueError(f"--target: expected one beside --draft {draft}, got none")
+    if arguments.tensor_parallel and arguments.device is not None:
+        raise ValueError(
+            "--device, --tensor-parallel: expected one of them, as each process has the GPU of its "
+            f"number, got --device {arguments.device}"
+        )
+    if arguments.tensor_parallel and arguments.profile is not None:
+        raise ValueError(
+            "--profile, --tensor-parallel: expected one of them, as a profile is compared with the "
+            f"weights of the whole target, got --profile {arguments.profile}"
+        )
     if arguments.draft_weights is not None:
         if arguments.no_draft or draft in DRAFT_WORDS:
             given = "--no-draft" if arguments.no_draft else f"--draft {draft}"

@@ -24,7 +24,7 @@ from lvspec.engine.engine import Engine
 from lvspec.engine.errors import GenerationInterrupted
 from lvspec.engine.gate import warn_of_gate
 from lvspec.engine.keywords import refuse_keywords
-from lvspec.engine.length import ChainLength
+from lvspec.engine.length import ChainLength, GammaChoice
 from lvspec.engine.questions import about, shared_by
 from lvspec.engine.result import Generation
 from lvspec.engine.sequence import Request
@@ -107,6 +107,11 @@ class Decoder:
         config = self._config
         self.target = Model(target, "target", fuse=config.fuse)
         self.draft = draft_model(draft, config)
+        self._stopping.ranks = self.target.ranks
+        ranks = self.target.ranks
+        if ranks.size > 1 and config.samples and config.seed is None:  # one for all of them
+            seed = ranks.value(int(torch.randint(2**62, (1,))))
+            self._config = config = replace(config, seed=seed)
         self._taken = self._facts()
         self._processors = LogitsProcessors(
             self._processors_given,
@@ -150,7 +155,7 @@ class Decoder:
         with torch.inference_mode(False), torch.no_grad():
             config, choice = self._config, None
             if self._length is not None:
-                choice = self._length.choose()
+                choice = self._choose()
                 config = replace(config, gamma=choice.gamma)
             return Engine(
                 self.target,
@@ -163,11 +168,15 @@ class Decoder:
                 choice=choice,
             )
 
+    def _choose(self) -> GammaChoice:
+        """By the clock, which no two processes share."""
+        return self.target.ranks.value(self._length.choose())
+
     def _take_length(self) -> None:
         """Chains are from now on as long as is found best now."""
         if self._length is None or self.engine.choice.is_settled:
             return
-        choice = self._length.choose()
+        choice = self._choose()
         if choice.gamma != self.engine.choice.gamma:
             self.engine = self._new_engine()
         self.engine.choice = choice
@@ -354,9 +363,11 @@ class Decoder:
             raise
         except BaseException as error:
             so_far = []
+            self.target.ranks.fail(error)
             if isinstance(error, KeyboardInterrupt):
                 so_far = self._so_far(waiting)
-            self.engine = self._new_engine()  # this one may have been stopped anywhere
+            if self.target.ranks.size == 1:  # the others would have to make one, too
+                self.engine = self._new_engine()  # this one may have been stopped anywhere
             if isinstance(error, KeyboardInterrupt):
                 raise GenerationInterrupted(so_far) from None
             raise

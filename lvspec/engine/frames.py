@@ -127,7 +127,7 @@ def _pass(model: Model, cache: Any, tokens: Tensor) -> Tensor:
         ),
     )
     hf_pass(model.text, tokens, cache.positions[:, :, begin : begin + count], cache, step)
-    return step.importance[0]
+    return model.ranks.sum(step.importance)[0]
 
 
 def _dtype(keys: Tensor) -> torch.dtype:

@@ -45,7 +45,7 @@ class Roles:
 
     def passes(self) -> dict[str, str]:
         """As `DecodeStats.passes`."""
-        return {model.role: model.made.passes for model in self.models}
+        return {model.role: _passes(model) for model in self.models}
 
     def parts(self) -> dict[str, dict[str, int]]:
         """As `DecodeStats.parts`."""
@@ -53,3 +53,9 @@ class Roles:
         if self._drafter is not None:
             found["draft"] = self._drafter.model.made.parts
         return found
+
+
+def _passes(model: Model) -> str:
+    ranks = model.ranks
+    part = "" if ranks.size == 1 else f", part {ranks.number + 1} of {ranks.size}"
+    return f"{model.made.passes}{part}"

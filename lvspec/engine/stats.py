@@ -121,7 +121,7 @@ class DecodeStats:
             modules that it calls as they are ("called"), and weights that it reads from copies in
             16 bits ("compact").
         passes: Whose code ran passes of "target" and "draft": "own: one operation" (C++), "own", or
-            "HF's" and why.
+            "HF's" and why; of a target that several processes share which part of it this one ran.
     """
 
     def __init__(

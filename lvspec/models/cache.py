@@ -31,7 +31,8 @@ class Beginning(NamedTuple):
 class SlotCache(Cache):
     """Keys, values, positions and the video mask of `batch_size` sequences.
 
-    A pass has at most `num_slots` slots.
+    A pass has at most `num_slots` slots. `heads` are those of queries and of keys that this process
+    has; None: all of the model's.
 
     Attributes:
         k, v: `[L, B, Hkv, N, D]`, the model's dtype. Zero at first: a row that no pass wrote must
@@ -56,11 +57,13 @@ class SlotCache(Cache):
         dtype: torch.dtype,
         device: torch.device,
         position_rows: int = 3,
+        heads: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(layers=[])
-        heads = text_config.num_attention_heads
-        head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
-        kv_heads = text_config.num_key_value_heads
+        head_dim = head_dim_of(text_config)
+        if heads is None:
+            heads = text_config.num_attention_heads, text_config.num_key_value_heads
+        num_q_heads, kv_heads = heads
         shape = (text_config.num_hidden_layers, batch_size, kv_heads, capacity, head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
@@ -75,7 +78,7 @@ class SlotCache(Cache):
         self._prompt_len = [0] * batch_size
         self._num_written = 0
         self._written: Tensor | None = None
-        self._sizes = (num_slots, heads, text_config.vocab_size)
+        self._sizes = (num_slots, num_q_heads, text_config.vocab_size)
         self._make_workspace()
 
     def _make_workspace(self) -> None:
@@ -235,6 +238,12 @@ class SlotCache(Cache):
             for table, row in zip(self._tables, plan, strict=True):
                 table[sequence] = row[0].to(table.device)
         self.plan = None if self._without_plan else self._tables
+
+
+def head_dim_of(text_config: PretrainedConfig) -> int:
+    """Numbers in a head."""
+    heads = text_config.num_attention_heads
+    return getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
 
 
 def _most_pieces(capacity: int, num_kv_heads: int) -> int:

@@ -11,15 +11,19 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed import DistributedConfig
 
 from lvspec.checkpoint import check_files, find_checkpoint, names_of
 from lvspec.models.families import Family, check_family
 from lvspec.models.quantize import Weights, quantize
+from lvspec.models.ranks import ALONE, Ranks, join
+from lvspec.models.shards import check_can_be_spread, take_shards
 from lvspec.video.config import VideoProcessorConfig
 from lvspec.video.processor import HFProcessor, Processor
 
@@ -45,6 +49,7 @@ def load_pair(
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
     draft_weights: Weights | None = None,
+    tensor_parallel: bool = False,
 ) -> Pair:
     """Load two checkpoints of a supported family, from folders or the hub's cache.
 
@@ -62,6 +67,10 @@ def load_pair(
             eagerly, which `stats.loop` says.
         draft_weights: "int8", "int4" or "fp8": the draft is quantised, see `lvspec.quantize`. None:
             as it is.
+        tensor_parallel: Whether this process is one of those that torchrun has started to share the
+            target: each loads its part by transformers' `tp_plan`, on the GPU of its number or the
+            CPU, and the whole draft. All of them then make the same calls, and have the same
+            results. Excludes `device` and `device_map`.
 
     Warns:
         UserWarning: A checkpoint has tensors that its model does not use; names them.
@@ -73,29 +82,35 @@ def load_pair(
             pointers of git-lfs.
         ValueError: An unsupported family; no chat template; the tokenizers differ; tensors are
             missing or have other shapes than the model's, by name; the draft cannot be quantised
-            so.
+            so; the processes are not torchrun's, or their number does not divide the target's
+            heads.
     """
-    if device is not None and device_map is not None:
-        raise ValueError(
-            f"device, device_map: expected one of them, got device={device!r} and "
-            f"device_map={device_map!r}"
-        )
+    places = {"device": device, "device_map": device_map, "tensor_parallel": tensor_parallel}
+    given = {name: x for name, x in places.items() if x is not None and x is not False}
+    if len(given) > 1:
+        shown = " and ".join(f"{name}={place!r}" for name, place in given.items())
+        raise ValueError(f"{', '.join(given)}: expected one of them, got {shown}")
     target, draft = find_checkpoint(target, "target"), find_checkpoint(draft, "draft")
     for role, folder in (("target", target), ("draft", draft)):
         check_checkpoint(folder, role)
         check_files(folder, role)
     processor, draft_processor = load_processor(target, "target"), load_processor(draft, "draft")
     check_same_tokenizer(processor.tokenizer, draft_processor.tokenizer)
-    if device_map is not None:
-        target_model = load_model(target, "target", dtype=dtype, device_map=device_map)
-        device = target_model.device
-    elif device is None:
-        device = default_device()
-    draft_model = load_model(draft, "draft", dtype=dtype, device=device)
-    if draft_weights is not None:  # before the target is read: what cannot be done is said soon
-        quantize(draft_model, draft_weights)
-    if device_map is None:
-        target_model = load_model(target, "target", dtype=dtype, device=device)
+    ranks = join() if tensor_parallel else ALONE
+    with ranks.telling():
+        if tensor_parallel:
+            target_model = load_part(target, ranks, dtype=dtype)
+            device = target_model.device
+        elif device_map is not None:
+            target_model = load_model(target, "target", dtype=dtype, device_map=device_map)
+            device = target_model.device
+        elif device is None:
+            device = default_device()
+        draft_model = load_model(draft, "draft", dtype=dtype, device=device)
+        if draft_weights is not None:  # before the target is read: what cannot be done is said soon
+            quantize(draft_model, draft_weights)
+        if device_map is None and not tensor_parallel:
+            target_model = load_model(target, "target", dtype=dtype, device=device)
     processors = (replace(each, device=device) for each in (processor, draft_processor))
     return Pair(target_model, draft_model, *processors)
 
@@ -174,6 +189,7 @@ def load_model(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
+    parts: int = 1,
 ) -> PreTrainedModel:
     """One model, ready to run: safetensors only, no remote code, every weight from the checkpoint.
 
@@ -181,16 +197,19 @@ def load_model(
         folder: From `find_checkpoint`.
         role: "target" or "draft", for messages.
         dtype, device, device_map: As for `load_pair`.
+        parts: Processes, all of this run, over which transformers spreads it.
 
     Raises:
         ImportError: `device_map` needs accelerate, which is not installed.
         ValueError: Tensors are missing or have other shapes, by name; or `device_map` offloads the
             modules that the model begins with.
     """
+    spread = {"distributed_config": DistributedConfig(tp_size=parts)} if parts > 1 else {}
     model, found = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype,
         device_map=device_map,
+        **spread,
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
@@ -218,6 +237,8 @@ def load_model(
             f"use: {names_of(unexpected)}",
             stacklevel=2,
         )
+    if parts > 1:
+        return model.eval()  # transformers has put it where it belongs
     if device_map is None:
         model = model.to(default_device() if device is None else device)
     elif model.device.type == "meta":  # where the caches and inputs go is where the model begins
@@ -225,6 +246,24 @@ def load_model(
             f"device_map: expected the first modules of the {role} on a device, got them offloaded"
         )
     return model.eval()
+
+
+def load_part(folder: Path, ranks: Ranks, *, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """This process's part of a target, see `load_pair(tensor_parallel=True)`.
+
+    Args:
+        folder, dtype: As for `load_model`.
+        ranks: Of `join`.
+
+    Raises:
+        ValueError: As `load_pair`.
+    """
+    check_can_be_spread(AutoConfig.from_pretrained(folder), ranks.size)
+    if ranks.size == 1:
+        return load_model(folder, "target", dtype=dtype, device=ranks.device)
+    model = load_model(folder, "target", dtype=dtype, parts=ranks.size)
+    take_shards(model, ranks)
+    return model
 
 
 def check_same_tokenizer(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> None:

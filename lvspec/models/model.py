@@ -25,6 +25,7 @@ from lvspec.models.hf_names import CACHE, CACHE_NAMES
 from lvspec.models.own_passes import Made, OwnPasses
 from lvspec.models.patch_embedding import patches_multiplied
 from lvspec.models.plan import as_hf_takes_them
+from lvspec.models.ranks import parts_of_heads, ranks_of
 from lvspec.models.text_pass import (
     StepOutput,
     hf_pass,
@@ -53,10 +54,11 @@ class Model:
 
     Raises:
         TypeError: `model` is not an HF model.
-        ValueError: The family or its text model is not supported, or it uses sliding-window
-            attention in some layers.
+        ValueError: The family or its text model is not supported, it uses sliding-window attention
+            in some layers, or it is a part of a model that somebody else has spread over processes.
 
     Attributes:
+        ranks: The processes that share the model.
         is_static: Whether a pass computes the same whatever the length of the sequence.
         length_limit: Positions up to which its rotary embedding computes the same for all rows,
             where that follows the length of the sequence; else None.
@@ -88,6 +90,12 @@ class Model:
         # Rotary embeddings that follow the length of the sequence decide in Python what to compute.
         self.length_limit = _length_limit(self.text.config)
         self.is_static = self.family.has_static_pass and self.length_limit is None
+        self.ranks = ranks_of(self.text)
+        if self.ranks.size == 1 and (model.tp_size or 1) > 1:
+            raise ValueError(
+                f"{role}: expected a whole model, or a target that load_pair(tensor_parallel=True) "
+                f"has spread over processes, got one that transformers has ({model.tp_size} parts)"
+            )
         self.watch = watch_of(self.text)
         obstacle = None if self.family.has_static_pass else "experts are chosen by value"
         self._own = OwnPasses(self.text, model, fuse, self.watch, role, obstacle)
@@ -155,6 +163,7 @@ class Model:
             num_slots=num_slots,
             dtype=self.text.dtype,
             device=self.device,
+            heads=parts_of_heads(self.text),
         )
 
     def check_length(self, count: int) -> None:
@@ -262,7 +271,7 @@ class Model:
         for token in self.visual_ids:
             visual |= ids[0] == token
         cache.finish_prefill(sequence, positions[:, 0], visual)
-        return output.logits[:, -1]
+        return self.ranks.first(output.logits[:, -1])[0]
 
     @contextmanager
     def _reading(
@@ -340,7 +349,8 @@ class Model:
         logits = head(hidden).to(tokens.device)
         if not scores:
             return StepOutput(logits, None, None)
-        return StepOutput(logits, torch.stack(step.masses), torch.stack(step.peaks))
+        scores = torch.stack(step.masses), torch.stack(step.peaks)
+        return StepOutput(logits, *self.ranks.mean_of_heads(*scores))
 
 
 @contextmanager

@@ -41,7 +41,8 @@ class StepOutput:
 
     Attributes:
         logits: `[B, S, V]`, the model's dtype.
-        masses, peaks: float32 `[L, B, Hq, S]`, one entry for every layer; None without scores.
+        masses, peaks: float32 `[L, B, Hq, S]`, one entry for every layer; None without scores. Of a
+            model that several processes share `[L, B, 1, S]`, the mean of all heads.
     """
 
     logits: Tensor

@@ -4,10 +4,12 @@ In float64, so that no two logits are equal but for rounding.
 """
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import ranks as support
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -396,6 +398,41 @@ def test_other_ways_to_draft(checkpoints, hf_greedy, family, kind):
         if (draft, options) == ("self", {}):
             whole = generation.stats.num_accepted[:-1]  # the last pass is cut at what was asked for
             assert set(whole) == {4}, "it sees what the target sees"
+
+
+SPREAD = {
+    "qwen2_vl": None,
+    "llava_onevision": None,
+    "llava_next_video": None,
+    "internvl": {"model_type": "qwen3", "head_dim": 16},
+    "smolvlm": None,
+}
+"""Families whose text layers transformers spreads over processes, with another text model."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+def test_two_processes(together, tmp_path):
+    """They give what one gives; a head that is not tied may be in parts or whole."""
+    folders, alone = [], {}
+    for family, text in SPREAD.items():
+        inputs = make_inputs(family, "clip")
+        frames = 6 if "video_grid_thw" in inputs else 3
+        folder = tmp_path / f"{family}-{frames}"
+        target = build(family, text=text)
+        target.save_pretrained(folder)
+        torch.save(inputs, folder / "inputs.pt")
+        folders.append(folder)
+        alone[folder.name] = support.run_family(target, folder)
+    for number, process in enumerate(together("families", folders, tmp_path)):
+        process.join(900)
+        assert process.exitcode == 0, (tmp_path / f"families{number}.txt").read_text()[-3000:]
+        found = json.loads((tmp_path / f"{number}.json").read_text())
+        for name, wanted in alone.items():
+            assert found[name]["tokens"] == wanted["tokens"], name
+            assert found[name]["passes"] == f"own, part {number + 1} of 2"
+            mass = torch.tensor(found[name]["mass"])
+            torch.testing.assert_close(mass, torch.tensor(wanted["mass"]), rtol=1e-5, atol=1e-7)
 
 
 @every_family
