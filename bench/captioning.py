@@ -5,11 +5,14 @@
 
 Tokens per second of the embedded pair from the first clip that is ready to the last row: loading
 models and starting processes left out on both sides. Medians of rounds in which both take turns,
-the first of which counts too: what is made once is made before it.
+the first of which counts too: what is made once is made before it. CPU seconds a clip say what a
+machine with a core for each process would take, however busy this one is: those of the process with
+the models, and of all processes that decode, starting included.
 """
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -46,20 +49,34 @@ def main() -> int:
         pair.target, pair.draft, POLICY, CONFIG, tokenizer=pair.processor.tokenizer
     )
     decoder.generate(pair.processor(samples[0].video, PROMPT))  # to warm up
-    loops, captions = [], []
+    loops, loop_cpu, captions = [], [], []
     for _ in range(arguments.rounds):
+        begin = time.process_time()
         loops.append(_loop(pair, decoder, samples))
+        loop_cpu.append(time.process_time() - begin)
         captions.append(_caption(pair, samples, arguments))
     rates = {"loop": loops, "caption": [each["rate"] for each in captions]}
     same = median(each["same"] for each in captions)
     gain = median(fast / slow for slow, fast in zip(rates["loop"], rates["caption"]))
+    cpu = {"loop": loop_cpu, "caption": [each["cpu"] for each in captions]}
+    cpu["workers"] = [each["workers"] for each in captions]
+    cpu = {name: [1000 * s / len(samples) for s in found] for name, found in cpu.items()}
     rows = [(name, f"{median(found):.1f}") for name, found in rates.items()]
     script.print_table(["", "tokens/s"], rows, title=f"{len(samples)} clips")
+    rows = [(name, f"{median(found):.0f}") for name, found in cpu.items()]
+    script.print_table(["", "CPU ms a clip"], rows)
     pace = captions[-1]["pace"]
     print(f"{gain:.2f}x; {same} of {len(samples)} captions as the loop's; {pace['limit']}")
     script.finish(
         arguments,
-        {"clips": len(samples), "rates": rates, "gain": gain, "same": same, "pace": pace},
+        {
+            "clips": len(samples),
+            "rates": rates,
+            "cpu_ms": cpu,
+            "gain": gain,
+            "same": same,
+            "pace": pace,
+        },
     )
     return 0
 
@@ -78,6 +95,7 @@ def _loop(pair: lvspec.Pair, decoder: lvspec.Decoder, samples: list[Sample]) -> 
 
 
 def _caption(pair: lvspec.Pair, samples: list[Sample], arguments: Any) -> dict[str, Any]:
+    begin, before = time.process_time(), _of_children()
     with tempfile.TemporaryDirectory() as folder:
         done = caption(
             *(pair.target, pair.draft, samples),
@@ -89,9 +107,17 @@ def _caption(pair: lvspec.Pair, samples: list[Sample], arguments: Any) -> dict[s
             batch_size=arguments.batch_size,
             workers=arguments.workers,
         )
+        cpu, workers = time.process_time() - begin, _of_children() - before
         rows = [row for _, row in lines_of(Path(done.path))]
     same = sum(row["caption"] == _texts[row["id"]] for row in rows)
-    return {"rate": done.pace["tokens_per_second"], "same": same, "pace": done.pace}
+    rate = done.pace["tokens_per_second"]
+    return {"rate": rate, "same": same, "pace": done.pace, "cpu": cpu, "workers": workers}
+
+
+def _of_children() -> float:
+    """CPU seconds of processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ AUTO = "auto"
 MAX_TOP_K = 16
 """The longest list of best tokens that `logit_stats` keeps per row."""
 
-
 @dataclasses.dataclass(frozen=True)
 class AcceptancePolicy:
     """Which draft tokens may be accepted.

@@ -33,6 +33,7 @@ from lvspec.checks import check_count
 from lvspec.config import DecodeConfig
 from lvspec.evaluation.samples import Sample
 from lvspec.models.quantize import Weights
+from lvspec.phases.defaults import usual_policy
 from lvspec.policy import AcceptancePolicy
 
 _TRIES = 3
@@ -120,7 +121,7 @@ def caption(
     target, draft = everywhere(target), everywhere(draft)
     setup = Setup(
         *(target, draft, actors.device, batch_size),
-        policy=_policy_for(draft, policy),
+        policy=usual_policy(draft) if policy is None else policy,
         config=DecodeConfig() if config is None else config,
         frames={"num_frames": num_frames, "fps": fps},
         dtype=dtype,
@@ -263,9 +264,3 @@ def everywhere(checkpoint: str | os.PathLike) -> str:
     name = os.fspath(checkpoint)
     folder = Path(name).expanduser()
     return str(folder.absolute()) if folder.exists() else name
-
-
-def _policy_for(draft: str, policy: AcceptancePolicy | None) -> AcceptancePolicy:
-    if policy is not None:
-        return policy
-    return AcceptancePolicy.strict() if draft == "ngram" else AcceptancePolicy.lvspec()

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import reduction
+from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -26,7 +26,12 @@ import torch
 from torch import Tensor
 
 Inputs = dict[str, Tensor]
+LOADED = "loaded"
+"""What a process says when its recipe is, before it prepares the first clip."""
 _ALIGNMENT = 64
+_ROLES = ("target", "draft")
+_FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what a scheduler sends to all processes."""
 
 
 class Job(NamedTuple):
@@ -88,15 +93,36 @@ class Checkpoints:
         return {"num_frames": self.num_frames, "fps": self.fps}
 
     def load(self) -> Callable[[str, str], Sequence[Inputs]]:
-        """One call of each processor for a clip."""
+        """As `Processors.load`."""
         from lvspec.models.loading import load_processor  # with transformers: seconds
 
-        roles = ("target", "draft")
-        processors = [load_processor(Path(f), role) for f, role in zip(self.folders, roles)]
+        found = [load_processor(Path(f), role) for f, role in zip(self.folders, _ROLES)]
+        return Processors(tuple(found), self.num_frames, self.fps).load()
+
+
+@dataclass(frozen=True)
+class Processors:
+    """Processors that are there already, and go to each process as they are.
+
+    Attributes:
+        processors: The target's, and the draft's where it prepares a video in another way.
+        num_frames, fps: As for a processor.
+    """
+
+    processors: tuple[Any, ...]
+    num_frames: int | None = None
+    fps: float | None = None
+
+    @property
+    def frames(self) -> dict[str, Any]:
+        return {"num_frames": self.num_frames, "fps": self.fps}
+
+    def load(self) -> Callable[[str, str], Sequence[Inputs]]:
+        """One call of each processor for a clip."""
+        first, *others = self.processors
+        frames = {**self.frames, "device": "cpu"}
 
         def prepare(video: str, prompt: str) -> Sequence[Inputs]:
-            frames = {**self.frames, "device": "cpu"}
-            first, *others = processors
             found = [first(video, prompt, **frames)]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what is wrong with the file was said
@@ -107,9 +133,10 @@ class Checkpoints:
 
 def prepare_jobs(connection: Connection, recipe: Recipe) -> None:
     """The life of a process: a job comes, its inputs go, until the other end is closed."""
-    # Ctrl-C, and what a scheduler sends to all processes, are for the parent to answer.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _FOR_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
+    if os.name == "posix":  # what came meanwhile is gone
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_PARENT)
     torch.set_num_threads(1)
     prepare: Callable[[str, str], Sequence[Inputs]] | None = None
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -118,6 +145,7 @@ def prepare_jobs(connection: Connection, recipe: Recipe) -> None:
             try:
                 if prepare is None:
                     prepare = recipe.load()
+                    connection.send(LOADED)
                 with own_warnings() as said:
                     inputs = tuple(prepare(job.video, job.prompt))
             except Exception as error:  # whatever a decoder makes of a broken file
@@ -134,14 +162,33 @@ def prepare_jobs(connection: Connection, recipe: Recipe) -> None:
             del inputs
 
 
-def receive(connection: Connection) -> Prepared:
-    """What a process sent; its tensors are views of memory that is freed with the last of them.
+@contextmanager
+def deaf() -> Iterator[None]:
+    """A process that is started within this context hears no signal of `_FOR_THE_PARENT`.
+
+    Until it ignores them by itself seconds pass, with imports.
+    """
+    if os.name != "posix":
+        yield
+        return
+    resource_tracker.ensure_running()  # which hears them again once it has a process of its own
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def receive(connection: Connection) -> Prepared | str:
+    """What a process sent: a clip, or that it has `LOADED`.
+
+    Tensors are views of memory that is freed with the last of them.
 
     Raises:
         EOFError, OSError: The process is no more.
     """
     found = connection.recv()
-    if isinstance(found, Prepared):
+    if isinstance(found, (Prepared, str)):
         return found
     prepared, layout, size = found
     try:

@@ -16,12 +16,12 @@ from lvspec.captioning.preparing import Recipe
 from lvspec.captioning.rows import Row, Settings
 from lvspec.captioning.shards import Shard, ShardFiles
 from lvspec.captioning.status import Progress
-from lvspec.captioning.workers import Workers
+from lvspec.captioning.workers import CLIP_TIMEOUT, Workers
 from lvspec.captioning.writer import Writer
-from lvspec.checks import check_count
+from lvspec.checks import check_count, check_seconds
 from lvspec.config import DecodeConfig
 from lvspec.engine.decoder import Decoder
-from lvspec.evaluation.samples import Sample
+from lvspec.evaluation.samples import Problem, Sample
 from lvspec.phases.draft import DraftChoice
 from lvspec.policy import AcceptancePolicy
 
@@ -36,6 +36,7 @@ class Captioned:
         left: Those that have none yet.
         pace: See `lvspec.captioning.meter.Meter.to_dict`.
         path: The file of rows, if it is closed.
+        problems: Lines of a manifest that are no samples.
     """
 
     total: int
@@ -43,6 +44,7 @@ class Captioned:
     left: int
     pace: dict[str, Any]
     path: Path | None
+    problems: tuple[Problem, ...] = ()
 
 
 def caption(
@@ -58,6 +60,7 @@ def caption(
     shard: Shard | None = None,
     batch_size: int = 8,
     workers: int = 1,
+    clip_timeout: float = CLIP_TIMEOUT,
     retry_failed: bool = False,
     parquet: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
@@ -79,6 +82,8 @@ def caption(
         shard: Which part of the samples; None: all.
         batch_size: Captions that are decoded together.
         workers: Processes that decode videos.
+        clip_timeout: Seconds that a clip may take to be decoded, > 0; a process that is at it
+            for longer is killed, and another takes its place.
         retry_failed: Whether clips that failed before are done again.
         parquet: Whether a closed shard is a table, too (needs pyarrow).
         should_stop: Asked again and again; True: what is under way is finished, and that is all.
@@ -91,6 +96,7 @@ def caption(
     """
     check_count("batch_size", batch_size)
     check_count("workers", workers)
+    check_seconds("clip_timeout", clip_timeout)
     config = DecodeConfig() if config is None else config
     settings = Settings.of(target, draft, policy, config, recipe.frames)
     meter = Meter(batch_size)
@@ -99,7 +105,7 @@ def caption(
         decoder = Decoder(target, draft, policy, config, batch_size=batch_size)
         with (
             Writer(files, tokenizer, room=2 * batch_size) as writer,
-            Workers(recipe, workers, ahead=batch_size) as processes,
+            Workers(recipe, workers, ahead=batch_size, timeout=clip_timeout) as processes,
         ):
 
             def put(row: Row) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,18 @@ class Shard(NamedTuple):
 
     index: int = 1
     count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Of words such as "2/8".
+
+        Raises:
+            ValueError: They are others.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"shard: expected I/N with I from 1 to N, got {text}")
+        return cls(int(found[1]), int(found[2]))
 
     @property
     def stem(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lvspec.checks import check_seconds
 from lvspec.cli.inputs import (
     add_pair_options,
     check_least,
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 """Lines of a manifest that are said one by one where something is wrong with them."""
-OPTIONS = {**CALL_OPTIONS, **options_of(("videos", "out", "profile", "status", "batch_size"))}
+OPTIONS = {
+    **CALL_OPTIONS,
+    **options_of(("videos", "out", "profile", "status", "batch_size", "clip_timeout", "shard")),
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -81,6 +84,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="with Ray's actors, of the cluster there or of one made here (needs lvspec[ray])",
     )
     add("--actors", type=int, metavar="N", help="with --ray: processes with models (default: GPUs)")
+    add(
+        "--clip-timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="a clip whose decoding takes longer has failed (default: %(default)g)",
+    )
     add("--max-new-tokens", type=int, metavar="N", help="tokens at most (default 256)")
     add("--gamma", type=gamma_of, metavar="N", help="draft tokens per pass, or auto (default)")
     add("--draft-keep", type=float, metavar="X", help="share of the video that drafts keep")
@@ -122,6 +132,7 @@ def _check(arguments: argparse.Namespace) -> Shard:
     check_pair_options(arguments)
     check_least(arguments, "batch_size", 1)
     check_least(arguments, "decode_workers", 1)
+    check_seconds("clip_timeout", arguments.clip_timeout)
     check_least(arguments, "actors", 1)
     if arguments.ray is None and arguments.actors is not None:
         raise ValueError(f"--actors: expected --ray beside it, got --actors {arguments.actors}")
@@ -137,12 +148,7 @@ def _check(arguments: argparse.Namespace) -> Shard:
         raise ValueError(
             "--parquet: expected pyarrow, which is not installed (pip install lvspec[caption])"
         )
-    if arguments.shard is None:
-        return Shard()
-    found = re.fullmatch(r"(\d+)/(\d+)", arguments.shard)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"--shard: expected I/N with I from 1 to N, got {arguments.shard}")
-    return Shard(int(found[1]), int(found[2]))
+    return Shard() if arguments.shard is None else Shard.parse(arguments.shard)
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[AcceptancePolicy, DecodeConfig]:
@@ -225,6 +231,7 @@ def _with_models(arguments: argparse.Namespace) -> Callable[..., Captioned]:
             shard=shard,
             batch_size=arguments.batch_size,
             workers=arguments.decode_workers or 1,
+            clip_timeout=arguments.clip_timeout,
             retry_failed=arguments.retry_failed,
             parquet=arguments.parquet,
             **said,

@@ -32,7 +32,7 @@ from lvspec.engine.stopping import Stopping
 from lvspec.engine.streams import ends_streamers
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
-from lvspec.phases.defaults import GenerationDefaults, eos_ids_of
+from lvspec.phases.defaults import GenerationDefaults, eos_ids_of, usual_policy
 from lvspec.phases.draft import DraftChoice, draft_model, make_drafter
 from lvspec.phases.logits import LogitsProcessors, check_list, sampling_warpers
 from lvspec.policy import AcceptancePolicy
@@ -88,8 +88,7 @@ class Decoder:
         check_count("batch_size", batch_size)
         config = DecodeConfig() if config is None else config
         if policy is None:
-            is_ngram = isinstance(draft, str) and draft == "ngram"
-            policy = AcceptancePolicy.strict() if is_ngram else AcceptancePolicy.lvspec()
+            policy = usual_policy(draft)
         check_type("config", config, DecodeConfig)
         check_type("policy", policy, AcceptancePolicy)
         stopping = Stopping(stopping_criteria, stop_strings, tokenizer)

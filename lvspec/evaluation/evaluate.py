@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from lvspec.evaluation.methods import EvaluationInterrupted
 from lvspec.evaluation.metrics import check_installed, find_metric
 from lvspec.evaluation.records import Record, merged
 from lvspec.evaluation.running import Models, Run
-from lvspec.evaluation.samples import Problem, Sample, Samples, read_manifest
+from lvspec.evaluation.samples import Problem, Sample, Samples, read_manifest, samples_of
 from lvspec.evaluation.scoring import judged, scored
 from lvspec.evaluation.summary import summaries
 from lvspec.evaluation.ways import AUTOREGRESSION, HF, Way, ways
@@ -131,7 +130,8 @@ def evaluate(
     check_installed()
     for name in metrics:
         find_metric(name)
-    asked = _samples(samples)
+    is_path = isinstance(samples, (str, os.PathLike))
+    asked = read_manifest(samples) if is_path else samples_of(samples)
     if not asked.samples:
         raise ValueError(
             f"samples: expected at least one, got none ({len(asked.problems)} with problems)"
@@ -193,21 +193,6 @@ def _lvspec(
     found.check(models.target, models.draft)
     given = {**found.config, "max_new_tokens": config.max_new_tokens}
     return Way(AcceptancePolicy.from_dict(found.policy), replace(config, **given))
-
-
-def _samples(given: str | os.PathLike | Samples | Iterable[Sample]) -> Samples:
-    if isinstance(given, (str, os.PathLike)):
-        return read_manifest(given)
-    if isinstance(given, Samples):
-        return given
-    samples = tuple(given)
-    for sample in samples:
-        check_type("samples", sample, Sample)
-    ids = Counter(sample.id for sample in samples)
-    for name, count in ids.items():
-        if count > 1:
-            raise ValueError(f"samples: expected ids that differ, got {name!r} {count} times")
-    return Samples(samples)
 
 
 def _settings(

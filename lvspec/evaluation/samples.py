@@ -6,10 +6,13 @@ import glob
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lvspec.checks import check_type
 
 VIDEO_SUFFIXES = frozenset(".avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv .gif".split())
 """By what the files of a folder are known for videos, in lower case."""
@@ -138,6 +141,24 @@ def samples_of_pattern(pattern: str, prompt: str) -> Samples:
     if not paths:
         raise ValueError(f"videos: expected a pattern that finds videos, got {pattern}")
     return Samples(tuple(Sample(path, path, prompt) for path in paths))
+
+
+def samples_of(given: Samples | Iterable[Sample]) -> Samples:
+    """The same, checked.
+
+    Raises:
+        TypeError: One is no sample.
+        ValueError: Two have the same id.
+    """
+    if isinstance(given, Samples):
+        return given
+    samples = tuple(given)
+    for sample in samples:
+        check_type("samples", sample, Sample)
+    for name, count in Counter(sample.id for sample in samples).items():
+        if count > 1:
+            raise ValueError(f"samples: expected ids that differ, got {name!r} {count} times")
+    return Samples(samples)
 
 
 @dataclass

@@ -63,7 +63,9 @@ def _hf_layer(plan: DecoderPlan, layer: torch.nn.Module, positions: Tensor) -> R
     return run
 
 
-def _run(run_layer: RunLayer, index: int, hidden: Tensor, cache: SlotCache) -> tuple[Tensor, ...]:
+def _run(
+    run_layer: RunLayer, index: int, hidden: Tensor, cache: SlotCache
+) -> tuple[Tensor, ...]:
     """Its result, what it wrote into the cache, and its scores."""
     fresh = SlotCache.over(cache.k.clone(), cache.v.clone(), *cache.tensors()[2:])
     fresh.begin_step(_SLOTS)

@@ -134,7 +134,9 @@ class OwnPasses:
         if cpu is None:
             return None
 
-        def run_layer(index: int, hidden: Tensor, cache: SlotCache, step: AttentionStep) -> Tensor:
+        def run_layer(
+            index: int, hidden: Tensor, cache: SlotCache, step: AttentionStep
+        ) -> Tensor:
             depths = torch.arange(hidden.shape[1])
             result, masses, peaks = cpu.run_layer(index, hidden, depths, step.ancestors, cache)
             step.masses.append(masses[0])

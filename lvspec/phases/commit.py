@@ -60,3 +60,4 @@ def commit(
         parts.append((~(relevance.gather(1, row) < thresholds[:, None])).long())
         parts.append(thresholds.double().view(torch.int64)[:, None])
     return torch.cat(parts, dim=1)
+

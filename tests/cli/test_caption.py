@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -75,6 +76,7 @@ def test_captions_of_a_folder(videos, options, tmp_path, capsys):
         (["--shard", "0/4"], "--shard: expected I/N with I from 1 to N, got 0/4"),
         (["--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
         (["--decode-workers", "0"], "--decode-workers: expected at least 1, got 0"),
+        (["--clip-timeout", "0"], "--clip-timeout: expected seconds > 0, got 0"),
         (["--prompt", " "], "--prompt: expected a text, got ' '"),
         (["--videos", "nowhere-*"], "--videos: expected a pattern that finds videos, got nowhere-"),
     ],
@@ -101,7 +103,7 @@ def started(*given):
 def wait_for_rows(out, count, process):
     """Until there are as many rows in the journal."""
     journal = part_of(out / "captions-1-of-1.jsonl")
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not journal.exists() or journal.read_bytes().count(b"\n") <= count:
         assert time.monotonic() < end and process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -117,7 +119,7 @@ def test_stopped_killed_and_continued_every_id_is_there_once(manifest, options, 
     children = _children(process.pid)
     assert children
     process.send_signal(signal.SIGTERM)
-    printed, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert re.search(r"^[1-9]\d* captions \| 0 failed \| 0 were there \| [1-9]\d* left", printed)
     drained = len(list(lines_of(path)))
@@ -129,12 +131,12 @@ def test_stopped_killed_and_continued_every_id_is_there_once(manifest, options, 
     process.kill()
     process.communicate()
     killed = len(list(lines_of(path)))
-    end = time.monotonic() + 30
+    end = time.monotonic() + 600
     while any(map(_lives, children)):
         assert time.monotonic() < end
         time.sleep(0.05)
 
-    printed, errors = started(*given).communicate(timeout=200)
+    printed, errors = started(*given).communicate(timeout=600)
     assert f"{killed} were there | 0 left" in printed, errors
     found = rows(out)
     assert sorted(row["id"] for row in found) == sorted(f"clip {i}" for i in range(count))
@@ -142,6 +144,28 @@ def test_stopped_killed_and_continued_every_id_is_there_once(manifest, options, 
     tokens = {}  # of the same video and prompt
     for row in found:
         assert tokens.setdefault(row["video"], row["tokens"]) == row["tokens"]
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_every_id_is_there_once(manifest, options, tmp_path):
+    """Whatever was under way: before the first row, between rows, and within one."""
+    out, count, kills = tmp_path / "out", 60, random.Random(0)
+    path = part_of(out / "captions-1-of-1.jsonl")
+    given = ["--manifest", manifest(count), "--prompt", "what?", *options, "--batch-size", "4"]
+    there = 0
+    for least in (0, kills.randint(1, 9), kills.randint(1, 9)):
+        process = started(*given)
+        wait_for_rows(out, there + least, process)
+        process.kill()
+        process.communicate()
+        there = len(list(lines_of(path)))  # each is whole
+        with open(path, "ab") as file:  # what a machine that stops leaves of a line
+            file.write(b'{"id": "clip')
+    printed, errors = started(*given).communicate(timeout=600)
+    assert f"{there} were there | 0 left" in printed, errors
+    found = rows(out)
+    assert sorted(row["id"] for row in found) == sorted(f"clip {i}" for i in range(count))
+    assert all(row["error"] is None for row in found) and not path.exists()
 
 
 def test_a_second_signal_stops_at_once():

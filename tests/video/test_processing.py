@@ -1,5 +1,6 @@
 """Processor: a video and a prompt become the inputs that HF's processor would return."""
 
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -64,6 +65,11 @@ def test_several_prompts_about_one_video(processor, clip):
         assert all(value.equal(alone[name]) for name, value in inputs.items())
     assert several[0]["pixel_values_videos"] is several[1]["pixel_values_videos"]
     assert processor(clip, [], num_frames=4) == []
+
+
+def test_another_process_may_have_it(processor, clip):
+    ours, theirs = processor(clip, "what?"), pickle.loads(pickle.dumps(processor))(clip, "what?")
+    assert ours.keys() == theirs.keys() and all(x.equal(theirs[name]) for name, x in ours.items())
 
 
 def test_pixels_are_those_of_the_video_processor(processor, clip):
