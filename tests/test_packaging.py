@@ -32,6 +32,7 @@ FLOORS = [
     {"engine"},
     {"evaluation"},
     {"captioning"},
+    {"ray"},
     {"shapes"},
     {"calibration"},
     {"reporting"},

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from lvspec.captioning.alike import ALIKE, Pattern
 from lvspec.captioning.meter import Meter
 from lvspec.captioning.preparing import Inputs, Job, Prepared, reason
 from lvspec.captioning.rows import Row, caption_row, error_row
@@ -18,8 +19,6 @@ from lvspec.engine.errors import GenerationInterrupted
 from lvspec.engine.result import Generation
 from lvspec.evaluation.samples import Sample
 
-ALIKE = 10
-"""Clips in a row that fail with the same error before a run stops: it is not about the clips."""
 _PATIENCE = 0.5
 """Seconds between looks at whether to stop, while there is nothing to do."""
 
@@ -28,6 +27,20 @@ Prompt = tuple[Inputs, Inputs | None]
 
 class CaptionsStopped(RuntimeError):
     """Clip after clip failed in the same way; each has its row."""
+
+
+def stop_at_a_pattern(pattern: Pattern, row: Row) -> None:
+    """Count a row.
+
+    Raises:
+        CaptionsStopped: It is the last of `ALIKE` that failed in the same way.
+    """
+    error = pattern.add(row["error"], row["video"])
+    if error is not None:
+        raise CaptionsStopped(
+            f"captions: expected clips that differ in what is wrong with them, got {ALIKE} in "
+            f"a row that fail with: {error} (each has its row; --retry-failed does them again)"
+        )
 
 
 class _UnderWay(NamedTuple):
@@ -70,8 +83,7 @@ class Loop:
         self._num_given = 0
         self._under_way: dict[int, _UnderWay] = {}
         self._is_short = False
-        self._alike = 0
-        self._last_error: str | None = None
+        self._pattern = Pattern()
 
     def run(self, samples: Sequence[Sample]) -> None:
         """A row for each, in any order.
@@ -186,19 +198,7 @@ class Loop:
         start = time.perf_counter()
         self._put_row(row)
         self._meter.wrote(time.perf_counter() - start)
-        self._look_for_a_pattern(row)
-
-    def _look_for_a_pattern(self, row: Row) -> None:
-        error = row["error"]
-        if error is not None:  # the same words about another file are the same error
-            error = error.replace(row["video"], "the video")
-        self._alike = self._alike + 1 if error == self._last_error else 1
-        self._last_error = error
-        if error is not None and self._alike == ALIKE:
-            raise CaptionsStopped(
-                f"captions: expected clips that differ in what is wrong with them, got {ALIKE} in "
-                f"a row that fail with: {error} (each has its row; --retry-failed does them again)"
-            )
+        stop_at_a_pattern(self._pattern, row)
 
     def _tick(self) -> None:
         self._meter.advance(len(self._under_way), is_short=self._is_short)

@@ -146,7 +146,7 @@ def prepare_jobs(connection: Connection, recipe: Recipe) -> None:
                 if prepare is None:
                     prepare = recipe.load()
                     connection.send(LOADED)
-                with _own_warnings() as said:
+                with own_warnings() as said:
                     inputs = tuple(prepare(job.video, job.prompt))
             except Exception as error:  # whatever a decoder makes of a broken file
                 connection.send(Prepared(job.number, error=reason(error)))
@@ -252,7 +252,7 @@ def _view(memory: mmap.mmap, dtype: torch.dtype, shape: tuple[int, ...], offset:
 
 
 @contextmanager
-def _own_warnings() -> Iterator[list[warnings.WarningMessage]]:
+def own_warnings() -> Iterator[list[warnings.WarningMessage]]:
     """Lists our own warnings; those of libraries are for their authors."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("ignore")

@@ -98,35 +98,66 @@ def caption(
     check_count("workers", workers)
     check_seconds("clip_timeout", clip_timeout)
     config = DecodeConfig() if config is None else config
+    settings = Settings.of(target, draft, policy, config, recipe.frames)
+    meter = Meter(batch_size)
+
+    def make(missing: list[Sample], files: ShardFiles, progress: Progress) -> None:
+        decoder = Decoder(target, draft, policy, config, batch_size=batch_size)
+        with (
+            Writer(files, tokenizer, room=2 * batch_size) as writer,
+            Workers(recipe, workers, ahead=batch_size, timeout=clip_timeout) as processes,
+        ):
+
+            def put(row: Row) -> None:
+                writer.put(row)
+                progress.write_now_and_then()
+                on_row(row)
+
+            Loop(
+                *(decoder, target.device, processes, settings.digest),
+                *(put, meter, should_stop),
+            ).run(missing)
+
+    how = {"retry_failed": retry_failed, "parquet": parquet}
+    return keep(samples, make, settings, meter, out=out, shard=shard, **how)
+
+
+def keep(
+    samples: Sequence[Sample],
+    make: Callable[[list[Sample], ShardFiles, Progress], None],
+    settings: Settings,
+    meter: Meter,
+    *,
+    out: str | os.PathLike,
+    shard: Shard | None,
+    retry_failed: bool,
+    parquet: bool,
+) -> Captioned:
+    """Rows of the samples that have none yet, in the files of a shard, whoever makes them.
+
+    Args:
+        make: Called if there are any, with them, the files that it adds rows to, and what keeps the
+            pace beside them.
+        settings: Of the rows.
+        meter: What `make` measures its pace with.
+        out, shard, retry_failed, parquet: As for `caption`.
+
+    Raises:
+        OSError, ValueError: As `ShardFiles`; and whatever `make` raises.
+    """
     shard = Shard() if shard is None else shard
     folder = _folder(out)
-    settings = Settings.of(target, draft, policy, config, recipe.frames)
     mine = [sample for sample in samples if shard.has(sample)]
-    meter = Meter(batch_size)
     with ShardFiles(folder, shard, settings) as files:
         missing = [s for s in mine if not _is_done(files, s, retry_failed)]
         missing.sort(key=lambda sample: -(sample.duration or 0.0))
         progress = Progress(folder, shard, len(mine), meter)
         if missing:
             progress.write()
-            decoder = Decoder(target, draft, policy, config, batch_size=batch_size)
-            with (
-                Writer(files, tokenizer, room=2 * batch_size) as writer,
-                Workers(recipe, workers, ahead=batch_size, timeout=clip_timeout) as processes,
-            ):
-
-                def put(row: Row) -> None:
-                    writer.put(row)
-                    progress.write_now_and_then()
-                    on_row(row)
-
-                try:
-                    Loop(
-                        *(decoder, target.device, processes, settings.digest),
-                        *(put, meter, should_stop),
-                    ).run(missing)
-                finally:
-                    progress.write()
+            try:
+                make(missing, files, progress)
+            finally:
+                progress.write()
         left = sum(sample.id not in files.known for sample in mine)
         if left == 0:
             files.close(parquet=parquet)

@@ -13,12 +13,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lvspec.captioning.rows import Row, Settings
 from lvspec.environment import NotWritten, write_json
 from lvspec.evaluation.journal import Journal, first_difference
 from lvspec.evaluation.samples import Sample
+
+if TYPE_CHECKING:
+    import pyarrow
 
 KIND = "captions of a shard"
 SETTINGS = "settings.json"
@@ -240,6 +243,26 @@ def _agree(path: Path, settings: Settings) -> None:
         partial.unlink()
 
 
+def row_schema() -> pyarrow.Schema:
+    """Of rows in a table.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    import pyarrow
+
+    text = pyarrow.string()
+    return pyarrow.schema(
+        [
+            *((name, text) for name in ("id", "video", "prompt", "caption")),
+            ("tokens", pyarrow.list_(pyarrow.int32())),
+            *((name, pyarrow.float64()) for name in ("tau", "regret", "seconds")),
+            ("warnings", pyarrow.list_(text)),
+            *((name, text) for name in ("error", "settings")),
+        ]
+    )
+
+
 def write_parquet(path: Path, rows: Iterable[Row]) -> None:
     """Rows as a table.
 
@@ -249,16 +272,7 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    text = pyarrow.string()
-    schema = pyarrow.schema(
-        [
-            *((name, text) for name in ("id", "video", "prompt", "caption")),
-            ("tokens", pyarrow.list_(pyarrow.int32())),
-            *((name, pyarrow.float64()) for name in ("tau", "regret", "seconds")),
-            ("warnings", pyarrow.list_(text)),
-            *((name, text) for name in ("error", "settings")),
-        ]
-    )
+    schema = row_schema()
     rows = iter(rows)
     with parquet.ParquetWriter(path, schema) as writer:
         while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):

@@ -6,8 +6,9 @@ import argparse
 import importlib.util
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lvspec.checks import check_seconds
@@ -27,7 +28,6 @@ from lvspec.profile import Profile
 if TYPE_CHECKING:
     from lvspec.captioning.run import Captioned
     from lvspec.captioning.shards import Shard
-    from lvspec.cli.checkpoints import Models
     from lvspec.config import DecodeConfig
 
 _SHOWN = 20
@@ -73,10 +73,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add(
         "--decode-workers",
         type=int,
-        default=1,
         metavar="N",
-        help="processes that decode videos (default: %(default)s)",
+        help="processes that decode videos (default: 1; with --ray as many as there is room for)",
     )
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="with Ray's actors, of the cluster there or of one made here (needs lvspec[ray])",
+    )
+    add("--actors", type=int, metavar="N", help="with --ray: processes with models (default: GPUs)")
     add(
         "--clip-timeout",
         type=float,
@@ -114,10 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"and {len(found.problems) - _SHOWN} more lines", kind="error")
         if not found.samples:
             raise ValueError("samples: expected at least one that is whole, got none")
-        models = load_quietly(arguments)
-        if arguments.profile is not None:
-            Profile.read(arguments.profile).check(models.target, models.draft)
-        done = _caption(arguments, found.samples, models, policy, config, shard)
+        done = _caption(arguments, found.samples, policy, config, shard)
     return done or int(bool(found.problems))
 
 
@@ -129,6 +133,11 @@ def _check(arguments: argparse.Namespace) -> Shard:
     check_least(arguments, "batch_size", 1)
     check_least(arguments, "decode_workers", 1)
     check_seconds("clip_timeout", arguments.clip_timeout)
+    check_least(arguments, "actors", 1)
+    if arguments.ray is None and arguments.actors is not None:
+        raise ValueError(f"--actors: expected --ray beside it, got --actors {arguments.actors}")
+    if arguments.ray is not None and arguments.device not in (None, "cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or cuda beside --ray, got {arguments.device}")
     if arguments.out is None:
         raise ValueError("--out: expected a folder, got none")
     if arguments.prompt is not None and not arguments.prompt.strip():
@@ -163,7 +172,6 @@ def _settings(arguments: argparse.Namespace) -> tuple[AcceptancePolicy, DecodeCo
 def _caption(
     arguments: argparse.Namespace,
     samples: Sequence[Sample],
-    models: Models,
     policy: AcceptancePolicy,
     config: DecodeConfig,
     shard: Shard,
@@ -171,27 +179,18 @@ def _caption(
     from tqdm import tqdm
 
     from lvspec.captioning.loop import CaptionsStopped
-    from lvspec.captioning.preparing import Checkpoints
-    from lvspec.captioning.run import caption
 
-    frames = {"num_frames": arguments.num_frames, "fps": arguments.fps}
-    folders = tuple(map(str, models.folders))
+    if arguments.ray is None:
+        make = _with_models(arguments)
+    else:
+        from lvspec.cli.caption_ray import caption_with_ray
+
+        make = partial(caption_with_ray, arguments)
     # None is tqdm's "only on a terminal".
     with _draining() as is_asked_to_stop, tqdm(desc="clips", disable=None, leave=False) as bar:
         try:
-            done = caption(
-                *(models.target, models.draft, samples),
-                recipe=Checkpoints(folders, **frames),
-                tokenizer=models.processor.tokenizer,
-                policy=policy,
-                config=config,
-                out=arguments.out,
-                shard=shard,
-                batch_size=arguments.batch_size,
-                workers=arguments.decode_workers,
-                clip_timeout=arguments.clip_timeout,
-                retry_failed=arguments.retry_failed,
-                parquet=arguments.parquet,
+            done = make(
+                *(samples, policy, config, shard),
                 should_stop=is_asked_to_stop,
                 on_row=lambda row: bar.update(),
             )
@@ -204,6 +203,43 @@ def _caption(
     return _say_what_was_done(done, is_stopped=is_asked_to_stop())
 
 
+def _with_models(arguments: argparse.Namespace) -> Callable[..., Captioned]:
+    """Captions with models that are loaded here."""
+    from lvspec.captioning.preparing import Checkpoints
+    from lvspec.captioning.run import caption
+
+    models = load_quietly(arguments)
+    if arguments.profile is not None:
+        Profile.read(arguments.profile).check(models.target, models.draft)
+    frames = {"num_frames": arguments.num_frames, "fps": arguments.fps}
+    recipe = Checkpoints(tuple(map(str, models.folders)), **frames)
+
+    def make(
+        samples: Sequence[Sample],
+        policy: AcceptancePolicy,
+        config: DecodeConfig,
+        shard: Shard,
+        **said: Any,
+    ) -> Captioned:
+        return caption(
+            *(models.target, models.draft, samples),
+            recipe=recipe,
+            tokenizer=models.processor.tokenizer,
+            policy=policy,
+            config=config,
+            out=arguments.out,
+            shard=shard,
+            batch_size=arguments.batch_size,
+            workers=arguments.decode_workers or 1,
+            clip_timeout=arguments.clip_timeout,
+            retry_failed=arguments.retry_failed,
+            parquet=arguments.parquet,
+            **said,
+        )
+
+    return make
+
+
 def _say_what_was_done(done: Captioned, *, is_stopped: bool) -> int:
     pace = done.pace
     parts = [f"{pace['captions']} captions", f"{pace['failed']} failed"]
@@ -211,7 +247,8 @@ def _say_what_was_done(done: Captioned, *, is_stopped: bool) -> int:
     if pace["seconds"]:
         parts += [f"{pace['captions_per_second']:.2f} captions/s"]
         parts += [f"{pace['tokens_per_second']:.1f} tokens/s"]
-        parts += [f"idle {pace['idle']:.0%}", pace["limit"]]
+        parts += [] if pace["idle"] is None else [f"idle {pace['idle']:.0%}"]
+        parts.append(pace["limit"])
     if done.path is not None:
         parts.append(str(done.path))
     print(" | ".join(parts), flush=True)

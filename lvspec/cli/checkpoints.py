@@ -111,7 +111,7 @@ def load_models(
             f"{', '.join(map(str, folders))}: expected checkpoints that transformers loads, got "
             f"{type(error).__name__}: {error}"
         ) from error
-    same_inputs = prepare_alike(pair, folders)
+    same_inputs = prepare_alike(pair.processors, folders)
     draft_processor, *others = (None,) if same_inputs else (pair.draft_processor, folders[1])
     folders = (folders[0], *others)
     return Models(pair.target, pair.draft, pair.processor, draft_processor, folders)

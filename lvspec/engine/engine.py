@@ -221,7 +221,7 @@ class Engine:
         try:
             policy = self.policy if request.policy is None else self._usable(request.policy)
             self._widen(policy)
-            with self._roles.held(), stats.timer.phase("prefill"):
+            with self._roles.reading(request.inputs, stats):
                 self.reserve(prompt.shape[1])
                 stats.parts = self.parts
                 begun = {"beginning": request.beginning(self.active)}

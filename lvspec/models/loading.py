@@ -40,6 +40,11 @@ class Pair:
     processor: Processor | HFProcessor
     draft_processor: Processor | HFProcessor
 
+    @property
+    def processors(self) -> tuple[Processor | HFProcessor, Processor | HFProcessor]:
+        """The target's and the draft's."""
+        return self.processor, self.draft_processor
+
 
 def load_pair(
     target: str | os.PathLike,
@@ -145,9 +150,8 @@ def device_called(name: str | None, argument: str = "device") -> torch.device:
     return device
 
 
-def prepare_alike(pair: Pair, folders: Sequence[Path]) -> bool:
-    """Whether both models of a pair, loaded from these two folders, take the same inputs."""
-    processors = (pair.processor, pair.draft_processor)
+def prepare_alike(processors: Sequence[Processor | HFProcessor], folders: Sequence[Path]) -> bool:
+    """Whether both processors, loaded from these two folders, make the same inputs."""
     if any(isinstance(processor, HFProcessor) for processor in processors):
         kinds = [type(getattr(processor, "hf", processor)) for processor in processors]
         return kinds[0] is kinds[1] and processors[0].hf.to_dict() == processors[1].hf.to_dict()

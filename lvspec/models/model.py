@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -62,7 +62,10 @@ class Model:
         is_static: Whether a pass computes the same whatever the length of the sequence.
         length_limit: Positions up to which its rotary embedding computes the same for all rows,
             where that follows the length of the sequence; else None.
+        seeing: A context for reading a prompt, see `lvspec.models.tower`.
     """
+
+    seeing: Callable[[], AbstractContextManager] = nullcontext
 
     def __init__(self, model: PreTrainedModel, role: str, *, fuse: Fuse = "kernels") -> None:
         if not isinstance(model, PreTrainedModel):
@@ -259,7 +262,7 @@ class Model:
             begun, given = beginning.length, {"input_ids": ids[:, beginning.length :]}
             cache.begin_as(sequence, beginning)
         num_rows = ids.shape[1] - begun
-        with self._reading(cache, sequence, begun, num_rows):
+        with self._reading(cache, sequence, begun, num_rows), self.seeing():
             output = self.hf(
                 **given,
                 position_ids=as_hf_takes_them(positions[..., begun:]),

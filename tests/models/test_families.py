@@ -465,6 +465,44 @@ def test_pixels_matter(checkpoints, hf_greedy, family):
 
 
 @every_family
+def test_a_pruned_draft_is_not_shown_what_the_target_saw(checkpoints, family, monkeypatch):
+    """It has the target's tower, weights and all; with one weight that is another it looks."""
+    target, draft = checkpoints(family)[0], copy.deepcopy(checkpoints(family)[0])
+    text = FAMILIES[family].text_model(draft)
+    text.layers = text.layers[:1]
+    text.config.num_hidden_layers = 1
+    if getattr(text.config, "layer_types", None):
+        text.config.layer_types = text.config.layer_types[:1]
+    towers = [FAMILIES[family].tower(model) for model in (target, draft)]
+    kind, seen = type(towers[0]), []
+    look = kind.forward
+    monkeypatch.setattr(
+        kind,
+        "forward",
+        lambda self, *args, **kwargs: seen.append(self) or look(self, *args, **kwargs),
+    )
+
+    def found():
+        seen.clear()
+        generation = strict(target, draft, make_inputs(family, "mixed"), max_new_tokens=8)
+        return generation, [sum(tower is each for each in seen) for tower in towers]
+
+    spared, (of_target, of_draft) = found()
+    assert of_target > 0 and of_draft == 0 and spared.stats.draft_vision == "the target's"
+    with monkeypatch.context() as patch:  # the same weights, and nobody who knows
+        patch.setattr("lvspec.models.tower._other_values", lambda *weights: "not compared")
+        own, calls = found()
+    assert calls == [of_target, of_target] and own.stats.draft_vision == "its own: not compared"
+    assert torch.equal(spared.tokens, own.tokens)
+    assert spared.stats.num_accepted == own.stats.num_accepted
+    with torch.no_grad():
+        next(towers[1].parameters()).view(-1)[0] += 1
+    other, calls = found()
+    assert calls == [of_target, of_target] and "weights are others" in other.stats.draft_vision
+    assert torch.equal(other.tokens, own.tokens)
+
+
+@every_family
 @pytest.mark.parametrize("kind", ["text", "mixed", "long"])
 def test_positions_are_those_of_greedy_decoding(checkpoints, family, kind):
     """What HF's text model is given during HF's own generate, prompt and every step."""

@@ -13,7 +13,7 @@ from transformers import (
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
-from lvspec.models.loading import Pair, load_processor, prepare_alike
+from lvspec.models.loading import load_processor, prepare_alike
 from lvspec.video import Video, read_video, write_video
 from lvspec.video.processor import HFProcessor, Processor
 
@@ -209,9 +209,9 @@ def test_whose_inputs_the_draft_takes(random_pair_folders, tokenizer):
     ours = Processor.from_pretrained(random_pair_folders[0])
     small, same, large = (HFProcessor(Double(tokenizer, size)) for size in (16, 16, 32))
     for draft, alike in ((same, True), (large, False), (ours, False)):
-        assert prepare_alike(Pair(None, None, small, draft), random_pair_folders) == alike
-        assert prepare_alike(Pair(None, None, draft, small), random_pair_folders) == alike
-    assert prepare_alike(Pair(None, None, ours, ours), random_pair_folders)
+        assert prepare_alike((small, draft), random_pair_folders) == alike
+        assert prepare_alike((draft, small), random_pair_folders) == alike
+    assert prepare_alike((ours, ours), random_pair_folders)
 
 
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="HF's processors need torchvision")
