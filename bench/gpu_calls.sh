@@ -82,6 +82,8 @@ second() { # 62, 57, 211 (one process) and 87 s; its profile was not rehearsed t
         bench/ops/bench_scaled_linear.py
     py "profile, 32B <- 3B" 60 profile_step.py --pair "$(pair qwen-32b-3b)" --context $context \
         --json "$(json profile)"
+    py "profile, 7B <- 3B, launched early" 45 profile_step.py --pair "$(pair qwen-7b-3b)" \
+        --context $context --early --json "$(json profile-early)"
 }
 
 begin_cache

@@ -16,15 +16,16 @@ PARTS = {"target": {"layers": 28, "called": 0}, "draft": {"layers": 36, "called"
 
 def test_prediction_by_hand(bench):
     """Bytes over bandwidth and the kernels' own time; what must be accepted follows."""
-    limits = bench("limits")
+    limits, paper = bench("limits"), bench("paper.predictions")
     gpu = limits.Gpu("unit", bandwidth=1e12, memory=1e15, flops=1e30)
     setting = limits.Setting(limits.QWEN_7B, limits.QWEN_3B, gpu, context=1000, gamma=4)
-    found = limits.predict(setting, kernels=5000, alone_kernels=400)
-    own = 1e3 * limits.KERNEL_SECONDS
+    found = paper.predict(setting, kernels=5000, early=3000, alone_kernels=400)
+    own, early = 1e3 * paper.KERNEL_SECONDS, 1e3 * paper.EARLY_SECONDS
     target = 2e-9 * limits.parameters(limits.QWEN_7B)[0] + 1000 * 57344e-9
     draft = 2e-9 * limits.parameters(limits.QWEN_3B)[0] + 1000 * 36864e-9
     assert found.limit_ms == pytest.approx(target + 4 * draft)
     assert found.estimate_ms == pytest.approx(target + 4 * draft + 5000 * own)
+    assert found.early_ms == pytest.approx(target + 4 * draft + 2000 * own + 3000 * early)
     assert found.alone_ms == pytest.approx(target + 400 * own)
     assert found.tau_for_3x == pytest.approx(3 * found.estimate_ms / found.alone_ms)
     assert found.tau_for_2x == pytest.approx(found.tau_for_3x * 2 / 3) and found.fits
@@ -86,7 +87,10 @@ echo "WORDS $*"
     done = call(name, out, python, **options)
     assert done.returncode == 1 and "exit code 3" in done.stdout, done.stdout + done.stderr
     steps = [line for line in done.stdout.splitlines() if "exit code 0" in line]
-    assert len(steps) == {"first": 5, "second": 4}[name], done.stdout
+    assert len(steps) == 5, done.stdout
+    said = (out / f"cuda-gpu-{name}.log").read_text().splitlines()
+    (tests,) = [line for line in said if line.startswith(("#### chains:", "#### operations:"))]
+    assert "LVSPEC_BACKEND=triton" in tests and "-n 8" in tests
     assert len(list(out.iterdir())) <= 8 and (out / "triton-cache.tar.gz").exists()
     again = call(name, out, python, **options)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -132,3 +136,102 @@ def test_a_kill_loses_one_method(tmp_path):
     assert list(before)[:2] == ["lvspec", "autoregression"]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120, **silent)
     assert len(measured()) == 4 and measured().items() >= before.items()
+
+
+KILLED = """
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "bench")
+import e2e
+from measuring import timing
+from pairs import measure
+
+import lvspec.environment as files
+
+PATH, RUN = Path(sys.argv[1]), sys.argv[2:]
+timing.copy_bandwidth = lambda device: 1e9
+timing.device_facts = lambda device: {"copy_gb_per_s": 1.0, "read_gb_per_s": 1.0}
+
+
+def measured():
+    rows = json.loads(PATH.read_text())["pairs"] if PATH.exists() else []
+    found = rows[0].get("methods", {}) if rows else {}
+    return {name: its["wall_ms"] for name, its in found.items() if "wall_ms" in its}
+
+
+def run(end, kept):
+    \"\"\"In a process that is killed at this moment: (signal, methods that have ended).\"\"\"
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        moments, plain = iter(range(10**6)), os.replace
+
+        def moment():
+            if next(moments) == end:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def method(name):
+            def measure(row):
+                assert name not in kept, "measured twice"
+                moment()
+                os.write(write, f"{name}\\n".encode())
+                moment()
+                return {"wall_ms": 1.0 + end, "loop": "", "limit_ms": 1.0, "share_of_limit": 1.0}
+
+            return measure
+
+        def replace(partial, file):
+            moment()
+            plain(partial, file)
+            moment()
+
+        def write_bytes(path, content, plain=Path.write_bytes):
+            plain(path, content[: len(content) // 2])
+            moment()
+            return plain(path, content)
+
+        os.replace, Path.write_bytes = replace, write_bytes
+        measure.METHODS.update({name: method(name) for name in measure.METHODS})
+        sys.argv = ["e2e.py", *RUN, "--json", str(PATH)]
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+        try:
+            code = e2e.main()
+        finally:
+            os._exit(code)
+    os.close(write)
+    ended = os.fdopen(read).read().split("\\n")[:-1]
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ended
+
+
+end, code = 0, -signal.SIGKILL
+while code == -signal.SIGKILL:  # at every moment of a run, each a run from the beginning
+    PATH.unlink(missing_ok=True)
+    code, ended = run(end, {})
+    kept = measured()
+    assert list(kept) == ended[: len(kept)] and len(kept) >= len(ended) - 1, (end, ended, kept)
+    if end % 5 == 0:
+        assert run(10**6 + end, kept) == (0, [name for name in measure.OURS if name not in kept])
+        assert {name: measured()[name] for name in kept} == kept
+    end += 1
+assert code == 0 and len(ended) == len(measure.OURS)
+print(end - 1)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment(tmp_path):
+    """At the beginning and end of every method, and before, within and behind every write."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), str(script)]
+    command += [str(tmp_path / "e2e.json"), "pairs", "--device", "cpu", "--pair", "tiny"]
+    command += ["--context", "60", "--batch", "1", "--iterations", "1", "--no-peers"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) > 4 * 4, "four moments of each of four methods, and more"

@@ -23,28 +23,57 @@ def run(*command, root=ROOT, **variables):
 
 
 COUNTED = """
+import json
 import sys
+from dataclasses import asdict
 sys.path.insert(0, "bench")
 import launches
 from pairs.pairs import PAIRS
 
-found = launches.launches_of(PAIRS["tiny"], 2)
-whole, parts = launches.count(PAIRS["tiny"], gamma=2)
-assert found.iteration == whole.total(), (found, whole)
-assert found.by_name == dict(whole) and found.parts == parts, (found, whole, parts)
-layers = PAIRS["tiny"].target.num_layers + 2 * PAIRS["tiny"].draft.num_layers
-assert found.by_name["attend_kernel"] == layers, found
-assert found.alone < found.iteration and 10 < found.draft_layer < 20, found
+tiny, pair = PAIRS["tiny"], PAIRS["qwen-7b-3b"]
+whole = launches.count(tiny, gamma=2)
+one, two = (
+    launches.count(launches.with_layers(pair, n, 1), drafts=False, fuse="none") for n in (1, 2)
+)
+print(json.dumps({
+    "tiny": asdict(launches.launches_of(tiny, 2)),
+    "whole": {"by_name": whole.kernels, "early": whole.early, "parts": whole.parts},
+    "layers": tiny.target.num_layers + 2 * tiny.draft.num_layers,
+    "real": asdict(launches.launches_of(pair, 12)),
+    "hf_layer": two.total - one.total,
+}))
 """
 
 
-@pytest.mark.slow
-def test_counts_of_few_layers_say_those_of_all(tmp_path):
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """Kernels of the tiny pair, of 7B <- 3B, and of a layer of HF's."""
     pytest.importorskip("triton")
-    script = tmp_path / "counted.py"
+    script = tmp_path_factory.mktemp("counted") / "counted.py"
     script.write_text(COUNTED)
     done = run("-P" if sys.version_info >= (3, 11) else "-s", script)
     assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_counts_of_few_layers_say_those_of_all(counted):
+    found, whole = counted["tiny"], counted["whole"]
+    assert {name: found[name] for name in whole} == whole
+    assert found["iteration"] == sum(whole["by_name"].values()) > found["early"] > 0
+    assert found["by_name"]["attend_kernel"] == counted["layers"]
+    assert found["alone"] < found["iteration"] and found["alone_early"] < found["early"]
+
+
+@pytest.mark.slow
+def test_kernels_of_7b_with_3b(counted):
+    """At most 9 a layer in a pass of one slot, and 4,300 an iteration; HF's own are many more."""
+    found = counted["real"]
+    assert found["draft_layer"] <= 9 and found["alone_layer"] <= 9, found
+    assert found["iteration"] <= 4300, found["by_name"]
+    assert found["parts"]["target"] == {"layers": 28, "called": 0, "compact": 0}
+    assert found["parts"]["draft"] == {"layers": 36, "called": 0, "compact": 0}
+    assert counted["hf_layer"] > 30, "the count would see them"
 
 
 @pytest.mark.slow
