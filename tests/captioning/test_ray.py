@@ -146,7 +146,8 @@ def test_a_clip_that_kills_its_process_is_a_row(videos, random_pair_folders, tmp
     setup = Setup(target, draft, "cpu", 2, AcceptancePolicy.strict(), CONFIG, {"num_frames": 2})
     done = caption_to_folder(
         *(samples, setup, Deadly(Checkpoints((target,), num_frames=2))),
-        *(Actors(1, num_gpus=0), tmp_path),
+        Actors(1, num_gpus=0),
+        out=tmp_path,
     )
     assert done.left == 0 and done.pace["captions"] == 2 and done.pace["failed"] == 1
     errors = {row["id"]: row["error"] for _, row in lines_of(done.path)}
