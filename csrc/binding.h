@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -52,7 +53,19 @@ inline Tensor packed(const Tensor& x) {
 }
 
 template <class T>
+constexpr ScalarType scalar_type() {
+  if constexpr (std::is_same_v<T, float>) return ScalarType::Float;
+  if constexpr (std::is_same_v<T, double>) return ScalarType::Double;
+  if constexpr (std::is_same_v<T, int32_t>) return ScalarType::Int;
+  if constexpr (std::is_same_v<T, int64_t>) return ScalarType::Long;
+  if constexpr (std::is_same_v<T, uint8_t>) return ScalarType::Byte;
+  if constexpr (std::is_same_v<T, bool>) return ScalarType::Bool;
+}
+
+template <class T>
 const T* pointer(const Tensor& x) {
+  if (x.scalar_type() != scalar_type<T>())
+    throw std::runtime_error("lvspec: another dtype than the C++ takes; lvspec.ops asks it only then");
   return static_cast<const T*>(x.const_data_ptr());
 }
 
@@ -89,6 +102,6 @@ inline Tensor new_like(const Tensor& x) {
   return empty(x, shape, x.dim(), x.scalar_type());
 }
 
-inline float* numbers(Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+inline float* numbers(Tensor& x) { return const_cast<float*>(pointer<float>(x)); }
 
 }  // namespace lvspec::binding

@@ -222,9 +222,10 @@ struct WriteKv {
   int64_t element_size;
   const void *k, *v;  // [batch_size, num_kv_heads, num_slots, head_dim]
   void *k_cache, *v_cache;
-  const int32_t* kv_len;  // the caller has checked that the rows are in the cache
+  const int32_t* kv_len;
   int64_t batch_size, num_kv_heads, num_slots, capacity, head_dim;
-  int64_t k_stride[4], v_stride[4], k_cache_stride[4], v_cache_stride[4];  // last dimension: 1
+  int64_t k_stride[4], v_stride[4];  // last dimension: 1
+  int64_t k_cache_stride[4], v_cache_stride[4];
   ParallelFor parallel_for;
 };
 

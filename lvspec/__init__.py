@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lvspec.evaluation.evaluate import evaluate
     from lvspec.models.loading import Pair, load_pair
     from lvspec.models.quantize import quantize
+    from lvspec.models.release import release
     from lvspec.phases.draft.vocabulary import frequent_tokens
     from lvspec.policy import AcceptancePolicy
     from lvspec.profile import Profile
@@ -50,6 +51,7 @@ _HOMES = {
     "generate_many": "engine.api",
     "load_pair": "models.loading",
     "quantize": "models.quantize",
+    "release": "models.release",
     "report": "reporting.report",
 }
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "generate_many",
     "load_pair",
     "quantize",
+    "release",
     "report",
 ]
 

@@ -94,10 +94,15 @@ class Loop:
             NotWritten: A row cannot be written.
         """
         self._waiting.extend(samples)
+        # How long chains are is chosen when a call begins: from a guess, until some have ended.
+        engine = self._decoder.engine
+        is_guess = engine.choice is not None and not engine.choice.is_settled
+        most = len(engine.places) if is_guess else None
         while (self._waiting or self._given) and not self._should_stop():
             results = self._decoder.generate_many(
-                self._prompts(), ordered=False, return_exceptions=True
+                self._prompts(most), ordered=False, return_exceptions=True
             )
+            most = None
             try:
                 for result in results:
                     self._tick()
@@ -109,10 +114,14 @@ class Loop:
                     raise
                 self._one_by_one()
 
-    def _prompts(self) -> Iterator[Prompt | None]:
-        """Inputs as they are ready; None while there are none and something is under way."""
+    def _prompts(self, most: int | None) -> Iterator[Prompt | None]:
+        """Inputs as they are ready; None while there are none and something is under way.
+
+        Args:
+            most: Inputs in all; None: those of all clips.
+        """
         index = 0
-        while not self._should_stop():
+        while index != most and not self._should_stop():
             self._feed()
             if not self._given:
                 break

@@ -26,7 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(section)
         for name, value in entries.items():
             if isinstance(value, dict):
-                value = ", ".join(f"{count} {kind}" for kind, count in value.items())
+                value = ", ".join(
+                    entry if isinstance(entry, str) else f"{entry} {kind}"
+                    for kind, entry in value.items()
+                )
             print(f"  {name:<20} {value}")
     return 0
 
@@ -70,7 +73,7 @@ def collect() -> dict[str, dict[str, Any]]:
         "versions": {**{name: versions[name] for name in names}, "executable": sys.executable},
         "backends": backends,
         "computes": used,
-        "stands in for parts": _parts(),
+        "passes": _passes(),
         "devices": devices,
         "optional packages": optional,
     }
@@ -87,8 +90,8 @@ def computes_cuda(there_is_one: bool) -> str:
     return name if backend else f"nothing: {backend.reason}"
 
 
-def _parts() -> dict[str, Any]:
-    """Of both models of the embedded pair, by kind; 0 where HF's own code computes it."""
+def _passes() -> dict[str, Any]:
+    """Of both models of the embedded pair: whose they are, and see `DecodeStats.parts`."""
     from transformers.utils import logging as transformers_logging
 
     from lvspec.models.model import Model

@@ -25,11 +25,16 @@ def merge(plan: DecoderPlan) -> bool:
     return moved
 
 
-def separate(text: nn.Module) -> None:
-    """Give every parameter of a model memory of its own again."""
-    for parameter in text.parameters():
-        if parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size():
-            parameter.data = parameter.data.clone()
+def separate(plan: DecoderPlan) -> None:
+    """Give every parameter that stands together with others memory of its own again."""
+    for layer in plan.layers:
+        groups = [layer.projections] if layer.qkv is not None else []
+        if layer.mlp.gate_up is not None:
+            groups.append((layer.mlp.gate, layer.mlp.up))
+        for part in (part for group in groups for part in group):
+            for parameter in (part.weight, part.bias):
+                if type(parameter) is nn.Parameter:
+                    parameter.data = parameter.data.clone()
 
 
 def _merge_group(products: tuple[Product, ...]) -> bool:

@@ -18,10 +18,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lvspec.config import Fuse
 from lvspec.models.attention import AttentionStep, lvspec_attention_on
 from lvspec.models.cache import Beginning, SlotCache
+from lvspec.models.cpu_pass import max_rows
 from lvspec.models.families import check_family
 from lvspec.models.head import DraftHead
 from lvspec.models.hf_names import CACHE, CACHE_NAMES
 from lvspec.models.own_passes import Made, OwnPasses
+from lvspec.models.patch_embedding import patches_multiplied
 from lvspec.models.plan import as_hf_takes_them
 from lvspec.models.text_pass import (
     StepOutput,
@@ -34,6 +36,9 @@ from lvspec.models.watch import watch_of
 
 MADE_HERE = ("position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
+
+RunChain = Callable[..., Tensor]
+"""`CpuPass.chain`."""
 
 _STATE_OF_PROMPTS = ("rope_deltas",)
 
@@ -199,6 +204,10 @@ class Model:
         with self.held(), lvspec_attention_on(self.text):
             yield
 
+    def forget(self) -> None:
+        """Give up what was made for the model, and undo what was done to its weights."""
+        self._own.forget()
+
     @property
     def made(self) -> Made:
         """The plan that passes follow, or why they are HF's."""
@@ -243,7 +252,7 @@ class Model:
         if beginning is not None:
             begun, given = beginning.length, {"input_ids": ids[:, beginning.length :]}
             cache.begin_as(sequence, beginning)
-        with self._reading(cache, sequence, begun), self.seeing():
+        with self._reading(cache, sequence, begun, ids.shape[1] - begun), self.seeing():
             output = self.hf(
                 **given,
                 position_ids=as_hf_takes_them(positions[..., begun:]),
@@ -258,7 +267,9 @@ class Model:
         return output.logits[:, -1]
 
     @contextmanager
-    def _reading(self, cache: SlotCache, sequence: int, begun: int) -> Iterator[None]:
+    def _reading(
+        self, cache: SlotCache, sequence: int, begun: int, num_rows: int
+    ) -> Iterator[None]:
         """A context for HF's forward over a prompt, which leaves nothing behind on the model."""
         state = vars(self.hf.model)
         # What HF's own loop would go on with, be it from a call of the user's before this one.
@@ -271,15 +282,28 @@ class Model:
                         "than its class: they see prompts, but not the passes behind them, which "
                         "are of the text model and the head"
                     )
-            plan = self._own.made.plan
+            made = self._own.made
             try:
-                if plan is None:
+                if made.plan is None:
                     yield
                 else:
-                    with prompts_read_by(plan, cache, sequence, begun):
+                    is_short = made.cpu is not None and num_rows <= max_rows()
+                    read = made.cpu.read if is_short else None
+                    reading = prompts_read_by(made.plan, cache, sequence, begun, read)
+                    with patches_multiplied(self.hf), reading:
                         yield
             finally:
                 state.update(kept)
+
+    def chain(self, rows: int, head: DraftHead) -> RunChain | None:
+        """All passes of a greedy chain as one operation, where there is one for this model.
+
+        Args:
+            rows: Of the first pass.
+            head: Makes the logits.
+        """
+        cpu = (self._own.made if self.watch.is_held else self.made).cpu
+        return cpu.chain if cpu is not None and cpu.takes(rows, head) else None
 
     def step(
         self,

@@ -18,7 +18,7 @@ from lvspec.models.attention import AttentionStep
 from lvspec.models.cache import SlotCache
 from lvspec.models.check_plan import first_difference
 from lvspec.models.cpu_pass import CpuPass, cpu_pass_of
-from lvspec.models.merged import merge
+from lvspec.models.merged import merge, separate
 from lvspec.models.plan import DecoderPlan, NoPlan, plan_of
 from lvspec.models.watch import Watch
 from lvspec.warmup import warming_up
@@ -110,6 +110,13 @@ class OwnPasses:
         made = self._known.made.get(self._watch.revision)
         if made is not None and made.cpu is not None and not made.cpu.is_current():
             del self._known.made[self._watch.revision]
+
+    def forget(self) -> None:
+        """Give up all that was made; weights that were put together have their own memory again."""
+        for made in self._known.made.values():
+            if made.plan is not None:
+                separate(made.plan)
+        self._known.made.clear()
 
     @warming_up()
     def _make(self) -> Made:

@@ -28,6 +28,9 @@ from lvspec.models.plan import DecoderPlan, LayerPlan, as_hf_takes_them
 Attend = Callable[[Tensor], Tensor]
 """Attention of turned queries, `[B, Hq, S, D]` both."""
 
+ReadPrompt = Callable[[Tensor, Tensor, SlotCache, int, int], Tensor]
+"""What the last layer gets, `[T, H]`; the arguments are those of `prompt_pass` behind the plan."""
+
 _OF_PROMPTS = frozenset({"use_cache", "attention_mask", "cache_position", "return_dict"})
 """What HF hands to a text model that reads a prompt and that is no part of what is computed."""
 
@@ -99,6 +102,7 @@ def prompt_pass(
     cache: SlotCache,
     sequence: int,
     begun: int = 0,
+    read: ReadPrompt | None = None,
 ) -> Tensor:
     """The text model over the prompt of one sequence, into its place: `[1, 1, H]`, the last row.
 
@@ -111,6 +115,7 @@ def prompt_pass(
         cache: Takes its keys and values.
         sequence: The place.
         begun: Rows of the prompt that the place has already; those of `embeds` are behind them.
+        read: Runs all layers but the last; None: as operations.
     """
     count, last = embeds.shape[1], len(plan.layers) - 1
     k, v = (x[:, sequence : sequence + 1] for x in (cache.k, cache.v))
@@ -128,8 +133,12 @@ def prompt_pass(
         return scaled_dot_product_attention(query, *seen, **mask, scale=scaling, enable_gqa=True)
 
     angles = plan.angles(positions, embeds)
-    rows = embeds[0].clone()
-    for index, layer in enumerate(plan.layers):
+    if read is None or last == 0:
+        done, rows = 0, embeds[0].clone()
+    else:
+        done, rows = last, read(embeds, positions, cache, sequence, begun)
+    for index in range(done, last + 1):
+        layer = plan.layers[index]
         seeing = partial(attend, index, layer.scaling)
         attended = _attention(layer, index, rows, angles, k, v, start, seeing)
         rows = rows[-1:].clone() if index == last else rows
@@ -176,7 +185,11 @@ def hf_pass(
 
 @contextmanager
 def prompts_read_by(
-    plan: DecoderPlan, cache: SlotCache, sequence: int, begun: int = 0
+    plan: DecoderPlan,
+    cache: SlotCache,
+    sequence: int,
+    begun: int = 0,
+    read: ReadPrompt | None = None,
 ) -> Iterator[None]:
     """A context in which HF's forward of the whole model has its prompt read by `prompt_pass`.
 
@@ -200,7 +213,7 @@ def prompts_read_by(
             )
         embeds = plan.embed(input_ids) if inputs_embeds is None else inputs_embeds
         positions = position_ids[None] if position_ids.dim() == 2 else position_ids
-        last = prompt_pass(plan, embeds, positions, cache, sequence, begun)
+        last = prompt_pass(plan, embeds, positions, cache, sequence, begun, read)
         return BaseModelOutputWithPast(last_hidden_state=last)
 
     vars(text)["forward"] = forward

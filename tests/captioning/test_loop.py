@@ -93,6 +93,21 @@ class _Job:
         self.number, self.video = number, video
 
 
+def test_chains_are_as_long_as_the_first_clips_say(random_pair, make, monkeypatch):
+    """Which is known when some have ended, and not a million clips later."""
+    monkeypatch.setattr("lvspec.engine.length.ENOUGH", 1)
+    config = DecodeConfig(max_new_tokens=6, cost_ratio=0.1)  # no clock decides
+    models = *random_pair[:2], AcceptancePolicy.typical(), config
+    decoder, rows = Decoder(*models, batch_size=3), []
+    assert decoder.engine.choice.acceptance_by == "policy"
+    loop = Loop(
+        decoder, random_pair[0].device, Ready(make), "abc", rows.append, Meter(3), lambda: False
+    )
+    loop.run([Sample(str(index), "a.mp4", "what?") for index in range(7)])
+    assert decoder.engine.choice.acceptance_by == "generations"
+    assert sorted(row["id"] for row in rows) == [str(index) for index in range(7)]
+
+
 def test_who_breaks_the_models_breaks_nobody_else(random_pair, make, monkeypatch):
     """An error that says nothing of whose it is: all that were under way are done by themselves."""
     target = random_pair[0]

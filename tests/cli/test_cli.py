@@ -633,12 +633,12 @@ def test_info(capsys):
     if not torch.cuda.is_available():
         assert facts["computes"]["cuda"] == "nothing: no CUDA device"
     assert facts["versions"]["torch"] == torch.__version__
-    parts = facts["stands in for parts"]
+    passes = facts["passes"]
+    assert passes["embedded draft"]["layers"] == 2
     if ops.active_backend("cpu") == "cpp":
-        expected = {"layer": 0, "attention": 12, "mlp": 12, "norm": 25, "rotary": 1, "linear": 85}
-        assert parts["embedded target"] == expected
-        assert "0 layer, 12 attention, 12 mlp" in page
-        assert parts["embedded draft"]["attention"] == 2
+        expected = {"passes": "own: one operation", "layers": 12, "called": 0, "compact": 85}
+        assert passes["embedded target"] == expected
+        assert "own: one operation, 12 layers, 0 called, 85 compact" in page
 
 
 @pytest.mark.parametrize(

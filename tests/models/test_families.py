@@ -683,8 +683,10 @@ def test_quantised_checkpoints_run(hf_greedy, family, kind):
     for draft in (None, plain):
         assert strict(target, draft, inputs).tokens[0].tolist() == wanted
     model = Model(target, "target")
-    assert model.made.parts == {"layers": 2, "called": 14, "compact": 0}
-    if kind == "module":
+    if kind == "weight":
+        assert model.made.parts == {"layers": 2, "called": 14, "compact": 0}
+    else:  # a class of somebody else's, who may have changed anything
+        assert model.made.passes.startswith("HF's: the code of ByteLinear is of ")
         assert model.step_bytes < 0.3 * Model(plain, "plain").step_bytes, "a byte of eight"
     assert strict(plain, target, inputs).tokens[0].tolist() == hf_greedy(plain, inputs, 20)
 

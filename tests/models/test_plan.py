@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from passes import assert_same, check, clip, step, text_of
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+import lvspec
 from lvspec import ops
 from lvspec.models import fingerprint
 from lvspec.models.merged import merge, separate
@@ -353,11 +355,34 @@ def test_weights_that_stand_together(target, tmp_path, make_prompt):
 def test_weights_that_are_separated(target):
     text, before = text_of(target), copy.deepcopy(target.state_dict())
     merge(plan_of(text))
-    separate(text)
+    separate(plan_of(text))
     for parameter in text.parameters():
         assert parameter.untyped_storage().nbytes() == parameter.nbytes
     assert all(x.equal(before[name]) for name, x in target.state_dict().items())
     assert all(layer.qkv is layer.mlp.gate_up is None for layer in plan_of(text).layers)
+
+
+@torch.no_grad()
+def test_what_was_made_is_taken_back(target, make_prompt):
+    """Copies and a plan go, weights are alone again, and another call makes all of it anew."""
+    model, before = Model(target, "target"), step(target, clip(make_prompt))
+    merge(model.made.plan)
+    assert model.made.plan.layers[0].qkv is not None, "its weights have moved: another state"
+    plan = weakref.ref(model.made.plan)
+    lvspec.release(target)
+    gc.collect()
+    assert plan() is None
+    weights = [*target.model.language_model.parameters()]
+    assert all(x.untyped_storage().nbytes() == x.nbytes for x in weights)
+    assert_same(step(target, clip(make_prompt)), before, 2e-5)
+    assert model.made.plan.layers[0].qkv is None
+
+
+def test_what_is_in_use_is_not_taken_back(target):
+    with Model(target, "target").held(), pytest.raises(RuntimeError, match="not being decoded"):
+        lvspec.release(target)
+    with pytest.raises(TypeError, match="expected a transformers model, got Linear"):
+        lvspec.release(nn.Linear(2, 2))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3
 
 from lvspec import ops, reference
 
-rotate_and_write = torch.ops.lvspec.rotate_and_write
+rotate_and_write = ops.rotate_and_write
 DTYPES = [dtype for dtype in ops.float_dtypes("cpu") if dtype != torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 EPS = 1e-2
@@ -109,6 +109,21 @@ def test_rows_outside_of_the_cache_are_not_written(kv_len):
     assert not stored[..., :2, :].any() and not stored[..., 10:, :].any()
 
 
+@pytest.mark.skipif(ops.active_backend("cpu") != "cpp", reason="others take other types")
+@pytest.mark.parametrize("changed", range(6))
+def test_the_cpp_reads_no_other_types(changed):
+    """What `ops` gives to PyTorch is refused, not read as if it were float32."""
+    caches = torch.zeros(2, 1, 1, 2, 9, 8).unbind(0)
+    tensors = [torch.randn(1, 3, 48), *torch.randn(2, 1, 3, 8), torch.ones(8), *caches]
+    tensors[changed] = tensors[changed].bfloat16()
+    qkv, cos, sin, norm, k_cache, v_cache = tensors
+    kv_len = torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="another dtype than the C\\+\\+ takes"):
+        torch.ops.lvspec.rotate_and_write(
+            qkv, cos, sin, norm, norm, EPS, k_cache, v_cache, 0, kv_len
+        )
+
+
 @pytest.mark.parametrize("has_norms", [False, True])
 def test_the_operator_is_registered_as_torch_expects(has_norms):
     """The schema says what is written, the fake has the shape and type of the result."""
@@ -117,4 +132,4 @@ def test_the_operator_is_registered_as_torch_expects(has_norms):
     angles = torch.randn(2, 2, 3, 8).unbind(0)
     kv_len = torch.zeros(2, dtype=torch.int32)
     arguments = (torch.randn(2, 3, 56), *angles, norm, norm, EPS, *caches, 0, kv_len)
-    torch.library.opcheck(rotate_and_write.default, arguments)
+    torch.library.opcheck(torch.ops.lvspec.rotate_and_write.default, arguments)
