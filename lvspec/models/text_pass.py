@@ -186,7 +186,11 @@ def hf_pass(
 
 @contextmanager
 def prompts_read_by(
-    plan: DecoderPlan, cache: SlotCache, sequence: int, begun: int, read: ReadPrompt | None
+    plan: DecoderPlan,
+    cache: SlotCache,
+    sequence: int,
+    begun: int = 0,
+    read: ReadPrompt | None = None,
 ) -> Iterator[None]:
     """A context in which HF's forward of the whole model has its prompt read by `prompt_pass`.
 

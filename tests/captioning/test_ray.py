@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from lvspec.ray import Actors, Setup, caption, caption_to_folder  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its own options
 
-QUICK = ["--max-new-tokens", "4", "--gamma", "2", "--num-frames", "2", "--device", "cpu"]
+QUICK = ["--max-new-tokens", "32", "--gamma", "2", "--num-frames", "2", "--device", "cpu"]
 CONFIG = DecodeConfig(max_new_tokens=4, gamma=2)
 COUNT, BROKEN = 40, (3, 17, 31)
 
@@ -61,18 +63,18 @@ def manifest(videos):
     return str(path)
 
 
+def actor_pids():
+    """Of processes that have models, by the names that Ray gives them."""
+    found = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "(Captioner)" in line]
+
+
 def kill_an_actor(journal, killed, is_over):
     """Once there are some rows, and not yet all."""
     while not is_over.is_set():
         rows = journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
-        if rows >= 5:
-            actors = ray._private.state.actors().values()
-            pids = [
-                actor["Pid"]
-                for actor in actors
-                if "Captioner" in actor["ActorClassName"] and actor["State"] == "ALIVE"
-            ]
-            assert len(pids) == 2
+        pids = actor_pids() if rows >= 5 else []
+        if len(pids) == 2:
             os.kill(pids[0], signal.SIGKILL)
             killed.append(rows)
             return
@@ -93,7 +95,8 @@ def test_every_id_once_though_an_actor_is_killed(manifest, random_pair_folders, 
     finally:
         is_over.set()
         thread.join()
-    line, errors = capsys.readouterr()
+    printed, errors = capsys.readouterr()
+    line = printed.splitlines()[-1]  # Ray says there that a process died
     assert line.startswith("37 captions | 3 failed | 0 were there | 0 left | "), errors
     assert code == 1  # some are broken
     assert killed and 5 <= killed[0] < COUNT
@@ -105,10 +108,11 @@ def test_every_id_once_though_an_actor_is_killed(manifest, random_pair_folders, 
     texts = {}
     for row in found:  # whoever made it, and in whatever company
         if row["error"] is None:
-            assert len(row["tokens"]) == 4 and row["caption"] is not None
+            assert len(row["tokens"]) <= 32 and row["caption"] is not None
             assert texts.setdefault(row["video"], row["tokens"]) == row["tokens"]
     assert main(command) == 0
-    assert capsys.readouterr().out.startswith("0 captions | 0 failed | 40 were there | 0 left")
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("0 captions | 0 failed | 40 were there | 0 left")
     assert main([*command, "--gamma", "3"]) == 2
     assert "gamma: expected 2, with which" in capsys.readouterr().err
 
@@ -135,16 +139,15 @@ class Deadly:
 
 
 def test_a_clip_that_kills_its_process_is_a_row(videos, random_pair_folders, tmp_path):
-    import test_ray  # this file, as whoever unpickles knows it
-
-    ray.cloudpickle.register_pickle_by_value(test_ray)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker can import it
     target, draft = map(str, random_pair_folders)
     names = ["0.mp4", "deadly.mp4", "1.mp4"]
     samples = [Sample(name, str(videos / name), "what?") for name in names]
     setup = Setup(target, draft, "cpu", 2, AcceptancePolicy.strict(), CONFIG, {"num_frames": 2})
     done = caption_to_folder(
-        *(samples, setup, test_ray.Deadly(Checkpoints((target,), num_frames=2))),
-        *(Actors(1, num_gpus=0), tmp_path),
+        *(samples, setup, Deadly(Checkpoints((target,), num_frames=2))),
+        Actors(1, num_gpus=0),
+        out=tmp_path,
     )
     assert done.left == 0 and done.pace["captions"] == 2 and done.pace["failed"] == 1
     errors = {row["id"]: row["error"] for _, row in lines_of(done.path)}
