@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from lvspec.checks import check_count, check_type
 from lvspec.config import DecodeConfig
 from lvspec.engine.engine import Engine
+from lvspec.engine.entries import LATE, Late, as_tuple, one_each
 from lvspec.engine.errors import GenerationInterrupted
 from lvspec.engine.gate import warn_of_gate
 from lvspec.engine.keywords import refuse_keywords
@@ -38,13 +39,6 @@ from lvspec.phases.logits import LogitsProcessors, check_list, sampling_warpers
 from lvspec.policy import AcceptancePolicy
 
 Inputs = Mapping[str, Any]
-
-
-class _Late:
-    """In place of a request that is not there yet."""
-
-
-_LATE = _Late()
 
 
 class Decoder:
@@ -204,12 +198,12 @@ class Decoder:
         prompts = list(inputs) if is_batch else [inputs]
         if not prompts:
             return []
-        draft_prompts = _one_each("draft_inputs", draft_inputs, len(prompts), is_batch)
-        streamers = _one_each("streamer", streamer, len(prompts), is_batch)
+        draft_prompts = one_each("draft_inputs", draft_inputs, len(prompts), is_batch)
+        streamers = one_each("streamer", streamer, len(prompts), is_batch)
         if isinstance(policy, AcceptancePolicy):
             policies: Sequence[AcceptancePolicy | None] = [policy] * len(prompts)
         else:
-            policies = _one_each("policy", policy, len(prompts), is_batch)
+            policies = one_each("policy", policy, len(prompts), is_batch)
         requests = [
             self.request(*each, index=index)
             for index, each in enumerate(
@@ -235,11 +229,11 @@ class Decoder:
         if isinstance(inputs, Mapping):
             raise TypeError("inputs: expected prompts one after the other, got a single one")
 
-        def requests() -> Iterator[Request | Exception | _Late]:
+        def requests() -> Iterator[Request | Exception | Late]:
             index = 0
             for each in inputs:
                 if each is None:
-                    yield _LATE
+                    yield LATE
                     continue
                 try:
                     yield self._request_of(each, index)
@@ -252,7 +246,7 @@ class Decoder:
 
     def _request_of(self, each: Any, index: int) -> Request:
         """Of an entry of `generate_many`'s inputs."""
-        inputs, draft_inputs, policy = (*_as_tuple(each), None, None)[:3]
+        inputs, draft_inputs, policy = (*as_tuple(each), None, None)[:3]
         return self.request(inputs, draft_inputs, None, policy, index=index)
 
     def request(
@@ -282,7 +276,7 @@ class Decoder:
     @torch.no_grad()
     def run(
         self,
-        requests: Iterator[Request | Exception | _Late],
+        requests: Iterator[Request | Exception | Late],
         *,
         ordered: bool,
         return_exceptions: bool,
@@ -291,7 +285,7 @@ class Decoder:
         """Results of all requests.
 
         Args:
-            requests: Taken when a place is free; `_LATE` where the next is not there yet.
+            requests: Taken when a place is free; `LATE` where the next is not there yet.
             ordered, return_exceptions: As for `generate_many`.
             longest: Tokens of the longest prompt, if that is known.
         """
@@ -320,7 +314,7 @@ class Decoder:
 
     def _completed(
         self,
-        requests: Iterator[Request | Exception | _Late],
+        requests: Iterator[Request | Exception | Late],
         waiting: Mapping[int, Generation | Exception],
     ) -> Iterator[tuple[int, Generation | Exception]]:
         """(index, result) of every request, as they are completed."""
@@ -330,7 +324,7 @@ class Decoder:
                 request = None
                 while engine.free_place is not None:
                     request = next(requests, None)
-                    if request is None or request is _LATE:
+                    if request is None or request is LATE:
                         break
                     if isinstance(request, Exception):
                         yield request.index, request
@@ -340,7 +334,7 @@ class Decoder:
                     except ValueError as error:
                         error.index = request.index
                         yield request.index, error
-                is_late = request is _LATE
+                is_late = request is LATE
                 if engine.active and not engine.ended:
                     with engine.attention():
                         while not engine.ended:
@@ -381,28 +375,3 @@ class Decoder:
             found[sequence.request.index] = sequence.result(self.engine.state)
         kept = (found[index] for index in sorted(found))
         return [result for result in kept if isinstance(result, Generation)]
-
-
-def _as_tuple(each: Any) -> tuple[Any, ...]:
-    """Inputs, draft inputs and policy of one prompt, as many of them as were given."""
-    if not isinstance(each, tuple):
-        return (each,)
-    if not 1 <= len(each) <= 3:
-        raise ValueError(
-            "inputs: expected a prompt, (prompt, draft's prompt) or (prompt, draft's prompt, "
-            f"policy), got a tuple of {len(each)}"
-        )
-    return each
-
-
-def _one_each(name: str, value: Any, count: int, is_batch: bool) -> list[Any]:
-    """One entry for each of `count` prompts."""
-    if value is None:
-        return [None] * count
-    if is_batch != isinstance(value, (list, tuple)):
-        expected = f"a list of {count}, one a prompt" if is_batch else "one, for a single prompt"
-        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
-    values = list(value) if is_batch else [value]
-    if len(values) != count:
-        raise ValueError(f"{name}: expected {count} entries, one a prompt, got {len(values)}")
-    return values
