@@ -41,8 +41,9 @@ def test_a_path_that_cannot_be_written(start, monkeypatch, tmp_path, capsys, nam
     if name in ("launches", "precompile", "sweep"):
         pytest.importorskip("triton")
     monkeypatch.chdir(tmp_path)
+    folder = ["."] if name in ("captioning", "caption_runs") else []
     with pytest.raises(SystemExit) as end:
-        start(name, "--json", path)
+        start(name, *folder, "--json", path)
     assert end.value.code == 2
     assert "error: --json: expected " in capsys.readouterr().err
 

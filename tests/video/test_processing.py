@@ -183,7 +183,7 @@ def test_a_draft_with_a_processor_of_its_own_reads_the_file_too(processor, clip,
         ),
     )
     with pytest.warns(UserWarning, match=r"frame\(s\) are lost") as caught:
-        inputs, draft_inputs = _Captioner._inputs(captioner, str(tmp_path / "cut.mp4"))
+        inputs, draft_inputs = _Captioner._read(captioner, str(tmp_path / "cut.mp4"), "cpu")
     assert len(caught) == 1
     assert inputs["video_grid_thw"].tolist() == [[2, 6, 6]]
     assert draft_inputs["video_grid_thw"].tolist() == [[2, 2, 2]]
