@@ -155,6 +155,7 @@ def captioned(
         compute=tasks,
         num_cpus=1,
         max_calls=_CLIPS,  # also what keeps Ray from decoding within the actor
+        ray_remote_args_fn=_patience_of_tasks,
     )
     least, most = actors.count if isinstance(actors.count, tuple) else (actors.count,) * 2
     pool = ray.data.ActorPoolStrategy(
@@ -171,7 +172,7 @@ def captioned(
         compute=pool,
         num_cpus=actors.num_cpus,
         num_gpus=actors.num_gpus,
-        ray_remote_args_fn=_patience,
+        ray_remote_args_fn=_patience_of_actors,
     )
 
 
@@ -248,7 +249,11 @@ def caption_to_folder(
     return keep(samples, make, settings, meter, out=out, shard=shard, **how)
 
 
-def _patience() -> dict[str, int]:
+def _patience_of_tasks() -> dict[str, int]:
+    return {"max_retries": _TRIES}  # Ray Data has no end to it
+
+
+def _patience_of_actors() -> dict[str, int]:
     return {"max_task_retries": _TRIES}
 
 
