@@ -111,8 +111,8 @@ build/sanitize/fuzz: build/sanitize/fuzz.o $(INSTRUCTION_SETS:%=build/sanitize/a
 
 venv: $(VENV)/.for-tests
 
-# The five of test-all.
-venvs: venv $(LMMS)/.for-tests $(RAY)/.for-tests
+# The four of CI, and of test-all but for test-ray, which makes its own.
+venvs: venv $(LMMS)/.for-tests
 	$(MAKE) --no-print-directory venv OLDEST=1
 	$(MAKE) --no-print-directory venv LATEST=1 TORCH='$(TESTED)'
 

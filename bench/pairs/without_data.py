@@ -167,6 +167,17 @@ def _no_device() -> Iterator[None]:
             setattr(owner, name, value)
 
 
+@contextlib.contextmanager
+def _drawn_once() -> Iterator[None]:
+    """torch draws a truncated normal again until all of it fits; what has no values never does."""
+    theirs = nn.init._no_grad_trunc_normal_
+    nn.init._no_grad_trunc_normal_ = lambda tensor, *bounds, **options: tensor
+    try:
+        yield
+    finally:
+        nn.init._no_grad_trunc_normal_ = theirs
+
+
 def run_iteration(
     pair: Pair,
     *,
@@ -218,10 +229,11 @@ def _engine(
     pair: Pair, config: DecodeConfig, context: int, batch_size: int, drafts: bool
 ) -> Engine:
     """An engine with a sequence in every place, as behind a prefill."""
-    target = Model(build(pair.target, CUDA, torch.bfloat16), "target", fuse=config.fuse)
-    draft = None
-    if drafts:
-        draft = Model(build(pair.draft, CUDA, torch.bfloat16), "draft", fuse=config.fuse)
+    with _drawn_once():
+        target = Model(build(pair.target, CUDA, torch.bfloat16), "target", fuse=config.fuse)
+        draft = None
+        if drafts:
+            draft = Model(build(pair.draft, CUDA, torch.bfloat16), "draft", fuse=config.fuse)
     drafter = make_drafter(target, draft, config)
     policy = AcceptancePolicy.lvspec()
     engine = Engine(target, drafter, policy, config, batch_size=batch_size)

@@ -235,3 +235,18 @@ def test_a_kill_at_any_moment(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout) > 4 * 4, "four moments of each of four methods, and more"
+
+
+def test_predictions_that_are_committed(bench):
+    """Of every pair that is asked for, its parts and its kernels."""
+    paper, expected = bench("paper.predictions"), bench("pairs.expected")
+    document = json.loads(expected.PREDICTIONS.read_text())
+    assert list(dict.fromkeys(row["pair"] for row in document["rows"])) == paper.PREDICTED
+    for row in document["rows"]:
+        assert row["parts"].keys() == PARTS.keys()
+        assert row["kernels"] > row["alone_kernels"] > 0 and row["kernels"] > row["early"] > 0
+        assert row["limit_ms"] < row["early_ms"] < row["estimate_ms"] and 1 < row["tau_for_2x"]
+    seven = next(row for row in document["rows"] if row["pair"] == "qwen-7b-3b")
+    assert seven["kernels"] <= 4300
+
+
