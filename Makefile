@@ -54,9 +54,10 @@ test-backends: $(VENV)/.for-tests
 	LVSPEC_CPU=avx2 $(PYTEST) $(OPERATION_TESTS)
 	LVSPEC_CPU=portable $(PYTEST) $(OPERATION_TESTS)
 
-# What depends on transformers, on both ends of the range in setup.py.
+# What depends on transformers, on both ends of the range in setup.py. The shell's long stories are
+# told once, by test-slow.
 test-range: $(VENV)/.for-tests
-	$(PYTEST) $(addprefix tests/,$(addsuffix .py,models/test_families models/test_text_pass \
+	$(PYTEST) -k 'not in_the_shell' $(addprefix tests/,$(addsuffix .py,models/test_families models/test_text_pass \
 	  models/test_plan engine/test_hf engine/test_graph video/test_hf_processing test_readme))
 
 test-oldest:
