@@ -71,11 +71,11 @@ LMMS := $(VENV)-lmms
 test-lmms: $(LMMS)/.for-tests
 	$(LMMS)/bin/python $(BIN)/pytest -q -p no:benchmark tests/evaluation/test_lmms.py
 
-# Ray's tasks and actors for real. Ray is as large as all else but torch, and nothing else wants it.
+# Ray's tasks and actors for real, and what needs pyarrow, which comes along. Ray is as large as all else but torch, and nothing else wants it.
 RAY := $(VENV)-ray
 
 test-ray: $(RAY)/.for-tests
-	$(RAY)/bin/python $(BIN)/pytest -q -p no:benchmark tests/captioning/test_ray.py
+	$(RAY)/bin/python $(BIN)/pytest -q -p no:benchmark $(addprefix tests/captioning/test_,ray.py shards.py cluster.py)
 
 budget: $(VENV)/.for-tests
 	$(BIN)/python bench/budget.py

@@ -176,3 +176,17 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if found.returncode == 0 else None
+
+
+def made_folder(out: str | os.PathLike) -> Path:
+    """The folder `out`, made where it is not there yet.
+
+    Raises:
+        OSError: It is a file, or cannot be made; the message names it.
+    """
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = "a file" if Path(out).is_file() else error.strerror
+        raise type(error)(f"out: expected a folder, got {os.fspath(out)}: {got}") from error
+    return Path(out)

@@ -21,6 +21,7 @@ from lvspec.captioning.writer import Writer
 from lvspec.checks import check_count, check_seconds
 from lvspec.config import DecodeConfig
 from lvspec.engine.decoder import Decoder
+from lvspec.environment import made_folder
 from lvspec.evaluation.samples import Problem, Sample
 from lvspec.phases.draft import DraftChoice
 from lvspec.policy import AcceptancePolicy
@@ -146,7 +147,7 @@ def keep(
         OSError, ValueError: As `ShardFiles`; and whatever `make` raises.
     """
     shard = Shard() if shard is None else shard
-    folder = _folder(out)
+    folder = made_folder(out)
     mine = [sample for sample in samples if shard.has(sample)]
     with ShardFiles(folder, shard, settings) as files:
         missing = [s for s in mine if not _is_done(files, s, retry_failed)]
@@ -171,12 +172,3 @@ def _is_done(files: ShardFiles, sample: Sample, retry_failed: bool) -> bool:
     if known is None or known.prompt != sample.prompt:
         return False
     return known.error is None or not retry_failed
-
-
-def _folder(out: str | os.PathLike) -> Path:
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        got = "a file" if Path(out).is_file() else error.strerror
-        raise type(error)(f"out: expected a folder, got {os.fspath(out)}: {got}") from error
-    return Path(out)

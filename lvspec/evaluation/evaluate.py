@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lvspec.checks import check_type
 from lvspec.config import DecodeConfig
-from lvspec.environment import environment, write_json
+from lvspec.environment import environment, made_folder, write_json
 from lvspec.evaluation.intervals import CONFIDENCE, check_confidence
 from lvspec.evaluation.journal import Journal
 from lvspec.evaluation.judge import Judge
@@ -150,7 +150,7 @@ def evaluate(
     if not chosen:
         raise ValueError(f"methods: expected one that these models can do, got {left_out}")
     reference = next((name for name in _OWN if name in chosen), None)
-    folder = _folder(out)
+    folder = made_folder(out)
     frames = {"num_frames": num_frames, "fps": fps}
     settings = _settings(models, chosen, frames)
     notes: list[str] = []
@@ -209,15 +209,6 @@ def _settings(
         "device": environment(target.device)["device_name"],
         "threads": torch.get_num_threads(),
     }
-
-
-def _folder(out: str | os.PathLike) -> Path:
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        got = "a file" if Path(out).is_file() else error.strerror
-        raise type(error)(f"out: expected a folder, got {os.fspath(out)}: {got}") from error
-    return Path(out)
 
 
 def _document(
