@@ -18,7 +18,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo real test test-all test-slow test-backends test-range test-oldest test-newest test-lmms
+.PHONY: demo real test test-all test-slow test-backends test-range test-oldest test-newest test-lmms test-ray
 .PHONY: budget oldest-torch lint sanitize venv venvs train train-real clean
 .NOTPARALLEL:
 
@@ -31,7 +31,7 @@ real: $(VENV)/.for-real
 
 # The models of the tests are so small that a second thread slows them down: processes instead, each
 # with files of its own. A newer ruff may have more opinions, which are no faults.
-test test-slow test-backends test-range test-lmms: export OMP_NUM_THREADS ?= 1
+test test-slow test-backends test-range test-lmms test-ray: export OMP_NUM_THREADS ?= 1
 JOBS   ?= 2
 PYTEST := $(BIN)/pytest -q -n $(JOBS) --dist loadfile -p no:benchmark
 
@@ -41,7 +41,7 @@ test: $(if $(LATEST)$(OLDEST),,lint) $(VENV)/.for-tests
 test-slow: $(VENV)/.for-tests
 	$(PYTEST) -m slow
 
-test-all: test test-slow test-backends budget oldest-torch test-oldest test-newest test-lmms
+test-all: test test-slow test-backends budget oldest-torch test-oldest test-newest test-lmms test-ray
 
 # Run once for everyone who computes: the Triton kernels in Triton's interpreter, the reference, and
 # the C++ for other processors than this one. Each is chosen when lvspec is imported.
@@ -54,9 +54,10 @@ test-backends: $(VENV)/.for-tests
 	LVSPEC_CPU=avx2 $(PYTEST) $(OPERATION_TESTS)
 	LVSPEC_CPU=portable $(PYTEST) $(OPERATION_TESTS)
 
-# What depends on transformers, on both ends of the range in setup.py.
+# What depends on transformers, on both ends of the range in setup.py. The shell's long stories are
+# told once, by test-slow.
 test-range: $(VENV)/.for-tests
-	$(PYTEST) $(addprefix tests/,$(addsuffix .py,models/test_families models/test_text_pass \
+	$(PYTEST) -k 'not in_the_shell' $(addprefix tests/,$(addsuffix .py,models/test_families models/test_text_pass \
 	  models/test_plan engine/test_hf engine/test_graph video/test_hf_processing test_readme))
 
 test-oldest:
@@ -69,6 +70,12 @@ LMMS := $(VENV)-lmms
 
 test-lmms: $(LMMS)/.for-tests
 	$(LMMS)/bin/python $(BIN)/pytest -q -p no:benchmark tests/evaluation/test_lmms.py
+
+# Ray's tasks and actors for real, and what needs pyarrow, which comes along. Ray is as large as all else but torch, and nothing else wants it.
+RAY := $(VENV)-ray
+
+test-ray: $(RAY)/.for-tests
+	$(RAY)/bin/python $(BIN)/pytest -q -p no:benchmark $(addprefix tests/captioning/test_,ray.py shards.py cluster.py)
 
 budget: $(VENV)/.for-tests
 	$(BIN)/python bench/budget.py
@@ -105,7 +112,7 @@ build/sanitize/fuzz: build/sanitize/fuzz.o $(INSTRUCTION_SETS:%=build/sanitize/a
 
 venv: $(VENV)/.for-tests
 
-# The four of test-all.
+# The four of CI, and of test-all but for test-ray, which makes its own.
 venvs: venv $(LMMS)/.for-tests
 	$(MAKE) --no-print-directory venv OLDEST=1
 	$(MAKE) --no-print-directory venv LATEST=1 TORCH='$(TESTED)'
@@ -163,18 +170,24 @@ $(VENV)/.for-tests: $(SOURCES)
 	$(if $(OLDEST),$(BIN)/python -m pip install $(OLD))
 	touch $(VENV)/.for-use $@
 
-# On top of the packages of $(VENV), lvspec and torch among them: what lmms-eval adds, and its versions
-# of av and filelock. PyPI's torchvision is for CUDA and cannot be imported beside a torch for CPUs;
-# neither lvspec nor lmms-eval needs one.
-$(LMMS)/.for-tests: $(VENV)/.for-tests
-	test -x $(LMMS)/bin/python || $(BIN)/python -m venv $(LMMS)
+# Venvs on top of the packages of $(VENV), lvspec and torch among them.
+$(LMMS)/bin/python $(RAY)/bin/python: | $(VENV)/.for-tests
+	$(BIN)/python -m venv $(@D)/..
 	packages=$$($(BIN)/python -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
-	site=$$($(LMMS)/bin/python -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	site=$$($@ -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	echo "import site; site.addsitedir('$$packages')" >"$$site/main.pth"
+
+# What lmms-eval adds, and its versions of av and filelock. PyPI's torchvision is for CUDA and cannot be
+# imported beside a torch for CPUs; neither lvspec nor lmms-eval needs one.
+$(LMMS)/.for-tests: $(VENV)/.for-tests $(LMMS)/bin/python
 	grep -vE '^(av|filelock)==' $(VENV)/constraints.txt >$(LMMS)/constraints.txt
 	$(LMMS)/bin/python -m pip install -c $(LMMS)/constraints.txt 'lvspec[lmms-eval]' lmms-eval==0.7.3
 	$(LMMS)/bin/python -I -c 'import torchvision' 2>/dev/null \
 	  || $(LMMS)/bin/python -m pip uninstall --yes torchvision
+	touch $@
+
+$(RAY)/.for-tests: $(VENV)/.for-tests $(RAY)/bin/python
+	$(RAY)/bin/python -m pip install -c $(VENV)/constraints.txt 'lvspec[ray]' ray==2.60.0
 	touch $@
 
 # Leaves the venvs; `rm -r .venv` starts over.

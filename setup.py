@@ -173,6 +173,8 @@ setup(
         ],
         "bench": ["matplotlib"],
         "evaluate": EVALUATE,
+        "caption": ["pyarrow>=15"],  # for --parquet alone
+        "ray": ["ray[data]>=2.60"],
         "report": REPORT,
         "flash-attn": ["flash-attn"],
         "quant": ["torchao>=0.18"],

@@ -6,6 +6,8 @@
 #   bash bench/gpu.sh e2e              one, with all of the time: correctness, micro, e2e, profile,
 #                                      sanitize
 #   PAIRS="qwen-32b-7b" LABEL=32b bash bench/gpu.sh e2e      one pair, in a file of its own
+#   bash bench/gpu.sh first            the most valuable evidence within 240 seconds
+#   bash bench/gpu.sh second           and what comes next within 270: bench/gpu_calls.sh has the steps
 # JSON, a log and a summary go to $OUT (default bench/results); `bench/report.py --write` makes the
 # tables of bench/README.md of them. A part that fails, or takes longer than its limit or than what
 # is left of $SECONDS_IN_ALL (520), does not stop the others; the exit code says that there was one.
@@ -16,13 +18,16 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PARTS=(correctness micro e2e profile sanitize)
-usage() { sed -n '2,15s/^# \?//p' bench/gpu.sh; }
+usage() { sed -n '2,17s/^# \?//p' bench/gpu.sh; }
 parts=("$@")
 for part in "${parts[@]}"; do
     case $part in
         correctness | micro | e2e | profile | sanitize) ;;
+        first | second)
+            [[ ${#parts[@]} -eq 1 ]] || { echo "$part: expected alone" >&2; exit 2; }
+            ;;
         -h | --help) usage; exit 0 ;;
-        *) echo "expected one of ${PARTS[*]}, got $part" >&2; usage >&2; exit 2 ;;
+        *) echo "expected one of ${PARTS[*]} first second, got $part" >&2; usage >&2; exit 2 ;;
     esac
 done
 [[ ${#parts[@]} -gt 0 ]] || parts=("${PARTS[@]}")
@@ -31,11 +36,16 @@ DEVICE=${DEVICE:-cuda}
 OUT=${OUT:-bench/results}
 PYTHON=${PYTHON:-python3}
 LABEL=${LABEL:+-$LABEL}
-deadline=${SECONDS_IN_ALL:-520}
+case ${parts[0]} in
+    first) in_all=240 LABEL=${LABEL:--first} ;;
+    second) in_all=270 LABEL=${LABEL:--second} ;;
+    *) in_all=520 ;;
+esac
+deadline=${SECONDS_IN_ALL:-$in_all}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 log=$OUT/$DEVICE-gpu$LABEL.log
-: >"$log"
+[[ ${parts[0]} == first || ${parts[0]} == second ]] || : >"$log" # a call goes on with its own
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TRITON_DEFAULT_FP_FUSION=1 PYTHONUNBUFFERED=1
 failed=0
 files=()
@@ -49,6 +59,7 @@ limit() { if ((${#parts[@]} == 1)); then echo 600; else echo "$1"; fi; }
 # signal is Ctrl-C's, on which pytest still writes the benchmarks that it has.
 step() {
     local name=$1 limit=$2 begin=$SECONDS code=124
+    [[ $DEVICE == cuda ]] || limit=$((5 * limit)) # a rehearsal may share its core
     shift 2
     ((limit <= deadline - SECONDS)) || limit=$((deadline - SECONDS))
     printf '\n#### %s: %s\n' "$name" "$*" >>"$log"
@@ -58,11 +69,12 @@ step() {
         timeout --signal=INT --kill-after=15 "$limit" "$@" >>"$log" 2>&1
         code=$?
     fi
-    echo "$name: exit code $code after $((SECONDS - begin)) s"
+    echo "$name: exit code $code after $((SECONDS - begin)) s" | tee -a "$log"
     # 5 is pytest's for no tests of this kind.
     if ((code != 0 && code != 5)); then
         failed=1
         tail -c "+$((from + 1))" "$log" | tail -n 25 | cut -c1-200
+        return 1
     fi
 }
 
@@ -86,9 +98,12 @@ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,pow
     --format=csv 2>/dev/null || echo "nvidia-smi: not here"
 "$PYTHON" -c 'import torch as t, triton as r; print("torch", t.__version__, "triton", r.__version__)'
 
+case ${parts[0]} in first | second) source bench/gpu_calls.sh "${parts[0]}" ;; esac
+
 for part in "${parts[@]}"; do
     [[ $part == e2e ]] || rm -f "$(json "$part")" # e2e.py goes on with its own
     case $part in
+        first | second) continue ;;
         correctness)
             if [[ $DEVICE == cuda ]]; then
                 # Nearly all of their time is compilation.

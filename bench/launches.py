@@ -1,132 +1,173 @@
-"""Kernels that a decoder layer of Qwen2.5-VL is in a one-slot pass, counted without a GPU.
+"""Kernels of an iteration of a real pair, counted without a GPU.
 
-    python bench/launches.py [--json launches.json]
+    python bench/launches.py [--pair qwen-7b-3b ...] [--gamma 12] [--fuse none] [--json FILE]
 
-Passes of models with one layer and with three run on the CPU, in Triton's interpreter. Every
-operation that PyTorch dispatches counts as a kernel, views and empty tensors do not, and one of
-lvspec's as many as Triton launches for it. A library may launch more for an operation, as a matrix
-product of few rows may be two kernels: what a GPU launches is in `bench/profile_step.py`.
+An iteration at real widths runs on tensors without data (`pairs/without_data.py`), with one and two
+layers in each model, from which follows what it is with all of them. Every operation that PyTorch
+dispatches counts as a kernel, views and empty tensors do not, and one of lvspec's as many as Triton
+launches for it. A library may launch more for an operation, as a matrix product of few rows may be
+two kernels: what a GPU launches is in `bench/profile_step.py`, which puts this beside it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import os
-import pkgutil
+import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
 
-# Before triton and lvspec are imported: Triton's kernels, on the CPU.
-os.environ.update(TRITON_INTERPRET="1", LVSPEC_BACKEND="triton")
-
-import torch
 from measuring import script
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen2_5_VLForConditionalGeneration
+from pairs.pairs import PAIRS, REAL, Pair
+from pairs.without_data import run_iteration
 
-import lvspec.kernels
 from lvspec.config import Fuse
-from lvspec.models.model import Model
-from lvspec.shapes.model_configs import draft_config
-from lvspec.tree import chain_ancestors
+
+Parts = dict[str, dict[str, int]]
 
 EMPTY = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach")
+CONTEXT = 1024
+"""Of the counted iterations: how long a prompt is changes no number of launches."""
 
 
-class _Launches(TorchDispatchMode):
-    """Counts operations that make or write a tensor, and Triton's launches, by name."""
+@dataclass(frozen=True)
+class Counted:
+    """Kernels of one iteration of a pair.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
+    Attributes:
+        kernels: By name.
+        early: How many of them have a launch before the one ahead has ended (`kernels/launch.py`).
+        parts: As `DecodeStats.parts`, of both models.
+    """
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = function.overloadpacket.__name__
-        is_ours = function.namespace == "lvspec"  # its kernels count themselves
-        if not (is_ours or name in EMPTY or name == "_unsafe_view" or _is_view(function)):
-            self.counts[name] += 1
-        return function(*args, **(kwargs or {}))
+    kernels: Counter[str]
+    early: int
+    parts: Parts
+
+    @property
+    def total(self) -> int:
+        return self.kernels.total()
 
 
-def _is_view(function: Any) -> bool:
+@dataclass(frozen=True)
+class Launches:
+    """Kernels of an iteration, and of one of autoregression.
+
+    Attributes:
+        target_layer: Of one decoder layer of the target in the verify pass.
+        draft_layer: Of one of the draft in a pass of one slot.
+        alone_layer: The same of the target, without a draft.
+        iteration: In all, with all passes and layers.
+        early: Those of them as in `Counted`.
+        alone: A token of the target without a draft.
+        alone_early: Those of them as in `Counted`.
+        by_name: Those of the iteration.
+        parts: As `DecodeStats.parts`, of both models.
+    """
+
+    target_layer: int
+    draft_layer: int
+    alone_layer: int
+    iteration: int
+    early: int
+    alone: int
+    alone_early: int
+    by_name: dict[str, int]
+    parts: Parts
+
+
+def is_launched(function: Any) -> bool:
+    """Whether an operation of torch's writes a tensor: a view or an empty one writes nothing."""
+    name = function.overloadpacket.__name__
+    if function.namespace != "aten" or name in (*EMPTY, "_unsafe_view"):
+        return False
     aliases = [returned.alias_info for returned in function._schema.returns]
-    return any(alias is not None and not alias.is_write for alias in aliases)
+    return not any(alias is not None and not alias.is_write for alias in aliases)
 
 
-class _Counted:
-    """A kernel that counts its launches."""
+def count(pair: Pair, *, drafts: bool = True, **fields: Any) -> Counted:
+    """Of one iteration of a pair as it is; `fields` are of `DecodeConfig`."""
+    counts: Counter[str] = Counter()
+    early = []
 
-    def __init__(self, kernel: Any, name: str, counts: Counter[str]) -> None:
-        self._kernel, self._name, self._counts = kernel, name, counts
+    def seen(function: Any) -> None:
+        if is_launched(function):
+            counts[function.overloadpacket.__name__] += 1
 
-    def __getitem__(self, grid: Any) -> Any:
-        self._counts[self._name] += 1
-        return self._kernel[grid]
+    def launched(kernel: Any, grid: Any, arguments: Any) -> None:
+        counts[kernel.__name__] += 1
+        if "launch_pdl" in arguments:
+            early.append(kernel)
 
-
-@contextlib.contextmanager
-def counting() -> Iterator[Counter[str]]:
-    """What is launched within this context."""
-    replaced = []
-    mode = _Launches()
-    for found in pkgutil.iter_modules(lvspec.kernels.__path__):
-        module = importlib.import_module(f"lvspec.kernels.{found.name}")
-        for name, value in vars(module).items():
-            if name.endswith("_kernel"):
-                replaced.append((module, name, value))
-    try:
-        for module, name, value in replaced:
-            setattr(module, name, _Counted(value, name, mode.counts))
-        with mode:
-            yield mode.counts
-    finally:
-        for module, name, value in replaced:
-            setattr(module, name, value)
+    options = {"launched": launched, "seen": seen, "drafts": drafts}
+    parts = run_iteration(pair, context=CONTEXT, **options, **fields)
+    return Counted(counts, len(early), parts)
 
 
-@torch.no_grad()  # in inference mode a conversion is dispatched as a view of itself
-def launches_of_a_pass(layers: int, fuse: Fuse, dtype: torch.dtype) -> Counter[str]:
-    """Of one slot behind 40 rows, scores not asked for."""
-    config = draft_config()
-    config.text_config.num_hidden_layers = layers
-    config.text_config.layer_types = ["full_attention"] * layers
-    torch.manual_seed(0)
-    hf = Qwen2_5_VLForConditionalGeneration(config).eval().to(dtype)
-    model = Model(hf, "target", fuse=fuse)
-    cache = model.new_cache(batch_size=1, capacity=64, num_slots=1)
-    positions = torch.arange(40).expand(3, -1)
-    cache.finish_prefill(0, positions, torch.arange(40) < 30)
-    tokens, depths = torch.ones(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-    ancestors = chain_ancestors(1, batch_size=1, device=model.device)
-    with model.active():
-        assert fuse == "none" or model.made.plan is not None, model.made.obstacle
-    with model.active(), counting() as counts:
-        model.step(tokens, depths, ancestors, cache)
-    return counts
+def with_layers(pair: Pair, target: int, draft: int) -> Pair:
+    """The pair cut to so many layers."""
+    return replace(
+        pair, target=pair.target.with_layers(target), draft=pair.draft.with_layers(draft)
+    )
 
 
-def launches_of_a_layer(fuse: Fuse, dtype: torch.dtype = torch.bfloat16) -> tuple[Counter, int]:
-    """Of one decoder layer by name, and of everything in the pass that is not one."""
-    one, three = (launches_of_a_pass(layers, fuse, dtype) for layers in (1, 3))
-    layer = Counter({name: (three[name] - one[name]) // 2 for name in three})
-    layer = +layer
-    return layer, one.total() - layer.total()
+@functools.cache
+def launches_of(pair: Pair, gamma: int = 12, fuse: Fuse = "kernels") -> Launches:
+    """Of a pair with all its layers."""
+    one, target, draft = (
+        count(with_layers(pair, *layers), gamma=gamma, fuse=fuse)
+        for layers in ((1, 1), (2, 1), (1, 2))
+    )
+    alone, deeper = (
+        count(with_layers(pair, layers, 1), drafts=False, fuse=fuse) for layers in (1, 2)
+    )
+    more = {"target": pair.target.num_layers - 1, "draft": pair.draft.num_layers - 1}
+
+    def whole(first: int, with_target: int, with_draft: int) -> int:
+        more_of_draft = more["draft"] * (with_draft - first)
+        return first + more["target"] * (with_target - first) + more_of_draft
+
+    by_name = {
+        name: whole(*(found.kernels[name] for found in (one, target, draft)))
+        for name in {*one.kernels, *target.kernels, *draft.kernels}
+    }
+    parts = {
+        role: {
+            kind: number + more[role] * (two.parts[role][kind] - number)
+            for kind, number in one.parts[role].items()
+        }
+        for role, two in (("target", target), ("draft", draft))
+    }
+    return Launches(
+        target_layer=target.total - one.total,
+        draft_layer=(draft.total - one.total) // gamma,
+        alone_layer=deeper.total - alone.total,
+        iteration=sum(by_name.values()),
+        early=whole(one.early, target.early, draft.early),
+        alone=whole(alone.total, deeper.total, alone.total),
+        alone_early=whole(alone.early, deeper.early, alone.early),
+        by_name=dict(Counter(by_name).most_common()),
+        parts=parts,
+    )
 
 
 def main() -> int:
-    options = script.begin(script.parser_of(__doc__))
+    parser = script.parser_of(__doc__)
+    parser.add_argument("--pair", nargs="+", choices=PAIRS, default=REAL[:4], dest="pairs")
+    parser.add_argument("--gamma", type=int, default=12)
+    parser.add_argument("--fuse", choices=get_args(Fuse), default="kernels")
+    options = script.begin(parser)
     results = {}
-    for fuse in ("none", "kernels"):
-        layer, rest = launches_of_a_layer(fuse)
-        results[fuse] = {"a layer": layer.total(), "besides": rest, "by name": dict(layer)}
-        print(f"fuse={fuse!r}: {layer.total()} kernels a layer, {rest} besides them in a pass")
-        print("    " + ", ".join(f"{name} {count}" for name, count in layer.most_common()))
-    script.finish(options, results)
+    for name in options.pairs:
+        found = launches_of(PAIRS[name], options.gamma, options.fuse)
+        results[name] = asdict(found)
+        print(
+            f"{PAIRS[name].label}, gamma {options.gamma}: {found.iteration} kernels an iteration "
+            f"({found.target_layer} a layer of the target, {found.draft_layer} of the draft), "
+            f"{found.alone} a token alone; {found.early} may be launched early"
+        )
+        print("    " + ", ".join(f"{kernel} {count}" for kernel, count in found.by_name.items()))
+    script.finish(options, {"gamma": options.gamma, "fuse": options.fuse, "pairs": results})
     return 0
 
 

@@ -3,6 +3,9 @@
     python bench/limits.py [--target qwen2.5-vl-7b] [--draft qwen2.5-vl-3b] [--gpu h200]
         [--context 16384] [--batch 1] [--gamma 12] [--tau 10] [--gpus 1] [--json FILE]
     python bench/limits.py --measured bench/results/cuda-e2e.json
+    python bench/limits.py --predict [--pair qwen-32b-3b ...] [--json FILE]
+    python bench/limits.py --captions [--fleet 1 8 256] [--new-tokens 256] [--decode-workers 8]
+        [--draft-keep 1.0] [--gpus N] [--json FILE]
 
 Without options a table of the pairs that matter. Nothing here is measured: bandwidths are the
 makers' figures, and what a launch, a reduction and the overlap of work really cost is for a
@@ -10,19 +13,37 @@ profile to say. With `--measured` rows of `e2e.py` stand beside what this model 
 bandwidth of their run. An iteration moves `gamma * draft + target` bytes, autoregression `target`
 bytes a token, so with the same kernels the speed-up is `tau * target / (gamma * draft + target)`.
 
+With `--predict` the kernels of every pair's iteration are counted (`launches.py`), and each is
+taken to cost some microseconds beside its bytes: what is expected before anything is measured
+(`paper/predictions.py`).
+
+With `--captions` it is a million captions, from the file to the last token (`paper/captions.py`).
+
 With `--gpus n` weights and caches are divided among n GPUs (tensor parallel): every pass then reads
 1/n of the bytes and reduces its activations twice a layer.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from measuring import script
-from ops.cases import LLAVA_05B, LLAVA_7B, LLAVA_72B, QWEN_3B, QWEN_7B, QWEN_32B, Shape
+from measuring.text_tables import describe
+from ops.cases import (
+    CONTEXTS,
+    LLAVA_05B,
+    LLAVA_7B,
+    LLAVA_72B,
+    QWEN_3B,
+    QWEN_7B,
+    QWEN_32B,
+    QWEN_72B,
+    Shape,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -52,7 +73,7 @@ GPUS = {
         Gpu("b200", 8.00e12, 180e9, 2250e12),
     )
 }
-MODELS = {m.name: m for m in (QWEN_3B, QWEN_7B, QWEN_32B, LLAVA_05B, LLAVA_7B, LLAVA_72B)}
+MODELS = {m.name: m for m in (QWEN_3B, QWEN_7B, QWEN_32B, QWEN_72B, LLAVA_05B, LLAVA_7B, LLAVA_72B)}
 PAIRS = (
     (QWEN_7B, QWEN_3B),
     (QWEN_32B, QWEN_3B),
@@ -83,6 +104,8 @@ class Setting:
         reduction: Seconds of one all-reduce among the GPUs.
         fuse: `DecodeConfig.fuse`, a key of `LAUNCHES_PER_LAYER`.
         kv_item: Bytes of a key or value; 2 is bfloat16.
+        draft_keep: Share of the context that the draft's cache keeps.
+        draft_gpus: GPUs that share a pass of the draft; None: as many as of the target.
     """
 
     target: Shape
@@ -98,6 +121,14 @@ class Setting:
     reduction: float = 1e-5
     fuse: str = "kernels"
     kv_item: int = 2
+    draft_keep: float = 1.0
+    draft_gpus: int | None = None
+
+    @property
+    def of_draft(self) -> Setting:
+        """As the draft sees it."""
+        context = round(self.draft_keep * self.context)
+        return replace(self, context=context, gpus=self.draft_gpus or self.gpus)
 
 
 @dataclass(frozen=True)
@@ -153,15 +184,18 @@ def limit(setting: Setting) -> Limit:
     slots = setting.gamma + 1
     moved, verify, verify_gaps = pass_seconds(setting.target, setting, slots, target_weight)
     _, single, single_gaps = pass_seconds(setting.target, setting, 1, target_weight)
-    draft_moved, step, step_gaps = pass_seconds(setting.draft, setting, 1, draft_weight)
+    draft_moved, step, step_gaps = pass_seconds(setting.draft, setting.of_draft, 1, draft_weight)
     gaps = verify_gaps + setting.gamma * step_gaps + LAUNCHES_PER_ITERATION * setting.gap
     iteration = verify + setting.gamma * step + gaps
     alone = single + single_gaps
-    tokens = setting.context + setting.gamma + 1
-    held = sum(
-        parameters(shape)[1] * size + setting.batch * tokens * kv_bytes(shape, setting.kv_item)
-        for shape, size in zip((setting.target, setting.draft), setting.weight_bytes, strict=True)
-    )
+    held = 0.0
+    for shape, whose, size in (
+        (setting.target, setting, target_weight),
+        (setting.draft, setting.of_draft, draft_weight),
+    ):
+        rows = setting.batch * (whose.context + slots)
+        cache = rows * kv_bytes(shape, setting.kv_item)
+        held += (parameters(shape)[1] * size + cache) / whose.gpus
     return Limit(
         target_bytes=moved,
         draft_bytes=draft_moved,
@@ -172,7 +206,7 @@ def limit(setting: Setting) -> Limit:
         autoregression_ms=1e3 * alone,
         speedup=setting.tau * alone / iteration,
         tokens_per_second=setting.batch * setting.tau / iteration,
-        fits=held / setting.gpus < 0.92 * setting.gpu.memory,
+        fits=held < 0.92 * setting.gpu.memory,
     )
 
 
@@ -243,30 +277,59 @@ def print_comparison(document: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def on_paper(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The document of `--predict` or `--captions`."""
+    gpu = GPUS[arguments.gpu]
+    if arguments.predict:
+        from paper.predictions import PREDICTED, predictions
+
+        pairs, contexts = arguments.pair or PREDICTED, arguments.context or CONTEXTS
+        return predictions(pairs, contexts, arguments.gamma, gpu)
+    from paper.captions import Clip, Fleet, captions
+
+    prompt = Clip.prompt if arguments.context is None else arguments.context[0]
+    clip = Clip(prompt, arguments.new_tokens, workers=arguments.decode_workers)
+    fields = {"gamma": arguments.gamma, "tau": arguments.tau, "draft_keep": arguments.draft_keep}
+    fleets = [Fleet(count, gpu, arguments.gpus) for count in arguments.fleet]
+    return captions(clip, fleets, **fields)
+
+
 def main() -> int:
     parser = script.parser_of(__doc__)
     parser.add_argument("--measured", type=Path, help="JSON of e2e.py to compare with")
+    parser.add_argument("--predict", action="store_true", help="limits and kernels of pairs")
+    parser.add_argument("--pair", nargs="+", help="of bench/pairs/pairs.py")
+    parser.add_argument("--captions", action="store_true", help="a million of them")
+    parser.add_argument("--fleet", type=int, nargs="+", default=[1, 8, 256], help="GPUs in all")
+    parser.add_argument("--new-tokens", type=int, default=256, help="of a caption")
+    parser.add_argument("--decode-workers", type=int, default=8, help="CPU cores a GPU")
+    parser.add_argument("--draft-keep", type=float, default=1.0)
     parser.add_argument("--fuse", choices=LAUNCHES_PER_LAYER, default="kernels")
     parser.add_argument("--target", choices=MODELS)
     parser.add_argument("--draft", choices=MODELS)
     parser.add_argument("--gpu", choices=GPUS, default="h200")
-    parser.add_argument("--context", type=int, nargs="+", default=[4096, 16384, 65536])
+    parser.add_argument("--context", type=int, nargs="+")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--gamma", type=int, default=12)
     parser.add_argument("--tau", type=float, default=10.0)
-    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--gpus", type=int, help="that share a pass (tensor parallel)")
     parser.add_argument("--weight-bytes", type=float, nargs=2, default=(2.0, 2.0))
     arguments = script.begin(parser)
     if arguments.measured:
         print_comparison(json.loads(arguments.measured.read_text()))
         return 0
+    if arguments.predict or arguments.captions:
+        document = on_paper(arguments)
+        print("\n".join(describe(document)))
+        script.finish(arguments, document)
+        return 0
     if (arguments.target is None) != (arguments.draft is None):
         parser.error("--target and --draft: expected both or neither")
     chosen = (arguments.target, arguments.draft)
     pairs = PAIRS if arguments.target is None else (tuple(MODELS[name] for name in chosen),)
-    rows, lines = [], []
+    rows, lines, gpus = [], [], arguments.gpus or 1
     for target, draft in pairs:
-        for context in arguments.context:
+        for context in arguments.context or CONTEXTS:
             setting = Setting(
                 target,
                 draft,
@@ -275,7 +338,8 @@ def main() -> int:
                 batch=arguments.batch,
                 gamma=arguments.gamma,
                 tau=arguments.tau,
-                gpus=arguments.gpus,
+                gpus=gpus,
+                draft_keep=arguments.draft_keep,
                 weight_bytes=tuple(arguments.weight_bytes),
                 fuse=arguments.fuse,
             )
@@ -302,7 +366,7 @@ def main() -> int:
             *("speed-up", "tokens/s", "best gamma at 0.9", "fits"),
         ),
         lines,
-        title=f"limits on paper: {arguments.gpus} x {arguments.gpu}, batch {arguments.batch}, "
+        title=f"limits on paper: {gpus} x {arguments.gpu}, batch {arguments.batch}, "
         f"gamma {arguments.gamma}, tau {arguments.tau:g}",
     )
     script.finish(arguments, {"rows": rows})

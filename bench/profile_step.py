@@ -1,12 +1,15 @@
 """Where the time of an iteration goes: kernels by time, and the gaps between them.
 
     python bench/profile_step.py [--pair qwen-7b-3b] [--context 16384] [--batch 1] [--json FILE]
+        [--early]
     python bench/profile_step.py --device cpu --pair tiny --context 300
 
 Runs whole iterations of a pair with random weights, as `e2e.py` does, under torch.profiler. On CUDA
 they are replays of a graph: its kernels, their share, and how long the device does nothing between
-two of them. Beside that the steps by themselves, from Python and captured: a pass of one row, the
-verify pass with scores, and HF's own SDPA pass over a cache of the same length.
+two of them, and how many run in a layer, beside the number that was predicted. Beside that the
+steps by themselves, from Python and captured: a pass of one row, the verify pass with scores, and
+HF's own SDPA pass over a cache of the same length. With `--early` kernels of a pass are launched
+before the one ahead has ended, which is off as long as no device has timed it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ import torch
 from e2e import overrides
 from measuring import gaps, script, timing
 from measuring.clock import synchronize
+from ops.early import launch_early
 from pairs import huggingface as hf
+from pairs.expected import kernels_a_layer, prediction
 from pairs.pairs import PAIRS, Size
 from pairs.random_models import build
 from pairs.replay import AcceptanceTrace, begin
@@ -128,11 +133,16 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=3, help="under the profiler")
     parser.add_argument("--rows", type=int, default=25, help="of the profile")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="fields")
+    parser.add_argument("--early", action="store_true", help="launch kernels early")
     parser.add_argument("--trace", type=Path, help="write the Chrome trace of the iterations")
     arguments = script.begin(parser)
     if arguments.trace:
         check_json_path(arguments.trace)
     device, pair = arguments.device, PAIRS[arguments.pair]
+    label = pair.label
+    if arguments.early:
+        label += ", launched early"
+        launch_early(True)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     size = Size(arguments.context, arguments.batch)
     tokens = (WARM_UP + arguments.iterations + 4) * (arguments.gamma + 1)
@@ -149,11 +159,16 @@ def main() -> int:
     averages, chrome = profiled(engine, arguments.iterations, device)
     found, kernels = gaps.describe(chrome), gaps.by_kernel(gaps.work(chrome))
     loop = engine.runner.description
+    depth = engine.drafter.depth
+    layer_passes = pair.target.num_layers + depth * pair.draft.num_layers
+    a_layer = kernels_a_layer(kernels, arguments.iterations, layer_passes)
+    expected = prediction(pair.name, config.gamma)
+    expected_kernels = None if expected is None else expected["kernels"]
     steps = step_times(engine)
 
     console = Console()
     console.print(
-        f"{pair.label}, context {size.context}, batch {size.batch_size}, {device}, {dtype}, {loop}",
+        f"{label}, context {size.context}, batch {size.batch_size}, {device}, {dtype}, {loop}",
         markup=False,
         soft_wrap=True,
     )
@@ -165,6 +180,16 @@ def main() -> int:
     if device.type == "cuda":
         order = "self_cuda_time_total"
         share = found["share_within"]
+        said = "not predicted"
+        if expected_kernels is not None:
+            said = f"{expected_kernels} expected, {expected_kernels / layer_passes:.2f} a layer"
+        console.print(
+            f"{sum(a_layer.values()):.2f} kernels a layer and pass, those beside layers included "
+            f"({said}):"
+        )
+        for name, count in a_layer.items():
+            if count >= 0.1:
+                console.print(f"  {count:6.2f} {name[:90]}", markup=False, soft_wrap=True)
         within = "not measured: no replays" if share is None else f"{share:.1%}"
         console.print(
             f"gaps between kernels: {within} of an iteration, {found['share_of_all']:.1%} of all "
@@ -176,7 +201,7 @@ def main() -> int:
     value = {
         "kind": "profile",
         "pair": pair.name,
-        "label": pair.label,
+        "label": label,
         "context": size.context,
         "batch": size.batch_size,
         "gamma": config.gamma,
@@ -185,6 +210,9 @@ def main() -> int:
         "steps": steps,
         "gaps": found,
         "kernels": kernels[: arguments.rows],
+        "kernels_a_layer": a_layer,
+        "layer_passes": layer_passes,
+        "expected_kernels": expected_kernels,
         "iterations": arguments.iterations,
         "backend": ops.active_backend(device.type),
         "limits": timing.device_facts(device),

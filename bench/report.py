@@ -5,8 +5,8 @@
     python bench/report.py --check           exit code 1 if the tables are not up to date
 
 A table stands there between `<!-- table: NAME -->` and `<!-- end of table -->`. The tables named in
-`TABLES` are made of `bench/results/cuda-*.json`, as `gpu.sh` writes them; where there is
-none, and where a row has no figure, they say "not measured".
+`TABLES` are made of `bench/results/cuda-*.json`, as `gpu.sh` writes them, and of `predictions.json`
+there; where there is none, and where a row has no figure, they say "not measured".
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ Document = dict[str, Any]
 
 
 def load(folder: Path) -> list[Document]:
-    """The JSON of a GPU in a folder, by name."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("cuda-*.json"))]
+    """The JSON of a GPU in a folder, by name, and what was predicted of it."""
+    paths = sorted(folder.glob("cuda-*.json"))
+    for name in ("predictions", "captions"):
+        paths += folder.glob(f"{name}.json")
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def of_kind(documents: Iterable[Document], kind: str) -> list[Document]:
@@ -181,10 +184,10 @@ def embedded_table(documents: list[Document]) -> list[str]:
 
 
 def profile_table(documents: list[Document]) -> list[str]:
-    headings = (*_ROW, "gaps within an iteration", "kernels", "most time")
+    headings = (*_ROW, "gaps within an iteration", "kernels", "expected", "most time")
     found = of_kind(documents, "profile")
     if not found:
-        return markdown(headings, [[NOT_MEASURED, *[""] * 6]])
+        return markdown(headings, [[NOT_MEASURED, *[""] * 7]])
     rows = []
     for document in found:
         device, gaps = document["environment"]["device_name"], document["gaps"]
@@ -195,10 +198,74 @@ def profile_table(documents: list[Document]) -> list[str]:
                 *_names({**document, "device": device}),
                 NOT_MEASURED if within is None else f"{within:.1%}",
                 NOT_MEASURED if count is None else f"{count:.0f}",
+                str(document.get("expected_kernels") or "-"),
                 "; ".join(most) or NOT_MEASURED,
             ]
         )
     return markdown(headings, rows)
+
+
+def predictions_table(documents: list[Document]) -> list[str]:
+    """What is expected, beside what was measured at the same size."""
+    headings = ("target <- draft", "context", "byte limit, ms", "kernels", "expected ms")
+    headings += ("of its limit", "launched early, ms", "of its limit", "a token alone")
+    headings += ("tau for 2x", "tau for 3x", "measured ms")
+    found = of_kind(documents, "predictions")
+    if not found:
+        return markdown(headings, [[NOT_MEASURED, *[""] * 11]])
+    measured = {
+        (row["pair"], row["context"]): row["methods"]
+        for row in pair_rows(documents)
+        if row["batch"] == 1 and "not_measured" not in row
+    }
+    most = found[-1]["gamma"] + 1
+    rows = []
+    for row in found[-1]["rows"]:
+        taus = (row["tau_for_2x"], row["tau_for_3x"])
+        rows.append(
+            [
+                row["label"] + ("" if row["fits"] else " (does not fit)"),
+                str(row["context"]),
+                f"{row['limit_ms']:.1f}",
+                str(row["kernels"]),
+                f"{row['estimate_ms']:.1f}",
+                f"{row['estimate_ms'] / row['limit_ms']:.2f}x",
+                f"{row['early_ms']:.1f}",
+                f"{row['early_ms'] / row['limit_ms']:.2f}x",
+                f"{row['alone_ms']:.1f}",
+                *(f"{tau:.1f}" if tau <= most else f"- ({tau:.1f})" for tau in taus),
+                _ms(measured.get((row["pair"], row["context"]), {}), "lvspec"),
+            ]
+        )
+    return markdown(headings, rows)
+
+
+_HOURS = ("hours", "alone_hours")
+
+
+def captions_table(documents: list[Document]) -> list[str]:
+    """A million clips on paper."""
+    headings = ("target <- draft", "GPUs", "that share a pass", "hours", "without a draft")
+    headings += ("s a clip: CPUs", "vision", "prefill", "decoding", "batch", "limited by")
+    headings += ("one clip", "its decoding")
+    found = of_kind(documents, "captions")
+    rows = []
+    for row in found[-1]["rows"] if found else ():
+        its = row["stages"]
+        weights = " (fp8)" if row["weight_bytes"] == 1 else ""
+        rows.append(
+            [
+                f"{row['target']}{weights} <- {row['draft']}",
+                str(row["fleet"]),
+                str(row["gpus"]),
+                *(f"{row[name]:.{1 if row[name] < 100 else 0}f}" for name in _HOURS),
+                *(f"{its[name]:.2f}" for name in ("cpu", "vision", "prefill", "decoding")),
+                str(its["batch"]),
+                row["limited_by"],
+                *(f"{row[name]:.2f}x" for name in ("one_speedup", "one_decoding_speedup")),
+            ]
+        )
+    return markdown(headings, rows or [[NOT_MEASURED, *[""] * 12]])
 
 
 TABLES: dict[str, Callable[[list[Document]], list[str]]] = {
@@ -206,6 +273,8 @@ TABLES: dict[str, Callable[[list[Document]], list[str]]] = {
     "gpu-peers": peers_table,
     "gpu-embedded": embedded_table,
     "gpu-profile": profile_table,
+    "predictions": predictions_table,
+    "captions": captions_table,
 }
 
 

@@ -148,6 +148,63 @@ PassLayer read_layer(Columns& c) {
   return layer;
 }
 
+// What passes over slots of one model and cache share; owns what the arguments point into.
+struct Passes {
+  TextPass a{};
+  int64_t vocabulary;
+  std::vector<PassLayer> layers;
+  Tensor kv_len, visual, positions;
+
+  Passes(const Tensor& table, const Tensor& k, const Tensor& v, const Tensor& length,
+         const Tensor& marks, const Tensor& places)
+      : kv_len(packed(length)), visual(packed(marks)), positions(packed(places)) {
+    Columns c{pointer<int64_t>(table)};
+    vocabulary = c.integer();
+    const int64_t num_layers = c.integer();
+    a.width = c.integer(), a.inner = c.integer(), a.num_q_heads = c.integer();
+    a.embedding = c.address<float>();
+    a.norm = c.address<float>(), a.norm_eps = c.number();
+    a.frequencies = c.address<float>(), a.dimensions = c.address<int32_t>();
+    a.angle_scaling = c.number();
+    for (int64_t i = 0; i < num_layers; ++i) layers.push_back(read_layer(c));
+    a.layers = layers.data(), a.num_layers = num_layers;
+    a.batch_size = kv_len.size(0);
+    a.num_kv_heads = k.size(2), a.capacity = k.size(3), a.head_dim = k.size(4);
+    a.k_cache = const_cast<float*>(pointer<float>(k));
+    a.v_cache = const_cast<float*>(pointer<float>(v));
+    copy_strides(k, a.k_stride), copy_strides(v, a.v_stride);
+    a.kv_len = pointer<int32_t>(kv_len), a.visual = pointer<uint8_t>(visual);
+    a.positions = pointer<int64_t>(positions), a.position_rows = positions.size(0);
+    a.parallel_for = parallel_for;
+  }
+
+  // `depths` is [S] or [B, S]; both stay with the caller.
+  void set_slots(int64_t num_slots, const Tensor& depths, const Tensor& ancestors) {
+    a.num_slots = num_slots, a.ancestors = pointer<int64_t>(ancestors);
+    a.depths = pointer<int64_t>(depths), a.depths_stride = depths.dim() > 1 ? num_slots : 0;
+  }
+
+  void set_head(const Tensor& head, int64_t outputs) {
+    a.head = {head.const_data_ptr(), type_of(head)}, a.outputs = outputs;
+  }
+
+  void run() const {
+    check_room(kv_len, a.num_slots, a.capacity);
+    for (int64_t b = 0; b < a.batch_size; ++b)
+      for (int64_t s = 0; s < a.num_slots; ++s) {
+        const int64_t index = a.kv_len[b] + a.depths[b * a.depths_stride + s];
+        if (index < 0 || index >= a.capacity)
+          throw std::runtime_error("lvspec: expected depths within the cache, got position " +
+                                   std::to_string(index) + " of " + std::to_string(a.capacity));
+      }
+    for (int64_t i = 0; a.tokens != nullptr && i < a.batch_size * a.num_slots; ++i)
+      if (a.tokens[i] < 0 || a.tokens[i] >= vocabulary)
+        throw std::runtime_error("lvspec: expected token ids below " + std::to_string(vocabulary) +
+                                 ", got " + std::to_string(a.tokens[i]));
+    kernels().text_pass(a);
+  }
+};
+
 constexpr const char* kTextPassSchema =
     "text_pass(Tensor table, Tensor? tokens, Tensor? hidden, Tensor depths, Tensor ancestors, "
     "Tensor(a!) k, Tensor(b!) v, Tensor kv_len, Tensor visual, Tensor positions, int first, "
@@ -160,34 +217,13 @@ std::tuple<Tensor, Tensor, Tensor> text_pass(
     Tensor table, std::optional<Tensor> tokens, std::optional<Tensor> hidden, Tensor depths,
     Tensor ancestors, Tensor k, Tensor v, Tensor kv_len, Tensor visual, Tensor positions,
     int64_t first, int64_t count, std::optional<Tensor> head, int64_t outputs, bool scores) {
-  Columns c{pointer<int64_t>(table)};
-  TextPass a{};
-  const int64_t vocabulary = c.integer(), num_layers = c.integer();
-  a.width = c.integer(), a.inner = c.integer(), a.num_q_heads = c.integer();
-  a.embedding = c.address<float>();
-  a.norm = c.address<float>(), a.norm_eps = c.number();
-  a.frequencies = c.address<float>(), a.dimensions = c.address<int32_t>();
-  a.angle_scaling = c.number();
-  static thread_local std::vector<PassLayer> layers;
-  layers.clear();
-  for (int64_t i = 0; i < num_layers; ++i) layers.push_back(read_layer(c));
-  a.layers = layers.data(), a.first_layer = first, a.num_layers = count;
-
-  const Tensor& rows = hidden.has_value() ? *hidden : *tokens;
-  a.batch_size = rows.size(0), a.num_slots = rows.size(1);
-  a.num_kv_heads = k.size(2), a.capacity = k.size(3), a.head_dim = k.size(4);
-  kv_len = packed(kv_len), ancestors = packed(ancestors), visual = packed(visual);
-  depths = packed(depths), positions = packed(positions);
-  check_room(kv_len, a.num_slots, a.capacity);
-  a.depths = pointer<int64_t>(depths), a.depths_stride = depths.dim() > 1 ? a.num_slots : 0;
-  for (int64_t b = 0; b < a.batch_size; ++b)
-    for (int64_t s = 0; s < a.num_slots; ++s) {
-      const int64_t index = pointer<int32_t>(kv_len)[b] + a.depths[b * a.depths_stride + s];
-      if (index < 0 || index >= a.capacity)
-        throw std::runtime_error("lvspec: expected depths within the cache, got position " +
-                                 std::to_string(index) + " of " + std::to_string(a.capacity));
-    }
-  Tensor made = empty(k, {a.batch_size, a.num_slots, a.width}, ScalarType::Float);
+  Passes passes(table, k, v, kv_len, visual, positions);
+  TextPass& a = passes.a;
+  a.first_layer = first, a.num_layers = count;
+  depths = packed(depths), ancestors = packed(ancestors);
+  const int64_t B = a.batch_size, S = hidden.has_value() ? hidden->size(1) : tokens->size(1);
+  passes.set_slots(S, depths, ancestors);
+  Tensor made = empty(k, {B, S, a.width}, ScalarType::Float);
   a.hidden = numbers(made);
   if (hidden.has_value()) {
     const Tensor given = packed(*hidden);
@@ -196,27 +232,70 @@ std::tuple<Tensor, Tensor, Tensor> text_pass(
   } else {
     tokens = packed(*tokens);
     a.tokens = pointer<int64_t>(*tokens);
-    for (int64_t i = 0; i < a.batch_size * a.num_slots; ++i)
-      if (a.tokens[i] < 0 || a.tokens[i] >= vocabulary)
-        throw std::runtime_error("lvspec: expected token ids below " + std::to_string(vocabulary) +
-                                 ", got " + std::to_string(a.tokens[i]));
-    a.head = {head->const_data_ptr(), type_of(*head)}, a.outputs = outputs;
+    passes.set_head(*head, outputs);
   }
   const bool has_head = a.head.data != nullptr;
-  Tensor logits = empty(k, {a.batch_size, a.num_slots, has_head ? outputs : 0}, ScalarType::Float);
+  Tensor logits = empty(k, {B, S, has_head ? outputs : 0}, ScalarType::Float);
   a.logits = numbers(logits);
   const int64_t scored = scores ? count : 0;
-  Tensor masses = empty(k, {scored, a.batch_size, a.num_q_heads, a.num_slots}, ScalarType::Float);
-  Tensor peaks = empty(k, {scored, a.batch_size, a.num_q_heads, a.num_slots}, ScalarType::Float);
+  Tensor masses = empty(k, {scored, B, a.num_q_heads, S}, ScalarType::Float);
+  Tensor peaks = empty(k, {scored, B, a.num_q_heads, S}, ScalarType::Float);
   a.mass = scores ? numbers(masses) : nullptr, a.peak = scores ? numbers(peaks) : nullptr;
-  a.k_cache = numbers(k), a.v_cache = numbers(v);
-  copy_strides(k, a.k_stride), copy_strides(v, a.v_stride);
-  a.kv_len = pointer<int32_t>(kv_len), a.ancestors = pointer<int64_t>(ancestors);
-  a.visual = pointer<uint8_t>(visual), a.positions = pointer<int64_t>(positions);
-  a.position_rows = positions.size(0);
-  a.parallel_for = parallel_for;
-  kernels().text_pass(a);
+  passes.run();
   return {has_head ? logits : made, masses, peaks};
+}
+
+// The first of the largest, or of the NaNs: as torch.argmax.
+int64_t best_of(const float* x, int64_t count) {
+  int64_t best = 0;
+  for (int64_t i = 1; i < count && x[best] == x[best]; ++i)
+    if (x[i] > x[best] || x[i] != x[i]) best = i;
+  return best;
+}
+
+constexpr const char* kTextChainSchema =
+    "text_chain(Tensor table, Tensor tokens, Tensor depths, Tensor ancestors, Tensor moved, "
+    "Tensor(a!) k, Tensor(b!) v, Tensor(c!) kv_len, Tensor visual, Tensor positions, int count, "
+    "Tensor head, int outputs, Tensor? vocabulary) -> Tensor";
+
+// A greedy chain, int64 [B, count]: a pass over tokens [B, S], whose last row chooses the first, then
+// count - 1 passes of one slot, each over what was chosen last. kv_len, contiguous, moves on by `moved`,
+// int32 [B], behind the first pass, and by one before each of the others. `vocabulary` is the id of
+// each output, or outputs are ids.
+Tensor text_chain(Tensor table, Tensor tokens, Tensor depths, Tensor ancestors, Tensor moved,
+                  Tensor k, Tensor v, Tensor kv_len, Tensor visual, Tensor positions,
+                  int64_t count, Tensor head, int64_t outputs, std::optional<Tensor> vocabulary) {
+  if (!kv_len.is_contiguous()) throw std::runtime_error("lvspec: expected contiguous kv_len");
+  Passes passes(table, k, v, kv_len, visual, positions);
+  TextPass& a = passes.a;
+  int32_t* lengths = const_cast<int32_t*>(a.kv_len);
+  const int32_t* steps = pointer<int32_t>(moved);
+  const int64_t B = a.batch_size, S = tokens.size(1);
+  tokens = packed(tokens), depths = packed(depths), ancestors = packed(ancestors);
+  passes.set_slots(S, depths, ancestors);
+  passes.set_head(head, outputs);
+  std::vector<float> hidden(size_t(B * S * a.width)), logits(size_t(B * S * outputs));
+  std::vector<int64_t> last(size_t(B), 0);
+  const std::vector<int64_t> no_depths(size_t(B), 0), themselves(size_t(B), 1);
+  a.tokens = pointer<int64_t>(tokens), a.hidden = hidden.data(), a.logits = logits.data();
+  Tensor chosen = empty(tokens, {B, count}, ScalarType::Long);
+  int64_t* ids = static_cast<int64_t*>(chosen.mutable_data_ptr());
+  for (int64_t i = 0; i < count; ++i) {
+    if (i == 1) {
+      a.tokens = last.data(), a.depths = no_depths.data(), a.depths_stride = 0;
+      a.ancestors = themselves.data(), a.num_slots = 1;
+    }
+    for (int64_t b = 0; i > 0 && b < B; ++b) ++lengths[b];
+    passes.run();
+    for (int64_t b = 0; b < B; ++b) {
+      const int64_t row = (b + 1) * a.num_slots - 1;
+      const int64_t best = best_of(logits.data() + row * outputs, outputs);
+      last[b] = vocabulary.has_value() ? pointer<int64_t>(*vocabulary)[best] : best;
+      ids[b * count + i] = last[b];
+    }
+    for (int64_t b = 0; i == 0 && b < B; ++b) lengths[b] += steps[b];
+  }
+  return chosen;
 }
 
 }  // namespace
@@ -224,6 +303,7 @@ std::tuple<Tensor, Tensor, Tensor> text_pass(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lvspec, m) {
   m.def(lvspec::kTextPassSchema);
+  m.def(lvspec::kTextChainSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {
@@ -232,4 +312,5 @@ STABLE_TORCH_LIBRARY_IMPL(lvspec, CPU, m) {
   m.impl("rotary_angles", TORCH_BOX(&lvspec::rotary_angles));
   m.impl("rotate_and_write", TORCH_BOX(&lvspec::rotate_and_write));
   m.impl("text_pass", TORCH_BOX(&lvspec::text_pass));
+  m.impl("text_chain", TORCH_BOX(&lvspec::text_chain));
 }

@@ -448,15 +448,13 @@ Array heads(Random& random, Type type, Shape shape) {
 void fuzz_rotary(Random& random) {
   lvspec::RotaryAngles a{};
   a.batch_size = random.between(1, 3), a.num_slots = any_size(random, 40);
-  a.num_sections = random.between(1, 5);
-  Array sections = integers<int64_t>(random, {a.num_sections}, false, 0, 20);
-  int64_t half = 0;
-  sections.each([&](int64_t i) { half += sections.as<int64_t>()[i]; });
+  const int64_t half = random.between(0, 60), position_rows = random.between(1, 3);
   a.head_dim = 2 * half;
-  Array positions = integers<int64_t>(random, {3, a.batch_size, a.num_slots}, random.one_in(2), 0,
+  Array dimensions = integers<int32_t>(random, {half}, false, 0, position_rows - 1);
+  Array positions = integers<int64_t>(random, {position_rows, a.batch_size, a.num_slots}, random.one_in(2), 0,
                                       5000);
   Array frequencies = numbers(random, Type::f32, {half}, false, 0.1, false);
-  a.frequencies = frequencies.as<float>(), a.sections = sections.as<int64_t>();
+  a.frequencies = frequencies.as<float>(), a.dimensions = dimensions.as<int32_t>();
   a.scaling = 1 + random.uniform();
   const auto bind = [&] {
     a.positions = positions.as<int64_t>(), positions.copy_strides(a.positions_stride);

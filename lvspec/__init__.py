@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lvspec.calibration.calibrate import calibrate
+    from lvspec.captioning.api import caption
     from lvspec.config import DecodeConfig
     from lvspec.engine.api import generate, generate_many
     from lvspec.engine.decoder import Decoder
@@ -42,6 +43,7 @@ _HOMES = {
     "Profile": "profile",
     "SkipTree": "tree_shapes",
     "calibrate": "calibration.calibrate",
+    "caption": "captioning.api",
     "custom_generate": "engine.hf",
     "evaluate": "evaluation.evaluate",
     "frequent_tokens": "phases.draft.vocabulary",
@@ -66,6 +68,7 @@ __all__ = [
     "Profile",
     "SkipTree",
     "calibrate",
+    "caption",
     "custom_generate",
     "evaluate",
     "frequent_tokens",

@@ -70,6 +70,12 @@ def check_share(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
 
 
+def check_seconds(name: str, value: float) -> None:
+    """Raise TypeError or ValueError unless `value` is a number above 0, which may be infinite."""
+    if not real(name, value) > 0:
+        raise ValueError(f"{name}: expected seconds > 0, got {value}")
+
+
 def check_type(name: str, value: Any, expected: type) -> None:
     """Raise TypeError unless `value` is of this type."""
     if not isinstance(value, expected):

@@ -52,6 +52,27 @@ def version(package: str) -> str | None:
         return None
 
 
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def number_on_machine(argument: str) -> int:
+    """Which of the processes that torchrun has started on this machine this one is, from 0.
+
+    Args:
+        argument: What asks for several processes, for messages.
+
+    Raises:
+        ValueError: torchrun has not started this process.
+    """
+    missing = [name for name in _OF_TORCHRUN if not os.environ.get(name)]
+    if missing:
+        raise ValueError(
+            f"{argument}: expected processes that torchrun has started (torchrun --nproc-per-node "
+            f"N -m lvspec ...), got one without {', '.join(missing)} in its environment"
+        )
+    return int(os.environ["LOCAL_RANK"])
+
+
 class NotWritten(OSError):
     """A file of results could not be written. Names it, and why."""
 
@@ -155,3 +176,17 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if found.returncode == 0 else None
+
+
+def made_folder(out: str | os.PathLike) -> Path:
+    """The folder `out`, made where it is not there yet.
+
+    Raises:
+        OSError: It is a file, or cannot be made; the message names it.
+    """
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = "a file" if Path(out).is_file() else error.strerror
+        raise type(error)(f"out: expected a folder, got {os.fspath(out)}: {got}") from error
+    return Path(out)

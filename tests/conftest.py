@@ -1,11 +1,10 @@
 """What every test gets: one thread, a seed, and memory that is not zero by luck."""
 
 import copy
-import importlib
+import importlib.util
 import math
 import os
 import random
-import shutil
 import subprocess
 import sys
 import weakref
@@ -336,16 +335,6 @@ def draft_trees(monkeypatch):
     return use
 
 
-# A build of torch without CUDA refuses even fakes on it, because nobody sets the current device.
-GUARD = """
-#include <c10/core/impl/DeviceGuardImplInterface.h>
-namespace {
-struct Guard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {};
-C10_REGISTER_GUARD_IMPL(CUDA, Guard)
-}
-"""
-
-
 @pytest.fixture(scope="session")
 def fake_cuda(tmp_path_factory):
     """`fake_cuda(ways, target_folder, draft_folder, ...)` runs tests/support/fake_cuda.py."""
@@ -363,15 +352,12 @@ def fake_cuda(tmp_path_factory):
 
 
 def _guard(folder):
-    if torch.version.cuda:
-        return ""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("a C++ compiler is needed to make torch accept a device that is not there")
-    source, library = folder / "guard.cpp", folder / "guard.so"
-    source.write_text(GUARD)
-    root = Path(torch.__file__).parent
-    flags = ["-std=c++20", "-shared", "-fPIC", f"-I{root / 'include'}", f"-L{root / 'lib'}"]
-    command = [compiler, *flags, str(source), "-lc10", "-o", str(library)]
-    subprocess.run(command, check=True, timeout=120)
-    return str(library)
+    """The library that bench/ops/cuda_guard.py builds, "" where torch needs none."""
+    path = Path(__file__).parents[1] / "bench" / "ops" / "cuda_guard.py"
+    spec = importlib.util.spec_from_file_location("cuda_guard", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return str(module.build_guard(folder) or "")
+    except RuntimeError as reason:
+        pytest.skip(str(reason))

@@ -31,6 +31,8 @@ FLOORS = [
     {"phases"},
     {"engine"},
     {"evaluation"},
+    {"captioning"},
+    {"ray"},
     {"shapes"},
     {"calibration"},
     {"reporting"},

@@ -206,6 +206,22 @@ def run_in_shell(name, folder):
     return printed
 
 
+def test_two_processes_in_the_shell(tmp_path):
+    """The first one prints, and what it prints is the caption."""
+    (line,) = re.findall(r"^torchrun (.*--tensor-parallel)$", READMES["lvspec/README.md"], re.M)
+    scene = scenes("evaluation", 1)[0]
+    write_clip(scene, tmp_path / "clip.mp4")
+    port = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # any that is free
+    command = [sys.executable, "-m", "torch.distributed.run", *port, *shlex.split(line)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    name, caption, counts = done.stdout.splitlines()
+    assert name == "clip.mp4" and judge(caption, scene)[2] and counts.count("tau") == 1
+
+
 def write_clips(folder, count):
     folder.mkdir()
     for index, scene in enumerate(scenes("calibration", count)):
@@ -215,7 +231,7 @@ def write_clips(folder, count):
 def test_ones_own_pair_in_the_shell(tmp_path):
     """A profile that is certified, a table in which it stands, and a page."""
     write_clips(tmp_path / "clips", 8)
-    _, table, _ = run_in_shell("README.md", tmp_path)
+    _, table, _, captions = run_in_shell("README.md", tmp_path)
     profile = json.loads((tmp_path / "profile.json").read_text())
     assert profile["fidelity"]["certified"] and profile["config"]["gamma"] == 12
     assert "8 samples, 8 methods" in table
@@ -224,6 +240,7 @@ def test_ones_own_pair_in_the_shell(tmp_path):
     assert tau["autoregression"] == 1 < tau["strict"] < tau["lvspec"]
     page = (tmp_path / "page.html").read_text()
     assert "lvspec report" in page and len(page) < 2**20
+    assert captions.startswith("8 captions | 0 failed | 0 were there | 0 left | ")
 
 
 def test_an_evaluation_goes_on_in_the_shell(tmp_path):
@@ -233,6 +250,19 @@ def test_an_evaluation_goes_on_in_the_shell(tmp_path):
     lines = (tmp_path / "evaluation" / "records.jsonl").read_text().splitlines()
     assert tables[0] == tables[1] and "3 samples, 8 methods" in tables[0]
     assert len(lines) == 1 + 3 * 8
+
+
+def test_many_captions_in_the_shell(tmp_path):
+    """The counts that the README shows, and one part of two."""
+    write_clips(tmp_path / "clips", 8)
+    name = "lvspec/captioning/README.md"
+    first, table, part = run_in_shell(name, tmp_path)
+    assert first.startswith("8 captions | 0 failed | 0 were there | 0 left | ")
+    shown = re.search(r"```\n(shard .*?)```", READMES[name], re.DOTALL)[1]
+    kinds = [re.sub(r"[\d.]+|[\w-]+-bound.*| +", " ", text).split() for text in (shown, table)]
+    assert kinds[0] == kinds[1] and table.splitlines()[-1] == shown.splitlines()[-1]
+    rows = (tmp_path / "others" / "captions-2-of-2.jsonl").read_text().splitlines()
+    assert part.startswith(f"{len(rows)} captions | 0 failed") and 0 < len(rows) < 8
 
 
 def test_an_engine_of_ones_own(printed):

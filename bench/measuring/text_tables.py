@@ -125,6 +125,48 @@ def profile(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def predictions(document: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{document['gpu']}, {document['gb_per_s']:.0f} GB/s, gamma {document['gamma']}, "
+        f"{document['kernel_us']:.1f} us a kernel, {document['early_us']:.1f} launched early: "
+        "nothing of this is measured",
+        f"{'target <- draft':58} context   limit kernels estimate   early   alone    2x    3x",
+    ]
+    for row in document["rows"]:
+        lines.append(
+            f"{row['label']:58} {row['context']:7} {row['limit_ms']:7.1f} {row['kernels']:7} "
+            f"{row['estimate_ms']:8.1f} {row['early_ms']:7.1f} {row['alone_ms']:7.1f} "
+            f"{row['tau_for_2x']:5.1f} {row['tau_for_3x']:5.1f}"
+            f"{'' if row['fits'] else '  does not fit'}"
+        )
+    return lines
+
+
+def captions(document: dict[str, Any]) -> list[str]:
+    clip = document["clip"]
+    lines = [
+        f"a million clips, {document['gpu']}: {clip['prompt']} tokens, {clip['new_tokens']} new, "
+        f"{clip['workers']} cores a GPU: nothing of this is measured; seconds a clip and group",
+        f"{'target <- draft':34} GPUs group   hours   alone    cpu vision prefill decoding batch  "
+        "limited by      one clip, decoding",
+    ]
+    for row in document["rows"]:
+        its = row["stages"]
+        weights = " (fp8)" if row["weight_bytes"] == 1 else ""
+        lines.append(
+            f"{row['target'] + weights + ' <- ' + row['draft']:34} {row['fleet']:4} "
+            f"{row['gpus']:5} {row['hours']:7.1f} {row['alone_hours']:7.1f} {its['cpu']:6.2f} "
+            f"{its['vision']:6.2f} {its['prefill']:7.2f} {its['decoding']:8.2f} {its['batch']:5}  "
+            f"{row['limited_by']:14} {row['one_speedup']:8.2f}x "
+            f"{row['one_decoding_speedup']:8.2f}x"
+        )
+    return lines
+
+
+def facts(document: dict[str, Any]) -> list[str]:
+    return [f"{name:20} {value}" for name, value in document["limits"].items()]
+
+
 def _us(milliseconds: float | None) -> str:
     if milliseconds is None:
         return "-"
@@ -140,7 +182,8 @@ def describe(document: dict[str, Any]) -> list[str]:
     """
     if "benchmarks" in document:
         return microbenchmarks(document)
-    kinds = {"e2e": end_to_end, "profile": profile}
+    kinds = {"e2e": end_to_end, "profile": profile, "predictions": predictions}
+    kinds |= {"facts": facts, "captions": captions}
     if document.get("kind") in kinds:
         return kinds[document["kind"]](document)
     if "rows" in document:

@@ -57,6 +57,7 @@ class Shape:
 QWEN_3B = Shape("qwen2.5-vl-3b", 16, 2, 128, 36, 151936, 11008, tied=True)
 QWEN_7B = Shape("qwen2.5-vl-7b", 28, 4, 128, 28, 152064, 18944)
 QWEN_32B = Shape("qwen2.5-vl-32b", 40, 8, 128, 64, 152064, 27648)
+QWEN_72B = Shape("qwen2.5-vl-72b", 64, 8, 128, 80, 152064, 29568)
 # HF's converter adds two tokens to Qwen2's vocabulary and pads it to a multiple of 64.
 LLAVA_05B = Shape(
     "llava-onevision-0.5b", 14, 2, 64, 24, 152000, 4864, tied=True, family="llava_onevision"

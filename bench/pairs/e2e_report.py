@@ -87,6 +87,9 @@ class Report:
                 if "limit_ms" in found:
                     line += f", limit {found['limit_ms']:.3f} ({found['share_of_limit']:.0%})"
                 line += f", {found['loop']}" if "loop" in found else ""
+                if found.get("other_parts"):
+                    self.failed = True
+                    line += f"; parts: {'; '.join(found['other_parts'])}"
             self._print(f"  {method:22} {line}")
         for check, said in row["checks"].items():
             self._print(f"  {check}: {said}")

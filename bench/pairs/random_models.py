@@ -21,7 +21,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from lvspec.models.cache import SlotCache
+from lvspec.models.cache import Beginning, SlotCache
 from lvspec.models.model import Model
 
 SYSTEM, QUESTION = 15, 40
@@ -123,7 +123,13 @@ class RandomPromptModel(Model):
     """
 
     def prefill(
-        self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int, *, following: int = 0
+        self,
+        inputs: Mapping[str, Any],
+        cache: SlotCache,
+        sequence: int,
+        *,
+        following: int = 0,
+        beginning: Beginning | None = None,
     ) -> Tensor:
         """Fill the slot; the prompt is one long video between two texts."""
         ids = inputs["input_ids"]

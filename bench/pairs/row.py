@@ -16,6 +16,7 @@ from measuring import timing
 from measuring.clock import figures, peak_gb, timed
 from ops.reasons import Unavailable, Wrong
 from pairs import huggingface as hf
+from pairs.expected import other_parts, prediction
 from pairs.pairs import Pair, Size
 from pairs.random_models import RandomPromptModel, random_prompt
 from pairs.replay import AcceptanceTrace, ReplayEngine, begin
@@ -99,11 +100,15 @@ class Row:
                 raise Wrong(f"{name}: expected {said.sum(0).tolist()} tokens, got {tokens}")
         length = (before[1] + after[1]).double().mean().item() / 2
         moved = self.moved_bytes(engine, length)
+        expected = prediction(self.pair.name, self.plan.config.gamma)
+        is_predicted = expected is not None and self.device.type == "cuda"
+        is_usual = is_predicted and engine.config.fuse == "kernels"
         return {
             **figures(wall, each),
             "tokens_per_iteration": tokens,
             "loop": engine.runner.description,
             "parts": engine.parts,
+            "other_parts": other_parts(engine.parts, expected["parts"]) if is_usual else [],
             "draft_passes": engine.drafter.depth,
             "mean_context": length,
             **self.against_limit(moved, wall),

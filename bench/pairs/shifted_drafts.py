@@ -133,10 +133,7 @@ class ShiftedDrafter(SkipTreeDrafter):
 
     def _draft(self, state: DecodeState, target_kv_len: Tensor) -> tuple[Tensor, Tensor]:
         clean, rows = self._run(
-            ("rows of a chain", self._clean),
-            lambda: _Rows(self.model, self.head, self._clean),
-            self._begin(state, target_kv_len),
-            target_kv_len,
+            _Rows(self.head, self._clean), self._begin(state, target_kv_len), target_kv_len
         )
         adverbs = torch.tensor(self.shifts.adverbs)
         best_adverbs = adverbs[rows[..., adverbs].argmax(-1)].tolist()

@@ -15,11 +15,12 @@ from typing import NoReturn
 
 from lvspec import __version__
 from lvspec.cli.options import did_you_mean, unknown_options
-from lvspec.cli.say import say, say_progress
+from lvspec.cli.say import hush, say, say_progress
 from lvspec.environment import NotWritten
 
 COMMANDS = {
     "generate": ("lvspec.cli.generate", "caption videos with a target and a draft"),
+    "caption": ("lvspec.cli.caption", "caption a folder or a manifest: resumable, in shards"),
     "calibrate": ("lvspec.cli.calibrate", "find settings that keep a stated fidelity"),
     "evaluate": ("lvspec.cli.evaluate", "methods side by side on your own videos"),
     "report": ("lvspec.cli.report", "a page that shows captions token by token, or an evaluation"),
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    if "--tensor-parallel" in words and os.environ.get("RANK", "0") != "0":
+        hush()
     say_progress()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

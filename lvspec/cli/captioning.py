@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -63,7 +64,9 @@ def caption_videos(
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     device = find_device(arguments.device)
-    file = _ResultFile(arguments.json, {"environment": environment(device)})
+    is_one_of_many = arguments.tensor_parallel and os.environ["RANK"] != "0"  # the first one writes
+    path = None if is_one_of_many else arguments.json
+    file = _ResultFile(path, {"environment": environment(device)})
     file.document.update(_describe(arguments, policy, config))
     captioner = None
     try:
@@ -76,6 +79,7 @@ def caption_videos(
                 device=device,
                 draft_weights=arguments.draft_weights,
                 target_weights=arguments.target_weights,
+                tensor_parallel=arguments.tensor_parallel,
             )
         if arguments.profile is not None:
             with errors_by_option({"profile": "--profile"}):
@@ -86,8 +90,10 @@ def caption_videos(
             file.document.update(_describe(arguments, policy, config))
         captioner = _Captioner(arguments, policy, config, models, file)
         captioner.begin()
-        for path in tqdm(arguments.video, desc="videos", disable=captioner.no_bar, leave=False):
-            captioner.caption(path, obstacles.get(path))
+        with captioner.ranks.to_the_end():
+            obstacles = captioner.ranks.value(obstacles)
+            for path in tqdm(arguments.video, desc="videos", disable=captioner.no_bar, leave=False):
+                captioner.caption(path, obstacles.get(path))
     except KeyboardInterrupt:
         file.interrupt()
         return 130
@@ -182,6 +188,7 @@ class _Captioner:
         self.decoder = Decoder(
             models.target, models.draft, policy, config, tokenizer=models.processor.tokenizer
         )
+        self.ranks = self.decoder.target.ranks
         self.console = Console()
         self.rows: list[tuple[str, Generation]] = []
         self.num_refused = 0
@@ -253,12 +260,26 @@ class _Captioner:
         return 2 if self.num_refused == len(self.file.results) else 1
 
     def _inputs(self, path: str) -> tuple[dict, dict | None]:
+        """Of the target and of the draft; of several processes one reads for all."""
+        if self.ranks.size == 1:
+            return self._read(path, self.models.target.device)
+        found = None
+        if self.ranks.is_first:
+            try:
+                found = self._read(path, torch.device("cpu"))
+            except (OSError, ValueError) as error:
+                found = error
+        found = self.ranks.value(found)
+        if isinstance(found, Exception):
+            raise found
+        return tuple(None if each is None else self._moved(each) for each in found)
+
+    def _moved(self, inputs: dict) -> dict:
+        return {name: value.to(self.models.target.device) for name, value in inputs.items()}
+
+    def _read(self, path: str, device: torch.device) -> tuple[dict, dict | None]:
         arguments, models = self.arguments, self.models
-        given = {
-            "num_frames": arguments.num_frames,
-            "fps": arguments.fps,
-            "device": models.target.device,
-        }
+        given = {"num_frames": arguments.num_frames, "fps": arguments.fps, "device": device}
         inputs = models.processor(path, arguments.prompt, **given)
         if models.draft_processor is None:
             return inputs, None

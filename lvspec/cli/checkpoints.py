@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from lvspec.checkpoint import check_files, find_checkpoint
-from lvspec.cli.options import DRAFT_WORDS
+from lvspec.cli.options import DRAFT_WORDS, by_option
 from lvspec.models.loading import (
     device_called,
     load_model,
     load_pair,
+    load_part,
     load_processor,
     prepare_alike,
 )
 from lvspec.models.quantize import Weights
+from lvspec.models.ranks import join
 from lvspec.phases.draft import DraftChoice
 from lvspec.shapes import pair as embedded
 from lvspec.video.processor import HFProcessor, Processor
@@ -30,12 +32,14 @@ class Models:
     Attributes:
         draft: A model, "self", "ngram", or None for nobody.
         draft_processor: None where the draft takes the target's inputs.
+        folders: Checkpoints of the processors that there are.
     """
 
     target: PreTrainedModel
     draft: DraftChoice
     processor: Processor | HFProcessor
     draft_processor: Processor | HFProcessor | None
+    folders: tuple[Path, ...]
 
 
 def find_device(name: str | None) -> torch.device:
@@ -56,6 +60,7 @@ def load_models(
     device: torch.device,
     draft_weights: Weights | None = None,
     target_weights: Weights | None = None,
+    tensor_parallel: bool = False,
 ) -> Models:
     """The models of `--target` and `--draft`, or those of the embedded pair.
 
@@ -65,6 +70,7 @@ def load_models(
         with_draft: Whether there is a draft at all.
         dtype, device: Of both.
         draft_weights, target_weights: As for `lvspec.models.loading.load_pair`.
+        tensor_parallel: The same; `device` is then not looked at.
 
     Raises:
         OSError, ValueError: See `lvspec.models.loading.load_pair`; or a checkpoint is damaged.
@@ -84,18 +90,22 @@ def load_models(
     try:
         if not has_model:
             processor = load_processor(folders[0], "target")
-            model = load_model(
-                folders[0], "target", dtype=dtype, device=device, weights=target_weights
-            )
-            return Models(model, draft if with_draft else None, processor, None)
-        pair = load_pair(
-            *folders,
-            dtype=dtype,
-            device=device,
-            draft_weights=draft_weights,
-            target_weights=target_weights,
-        )
-    except (OSError, ValueError):
+            if tensor_parallel:
+                ranks = join()
+                with ranks.telling():
+                    model = load_part(folders[0], ranks, dtype=dtype)
+                processor = replace(processor, device=model.device)
+            else:
+                model = load_model(
+                    folders[0], "target", dtype=dtype, device=device, weights=target_weights
+                )
+            return Models(model, draft if with_draft else None, processor, None, (folders[0],))
+        place = {"tensor_parallel": True} if tensor_parallel else {"device": device}
+        weights = {"draft_weights": draft_weights, "target_weights": target_weights}
+        pair = load_pair(*folders, dtype=dtype, **weights, **place)
+    except (OSError, ValueError) as error:
+        if str(error).startswith("tensor_parallel:"):
+            raise type(error)(by_option(error, {"tensor_parallel": "--tensor-parallel"})) from error
         raise
     except torch.OutOfMemoryError as error:
         raise OSError(f"--device {device}: the models do not fit into its memory") from error
@@ -105,10 +115,10 @@ def load_models(
             f"{', '.join(map(str, folders))}: expected checkpoints that transformers loads, got "
             f"{type(error).__name__}: {error}"
         ) from error
-    same_inputs = prepare_alike(pair, folders)
-    return Models(
-        pair.target, pair.draft, pair.processor, None if same_inputs else pair.draft_processor
-    )
+    same_inputs = prepare_alike(pair.processors, folders)
+    draft_processor, *others = (None,) if same_inputs else (pair.draft_processor, folders[1])
+    folders = (folders[0], *others)
+    return Models(pair.target, pair.draft, pair.processor, draft_processor, folders)
 
 
 def _complete(name: str, option: str) -> Path:

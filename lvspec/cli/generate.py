@@ -21,6 +21,7 @@ from lvspec.cli.options import (
     options_of,
 )
 from lvspec.cli.say import say
+from lvspec.environment import number_on_machine
 from lvspec.policy import PRESETS, AcceptancePolicy
 from lvspec.profile import Profile
 
@@ -54,6 +55,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_weights_options(models)
     models.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (a GPU if there is one)"
+    )
+    models.add_argument(
+        "--tensor-parallel",
+        action="store_true",
+        help="the target over the processes that torchrun has started (torchrun --nproc-per-node N "
+        "-m lvspec generate ...), a GPU each; the draft is whole on all of them",
     )
     models.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
 
@@ -144,6 +151,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         OSError, ValueError: Bad input.
     """
+    if arguments.tensor_parallel:
+        number_on_machine("--tensor-parallel")
     with errors_by_option(options_of((*POLICY_OPTIONS, "strict_ids", "profile"))):
         policy = _policy(arguments)
     _check_options(arguments)
@@ -242,9 +251,22 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
     if draft is not None and draft not in DRAFT_WORDS and target is None:
         raise ValueError(f"--target: expected one beside --draft {draft}, got none")
-    check_weights(
-        arguments, has_draft_model=not arguments.no_draft and draft not in DRAFT_WORDS
-    )
+    if arguments.tensor_parallel and arguments.device is not None:
+        raise ValueError(
+            "--device, --tensor-parallel: expected one of them, as each process has the GPU of its "
+            f"number, got --device {arguments.device}"
+        )
+    if arguments.tensor_parallel and arguments.profile is not None:
+        raise ValueError(
+            "--profile, --tensor-parallel: expected one of them, as a profile is compared with the "
+            f"weights of the whole target, got --profile {arguments.profile}"
+        )
+    if arguments.tensor_parallel and arguments.target_weights is not None:
+        raise ValueError(
+            "--target-weights, --tensor-parallel: expected one of them, as transformers reads each "
+            f"process's part as it is stored, got --target-weights {arguments.target_weights}"
+        )
+    check_weights(arguments, has_draft_model=not arguments.no_draft and draft not in DRAFT_WORDS)
     for option, texts in (
         ("--prompt", [arguments.prompt]),
         ("--strict-words", arguments.strict_words),

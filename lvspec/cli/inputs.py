@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import importlib.util
 import math
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 from lvspec.cli.options import BY_TORCHAO, CACHE_DTYPES, DRAFT_WORDS, DTYPES, WEIGHTS
-from lvspec.evaluation.samples import Samples, read_manifest, samples_of_folder
+from lvspec.evaluation.samples import (
+    Samples,
+    read_manifest,
+    samples_of_folder,
+    samples_of_pattern,
+)
 
 if TYPE_CHECKING:
     from lvspec.cli.checkpoints import Models
@@ -79,35 +86,55 @@ def check_inputs(arguments: argparse.Namespace, *, least_clips: int) -> None:
     Raises:
         ValueError: An option is; names it.
     """
+    check_pair_options(arguments)
+    check_least(arguments, "clips", least_clips)
+    if arguments.videos is not None and not (arguments.prompt or "").strip():
+        raise ValueError("--prompt: expected a text beside --videos, got none")
+    if arguments.videos is None and arguments.prompt is not None:
+        raise ValueError("--prompt: expected --videos beside it; other samples have their prompts")
+
+
+def check_pair_options(arguments: argparse.Namespace) -> None:
+    """Refuse what `add_pair_options` added, where no model is needed to find it wrong.
+
+    Raises:
+        ValueError: An option is; names it.
+    """
     target, draft = arguments.target, arguments.draft
     if target is not None and draft is None:
         raise ValueError(f"--draft: expected one beside --target {target}, got none")
     if target is None and draft is not None and draft not in DRAFT_WORDS:
         raise ValueError(f"--target: expected one beside --draft {draft}, got none")
     check_weights(arguments, has_draft_model=draft not in DRAFT_WORDS)
-    if arguments.videos is not None and not (arguments.prompt or "").strip():
-        raise ValueError("--prompt: expected a text beside --videos, got none")
-    if arguments.videos is None and arguments.prompt is not None:
-        raise ValueError("--prompt: expected --videos beside it; other samples have their prompts")
-    for name, least in (("threads", 1), ("num_frames", 2), ("clips", least_clips)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option}: expected at least {least}, got {value}")
+    check_least(arguments, "threads", 1)
+    check_least(arguments, "num_frames", 2)
     if arguments.fps is not None and not 0 < arguments.fps < math.inf:
         raise ValueError(f"--fps: expected a number > 0, got {arguments.fps}")
 
 
-def read_samples(arguments: argparse.Namespace) -> Samples:
+def check_least(arguments: argparse.Namespace, name: str, least: int) -> None:
+    """Refuse a number below `least`; None is none."""
+    value = getattr(arguments, name)
+    if value is not None and value < least:
+        raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
+
+
+def read_samples(arguments: argparse.Namespace, **manifest: Any) -> Samples:
     """Those of `--videos` or `--manifest`.
+
+    Args:
+        arguments: With both, and `prompt`.
+        **manifest: As for `read_manifest`.
 
     Raises:
         OSError, ValueError: Neither can be read; names the option.
     """
     if arguments.videos is not None:
-        return samples_of_folder(arguments.videos, arguments.prompt)
+        is_pattern = glob.has_magic(arguments.videos) and not os.path.isdir(arguments.videos)
+        find = samples_of_pattern if is_pattern else samples_of_folder
+        return find(arguments.videos, arguments.prompt)
     try:
-        return read_manifest(arguments.manifest)
+        return read_manifest(arguments.manifest, **manifest)
     except OSError as error:
         raise type(error)(
             f"--manifest: expected a file that can be read, got {arguments.manifest}: "

@@ -1,6 +1,7 @@
 """Sub-commands of `lvspec`, one a module with `add_parser`, and how they speak to the user."""
 
 import logging
+import os
 import sys
 
 
@@ -8,6 +9,11 @@ def say(message: object, *, kind: str | None = None) -> None:
     """One line on stderr: `lvspec: error: …`. Line breaks within the message become spaces."""
     words = " ".join(str(message).split())
     print(": ".join(part for part in ("lvspec", kind, words) if part), file=sys.stderr, flush=True)
+
+
+def hush() -> None:
+    """Of several processes the first one alone speaks: from now on this one says nothing."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")
 
 
 def say_progress() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
+from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
@@ -44,6 +45,7 @@ def generate(
     logits_processor: LogitsProcessorList | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
     stop_strings: str | Sequence[str] | None = None,
+    prompts: Sequence[Tensor] | None = None,
     **unknown: Any,
 ) -> Generation | list[Generation]:
     """Generate with the target, sooner.
@@ -90,11 +92,17 @@ def generate(
             itself, before the token is streamed. They get its ids on the CPU.
         stop_strings: A sequence ends with the token that completes one of these, which may begin in
             the prompt, as in HF; the string remains in the output.
+        prompts: Several prompts about the clip of `inputs` (of one prompt, whichever), token ids
+            int64 `[1, T]` each: what they begin with, the clip included, is read once, by target
+            and draft; each gives what it gives alone. (A draft that keeps a part of the video reads
+            it for each prompt, for each keeps another part.) `processor(video, [prompt, ...])`
+            returns inputs with such ids.
         **unknown: None: a keyword that belongs to `config`, to `policy` or to HF's `generate` is
             refused with a word on where it goes.
 
     Returns:
-        The tokens, what kind each is, and statistics; a list where `inputs` is one.
+        The tokens, what kind each is, and statistics; a list where `inputs` is one, or of
+        `prompts`.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it, what was expected and
@@ -106,12 +114,13 @@ def generate(
     """
     refuse_keywords(generate, unknown)
     several = policy is not None and not isinstance(policy, AcceptancePolicy)
+    each = inputs if prompts is None else prompts
     decoder = Decoder(
         target,
         draft,
         None if several else policy,
         config,
-        batch_size=max(1, len(inputs)) if isinstance(inputs, (list, tuple)) else 1,
+        batch_size=max(1, len(each)) if isinstance(each, (list, tuple)) else 1,
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
         stop_strings=stop_strings,
@@ -122,13 +131,14 @@ def generate(
         draft_inputs=draft_inputs,
         streamer=streamer,
         policy=policy if several else None,
+        prompts=prompts,
     )
 
 
 def generate_many(
     target: PreTrainedModel,
     draft: DraftChoice,
-    inputs: Iterable[Inputs],
+    inputs: Iterable[Inputs | None],
     *,
     batch_size: int = 8,
     policy: AcceptancePolicy | None = None,
@@ -151,7 +161,8 @@ def generate_many(
         logits_processor, stopping_criteria, stop_strings: As for `generate`.
         inputs: Prompts, each what a processor returns for one; or pairs of the target's and the
             draft's, where their processors differ; or with a policy of its own behind these, as
-            `(prompt, None, policy)`.
+            `(prompt, None, policy)`. None where the next one is not there yet: what is under way
+            goes on, and after an iteration (at once, if nothing is) it is asked for again.
         batch_size: Places, >= 1.
         ordered: Whether results come in the order of `inputs`; if not, as they are completed, and
             `Generation.index` says which is which.

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
@@ -20,17 +21,19 @@ from transformers.generation.streamers import BaseStreamer
 from lvspec.checks import check_count, check_type
 from lvspec.config import DecodeConfig
 from lvspec.engine.engine import Engine
+from lvspec.engine.entries import LATE, Late, as_tuple, one_each
 from lvspec.engine.errors import GenerationInterrupted
 from lvspec.engine.gate import warn_of_gate
 from lvspec.engine.keywords import refuse_keywords
-from lvspec.engine.length import ChainLength
+from lvspec.engine.length import ChainLength, GammaChoice
+from lvspec.engine.questions import about, shared_by
 from lvspec.engine.result import Generation
 from lvspec.engine.sequence import Request
 from lvspec.engine.stopping import Stopping
 from lvspec.engine.streams import ends_streamers
 from lvspec.models.inputs import check_inputs
 from lvspec.models.model import Model
-from lvspec.phases.defaults import GenerationDefaults, eos_ids_of
+from lvspec.phases.defaults import GenerationDefaults, eos_ids_of, usual_policy
 from lvspec.phases.draft import DraftChoice, draft_model, make_drafter
 from lvspec.phases.logits import LogitsProcessors, check_list, sampling_warpers
 from lvspec.policy import AcceptancePolicy
@@ -79,8 +82,7 @@ class Decoder:
         check_count("batch_size", batch_size)
         config = DecodeConfig() if config is None else config
         if policy is None:
-            is_ngram = isinstance(draft, str) and draft == "ngram"
-            policy = AcceptancePolicy.strict() if is_ngram else AcceptancePolicy.lvspec()
+            policy = usual_policy(draft)
         check_type("config", config, DecodeConfig)
         check_type("policy", policy, AcceptancePolicy)
         stopping = Stopping(stopping_criteria, stop_strings, tokenizer)
@@ -97,10 +99,13 @@ class Decoder:
         """Make everything for the models as they are now."""
         target, draft = self._given
         config = self._config
-        self.target = Model(
-            target, "target", fuse=config.fuse, cache_dtype=config.cache_dtype
-        )
+        self.target = Model(target, "target", fuse=config.fuse, cache_dtype=config.cache_dtype)
         self.draft = draft_model(draft, config)
+        self._stopping.ranks = self.target.ranks
+        ranks = self.target.ranks
+        if ranks.size > 1 and config.samples and config.seed is None:  # one for all of them
+            seed = ranks.value(int(torch.randint(2**62, (1,))))
+            self._config = config = replace(config, seed=seed)
         self._taken = self._facts()
         self._processors = LogitsProcessors(
             self._processors_given,
@@ -144,7 +149,7 @@ class Decoder:
         with torch.inference_mode(False), torch.no_grad():
             config, choice = self._config, None
             if self._length is not None:
-                choice = self._length.choose()
+                choice = self._choose()
                 config = replace(config, gamma=choice.gamma)
             return Engine(
                 self.target,
@@ -157,11 +162,15 @@ class Decoder:
                 choice=choice,
             )
 
+    def _choose(self) -> GammaChoice:
+        """By the clock, which no two processes share."""
+        return self.target.ranks.value(self._length.choose())
+
     def _take_length(self) -> None:
         """Chains are from now on as long as is found best now."""
         if self._length is None or self.engine.choice.is_settled:
             return
-        choice = self._length.choose()
+        choice = self._choose()
         if choice.gamma != self.engine.choice.gamma:
             self.engine = self._new_engine()
         self.engine.choice = choice
@@ -174,52 +183,70 @@ class Decoder:
         draft_inputs: Inputs | Sequence[Inputs] | None = None,
         streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
         policy: AcceptancePolicy | Sequence[AcceptancePolicy] | None = None,
+        prompts: Sequence[Tensor] | None = None,
     ) -> Generation | list[Generation]:
         """As the function of this name; of a list, `batch_size` prompts are decoded at a time.
 
         A `policy`, or a list of them, one a prompt, takes the place of the decoder's.
         """
+        asked = prompts
+        if asked is not None:
+            inputs = about(inputs, asked)
+            if draft_inputs is not None:
+                draft_inputs = about(draft_inputs, asked, "draft_inputs")
         is_batch = isinstance(inputs, (list, tuple))
         prompts = list(inputs) if is_batch else [inputs]
         if not prompts:
             return []
-        draft_prompts = _one_each("draft_inputs", draft_inputs, len(prompts), is_batch)
-        streamers = _one_each("streamer", streamer, len(prompts), is_batch)
+        draft_prompts = one_each("draft_inputs", draft_inputs, len(prompts), is_batch)
+        streamers = one_each("streamer", streamer, len(prompts), is_batch)
         if isinstance(policy, AcceptancePolicy):
             policies: Sequence[AcceptancePolicy | None] = [policy] * len(prompts)
         else:
-            policies = _one_each("policy", policy, len(prompts), is_batch)
+            policies = one_each("policy", policy, len(prompts), is_batch)
         requests = [
             self.request(*each, index=index)
             for index, each in enumerate(
                 zip(prompts, draft_prompts, streamers, policies, strict=True)
             )
         ]
+        if asked is not None:
+            shared = shared_by(self.target, [request.prompt for request in requests])
+            requests = [replace(request, shared=shared) for request in requests]
         longest = max(request.prompt.shape[1] for request in requests)
         run = self.run(iter(requests), ordered=True, return_exceptions=False, longest=longest)
         generations = list(run)
         return generations if is_batch else generations[0]
 
     def generate_many(
-        self, inputs: Iterable[Inputs], *, ordered: bool = True, return_exceptions: bool = False
+        self,
+        inputs: Iterable[Inputs | None],
+        *,
+        ordered: bool = True,
+        return_exceptions: bool = False,
     ) -> Iterator[Generation | Exception]:
         """As the function of this name."""
         if isinstance(inputs, Mapping):
             raise TypeError("inputs: expected prompts one after the other, got a single one")
 
-        def requests() -> Iterator[Request | Exception]:
-            for index, each in enumerate(inputs):
+        def requests() -> Iterator[Request | Exception | Late]:
+            index = 0
+            for each in inputs:
+                if each is None:
+                    yield LATE
+                    continue
                 try:
                     yield self._request_of(each, index)
                 except (TypeError, ValueError) as error:
                     error.index = index
                     yield error
+                index += 1
 
         return self.run(requests(), ordered=ordered, return_exceptions=return_exceptions)
 
     def _request_of(self, each: Any, index: int) -> Request:
         """Of an entry of `generate_many`'s inputs."""
-        inputs, draft_inputs, policy = (*_as_tuple(each), None, None)[:3]
+        inputs, draft_inputs, policy = (*as_tuple(each), None, None)[:3]
         return self.request(inputs, draft_inputs, None, policy, index=index)
 
     def request(
@@ -249,7 +276,7 @@ class Decoder:
     @torch.no_grad()
     def run(
         self,
-        requests: Iterator[Request | Exception],
+        requests: Iterator[Request | Exception | Late],
         *,
         ordered: bool,
         return_exceptions: bool,
@@ -258,7 +285,7 @@ class Decoder:
         """Results of all requests.
 
         Args:
-            requests: Taken when a place is free.
+            requests: Taken when a place is free; `LATE` where the next is not there yet.
             ordered, return_exceptions: As for `generate_many`.
             longest: Tokens of the longest prompt, if that is known.
         """
@@ -287,16 +314,17 @@ class Decoder:
 
     def _completed(
         self,
-        requests: Iterator[Request | Exception],
+        requests: Iterator[Request | Exception | Late],
         waiting: Mapping[int, Generation | Exception],
     ) -> Iterator[tuple[int, Generation | Exception]]:
         """(index, result) of every request, as they are completed."""
         engine = self.engine
         try:
             while True:
+                request = None
                 while engine.free_place is not None:
                     request = next(requests, None)
-                    if request is None:
+                    if request is None or request is LATE:
                         break
                     if isinstance(request, Exception):
                         yield request.index, request
@@ -306,11 +334,14 @@ class Decoder:
                     except ValueError as error:
                         error.index = request.index
                         yield request.index, error
+                is_late = request is LATE
                 if engine.active and not engine.ended:
                     with engine.attention():
                         while not engine.ended:
                             engine.iterate()
-                if not engine.ended:
+                            if is_late:
+                                break
+                if not engine.ended and not is_late:
                     return
                 while engine.ended:
                     # Taken off only when it is handed on: nothing is lost in between.
@@ -326,9 +357,11 @@ class Decoder:
             raise
         except BaseException as error:
             so_far = []
+            self.target.ranks.fail(error)
             if isinstance(error, KeyboardInterrupt):
                 so_far = self._so_far(waiting)
-            self.engine = self._new_engine()  # this one may have been stopped anywhere
+            if self.target.ranks.size == 1:  # the others would have to make one, too
+                self.engine = self._new_engine()  # this one may have been stopped anywhere
             if isinstance(error, KeyboardInterrupt):
                 raise GenerationInterrupted(so_far) from None
             raise
@@ -342,28 +375,3 @@ class Decoder:
             found[sequence.request.index] = sequence.result(self.engine.state)
         kept = (found[index] for index in sorted(found))
         return [result for result in kept if isinstance(result, Generation)]
-
-
-def _as_tuple(each: Any) -> tuple[Any, ...]:
-    """Inputs, draft inputs and policy of one prompt, as many of them as were given."""
-    if not isinstance(each, tuple):
-        return (each,)
-    if not 1 <= len(each) <= 3:
-        raise ValueError(
-            "inputs: expected a prompt, (prompt, draft's prompt) or (prompt, draft's prompt, "
-            f"policy), got a tuple of {len(each)}"
-        )
-    return each
-
-
-def _one_each(name: str, value: Any, count: int, is_batch: bool) -> list[Any]:
-    """One entry for each of `count` prompts."""
-    if value is None:
-        return [None] * count
-    if is_batch != isinstance(value, (list, tuple)):
-        expected = f"a list of {count}, one a prompt" if is_batch else "one, for a single prompt"
-        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
-    values = list(value) if is_batch else [value]
-    if len(values) != count:
-        raise ValueError(f"{name}: expected {count} entries, one a prompt, got {len(values)}")
-    return values

@@ -207,8 +207,7 @@ class Engine:
         Raises:
             ValueError: The prompt does not fit, or the draft's is of another length.
         """
-        place = self.free_place
-        prompt = request.prompt
+        place, prompt = self.free_place, request.prompt
         stats = DecodeStats(
             self.target.device,
             self.drafter.gamma,
@@ -222,11 +221,12 @@ class Engine:
         try:
             policy = self.policy if request.policy is None else self._usable(request.policy)
             self._widen(policy)
-            with self._roles.held(), stats.timer.phase("prefill"):
+            with self._roles.reading(request.inputs, stats):
                 self.reserve(prompt.shape[1])
                 stats.parts = self.parts
+                begun = {"beginning": request.beginning(self.active)}
                 logits = self.target.prefill(
-                    request.inputs, self.cache, place, following=self._following
+                    request.inputs, self.cache, place, following=self._following, **begun
                 )
                 if request.draft_inputs is not None:
                     # One length counts the rows of both caches.
@@ -237,7 +237,7 @@ class Engine:
                             f"target's, got {length}"
                         )
                 self.drafter.prefill(
-                    request.draft_inputs, place, prompt=prompt, target_cache=self.cache
+                    request.draft_inputs, place, prompt=prompt, target_cache=self.cache, **begun
                 )
                 if self.processors:
                     self.processors.begin(place, prompt)

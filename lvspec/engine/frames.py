@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvspec.models.attention import AttentionStep, lvspec_attention_on
+from lvspec.models.holding import held
 from lvspec.models.inputs import check_inputs
-from lvspec.models.model import Model, held
+from lvspec.models.model import Model
 from lvspec.models.text_pass import hf_pass
 from lvspec.tree import chain_ancestors
 
@@ -127,7 +128,7 @@ def _pass(model: Model, cache: Any, tokens: Tensor) -> Tensor:
         ),
     )
     hf_pass(model.text, tokens, cache.positions[:, :, begin : begin + count], cache, step)
-    return step.importance[0]
+    return model.ranks.sum(step.importance)[0]
 
 
 def _dtype(keys: Tensor) -> torch.dtype:

@@ -17,7 +17,8 @@ from lvspec import ops
 from lvspec.engine.graph import CudaCapturer, models_obstacle
 from lvspec.engine.stats import PhaseTimer
 from lvspec.models.head import draft_head
-from lvspec.models.model import Model, held
+from lvspec.models.holding import held
+from lvspec.models.model import Model
 from lvspec.phases.draft import DraftSource
 from lvspec.phases.draft.chain import PIECE
 from lvspec.phases.draft.passes import GoneOnChain, run_phase

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
-from lvspec.models.model import Model, held
+from lvspec.engine.stats import DecodeStats
+from lvspec.models.holding import held
+from lvspec.models.model import Model
+from lvspec.models.tower import SharedTower
 from lvspec.phases.draft import CachedDrafter, Drafter
 
 
@@ -26,6 +30,21 @@ class Roles:
         if self._drafter is not None and self._drafter.model is not target:
             self.models.append(self._drafter.model)
         self.revisions: tuple[int, ...] = ()
+        self._tower = SharedTower(*self.models) if len(self.models) > 1 else None
+
+    @contextmanager
+    def reading(self, inputs: Mapping[str, Any], stats: DecodeStats) -> Iterator[None]:
+        """`held`, for the prompt of one sequence, whose time is that of `prefill`.
+
+        Where target and draft have the same vision tower, it looks at the prompt once.
+        """
+        with self.held(), stats.timer.phase("prefill"):
+            if self._tower is None or not inputs.keys() & set(self._target.family.visual_inputs):
+                yield
+                return
+            with self._tower.looking() as sight:
+                yield
+            stats.draft_vision = sight.description
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -45,7 +64,7 @@ class Roles:
 
     def passes(self) -> dict[str, str]:
         """As `DecodeStats.passes`."""
-        return {model.role: model.made.passes for model in self.models}
+        return {model.role: _passes(model) for model in self.models}
 
     def parts(self) -> dict[str, dict[str, int]]:
         """As `DecodeStats.parts`."""
@@ -53,3 +72,9 @@ class Roles:
         if self._drafter is not None:
             found["draft"] = self._drafter.model.made.parts
         return found
+
+
+def _passes(model: Model) -> str:
+    ranks = model.ranks
+    part = "" if ranks.size == 1 else f", part {ranks.number + 1} of {ranks.size}"
+    return f"{model.made.passes}{part}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,21 @@ from lvspec.engine.mailbox import Report
 from lvspec.engine.result import Generation, Trace
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
+from lvspec.models.cache import Beginning
 from lvspec.phases.outcome import Traced
 from lvspec.phases.state import DecodeState
 from lvspec.policy import AcceptancePolicy
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What several prompts begin with, all that replaces pixels included.
+
+    Attributes:
+        length: Tokens, fewer than any of these prompts has.
+    """
+
+    length: int
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,8 @@ class Request:
         tokenizer: For `Generation.text`.
         streamer: Gets the prompt, then tokens as they are committed.
         policy: Which draft tokens may be accepted; None: the engine's.
+        shared: The very object of other requests that begin alike, with the same pixels; None: no
+            other does.
     """
 
     inputs: Mapping[str, Any]
@@ -41,11 +55,24 @@ class Request:
     tokenizer: PreTrainedTokenizerBase | None = None
     streamer: BaseStreamer | None = None
     policy: AcceptancePolicy | None = None
+    shared: Shared | None = None
 
     @property
     def prompt(self) -> Tensor:
         """int64 `[1, T]`."""
         return self.inputs["input_ids"]
+
+    def beginning(self, sequences: Iterable[Sequence]) -> Beginning | None:
+        """Where one of these sequences, each in its place, has read what this prompt begins with.
+
+        (Rows of a prompt stay as they are for as long as its sequence is there.)
+        """
+        if self.shared is None:
+            return None
+        for other in sequences:
+            if other.request.shared is self.shared and other.request is not self:
+                return Beginning(other.place, self.shared.length)
+        return None
 
 
 class Sequence:

@@ -121,7 +121,9 @@ class DecodeStats:
             modules that it calls as they are ("called"), and weights that it reads from copies in
             16 bits ("compact").
         passes: Whose code ran passes of "target" and "draft": "own: one operation" (C++), "own", or
-            "HF's" and why.
+            "HF's" and why; of a target that several processes share which part of it this one ran.
+        draft_vision: Whose vision features the draft read the prompt with: "the target's", which
+            has the same tower, or "its own" and why; None where it saw nothing.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class DecodeStats:
         self.loop = "eager"
         self.parts: dict[str, dict[str, int]] = {}
         self.passes: dict[str, str] = {}
+        self.draft_vision: str | None = None
         self._passed: list[int] = []
         self._kinds: Tensor | None = None
 
@@ -279,6 +282,7 @@ class DecodeStats:
             "loop": self.loop,
             "parts": self.parts,
             "passes": self.passes,
+            "draft_vision": self.draft_vision,
             "generation_config": {k: _plain(v) for k, v in self.generation_config.items()},
             "seconds": self.seconds,
         }

@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.stopping_criteria import ConfidenceCriteria
 
+from lvspec.models.ranks import ALONE, Ranks
+
 # A character is at most four bytes, and a token at least one.
 _TOKENS_PER_CHARACTER = 4
 # So many more are decoded that what a tokenizer does at the beginning of a text is not looked at.
@@ -29,6 +31,9 @@ class Stopping:
     Raises:
         TypeError: `criteria` is not a list of callables, or `strings` not of strings.
         ValueError: There is no tokenizer for `strings`, or a criterion looks at the scores.
+
+    Attributes:
+        ranks: The processes that share the target: they stop where the first one does.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class Stopping:
         strings: str | Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
+        self.ranks: Ranks = ALONE
         criteria = () if criteria is None else criteria
         if isinstance(criteria, StoppingCriteria) or not isinstance(criteria, Iterable):
             raise TypeError(
@@ -75,6 +81,10 @@ class Stopping:
             num_out: Output tokens.
             new: How many of them were not asked about before.
         """
+        found = self._first_stop(ids, num_out, new)
+        return self.ranks.value(found) if self._criteria else found  # a criterion may go by a clock
+
+    def _first_stop(self, ids: Tensor, num_out: int, new: int) -> int | None:
         prompt_length = ids.shape[0] - num_out
         for count in range(num_out - new + 1, num_out + 1):
             if self._ends_with_a_string(ids[: prompt_length + count], prompt_length):

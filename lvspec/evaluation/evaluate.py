@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lvspec.checks import check_type
 from lvspec.config import DecodeConfig
-from lvspec.environment import environment, write_json
+from lvspec.environment import environment, made_folder, write_json
 from lvspec.evaluation.intervals import CONFIDENCE, check_confidence
 from lvspec.evaluation.journal import Journal
 from lvspec.evaluation.judge import Judge
@@ -22,7 +21,7 @@ from lvspec.evaluation.methods import EvaluationInterrupted
 from lvspec.evaluation.metrics import check_installed, find_metric
 from lvspec.evaluation.records import Record, merged
 from lvspec.evaluation.running import Models, Run
-from lvspec.evaluation.samples import Problem, Sample, Samples, read_manifest
+from lvspec.evaluation.samples import Problem, Sample, Samples, read_manifest, samples_of
 from lvspec.evaluation.scoring import judged, scored
 from lvspec.evaluation.summary import summaries
 from lvspec.evaluation.ways import AUTOREGRESSION, HF, Way, ways
@@ -131,7 +130,8 @@ def evaluate(
     check_installed()
     for name in metrics:
         find_metric(name)
-    asked = _samples(samples)
+    is_path = isinstance(samples, (str, os.PathLike))
+    asked = read_manifest(samples) if is_path else samples_of(samples)
     if not asked.samples:
         raise ValueError(
             f"samples: expected at least one, got none ({len(asked.problems)} with problems)"
@@ -150,7 +150,7 @@ def evaluate(
     if not chosen:
         raise ValueError(f"methods: expected one that these models can do, got {left_out}")
     reference = next((name for name in _OWN if name in chosen), None)
-    folder = _folder(out)
+    folder = made_folder(out)
     frames = {"num_frames": num_frames, "fps": fps}
     settings = _settings(models, chosen, frames)
     notes: list[str] = []
@@ -195,21 +195,6 @@ def _lvspec(
     return Way(AcceptancePolicy.from_dict(found.policy), replace(config, **given))
 
 
-def _samples(given: str | os.PathLike | Samples | Iterable[Sample]) -> Samples:
-    if isinstance(given, (str, os.PathLike)):
-        return read_manifest(given)
-    if isinstance(given, Samples):
-        return given
-    samples = tuple(given)
-    for sample in samples:
-        check_type("samples", sample, Sample)
-    ids = Counter(sample.id for sample in samples)
-    for name, count in ids.items():
-        if count > 1:
-            raise ValueError(f"samples: expected ids that differ, got {name!r} {count} times")
-    return Samples(samples)
-
-
 def _settings(
     models: Models, chosen: Mapping[str, Way], frames: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -224,15 +209,6 @@ def _settings(
         "device": environment(target.device)["device_name"],
         "threads": torch.get_num_threads(),
     }
-
-
-def _folder(out: str | os.PathLike) -> Path:
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        got = "a file" if Path(out).is_file() else error.strerror
-        raise type(error)(f"out: expected a folder, got {os.fspath(out)}: {got}") from error
-    return Path(out)
 
 
 def _document(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -26,9 +26,12 @@ class Journal:
         path: The file; it is made where there is none, in a folder that exists.
         kind: Of the records.
         settings: What the records depend on, as plain values.
+        reader: Gets each record that stood in the file when it was opened, and each that is added,
+            in place of `records`: where a million of them have no place in memory.
 
     Attributes:
-        records: What stood in the file when it was opened, and what was added since.
+        records: What stood in the file when it was opened, and what was added since; without a
+            `reader`.
 
     Raises:
         OSError: It cannot be read or written, or another process is writing it.
@@ -36,9 +39,17 @@ class Journal:
             or a line in its midst is damaged.
     """
 
-    def __init__(self, path: str | os.PathLike, kind: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        kind: str,
+        settings: Mapping[str, Any],
+        *,
+        reader: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self.path = os.fspath(path)
         self.records: list[dict[str, Any]] = []
+        self._keep = self.records.append if reader is None else reader
         self._header = {"lvspec": kind, "version": VERSION, "settings": plain(settings)}
         self._open()
         try:
@@ -67,7 +78,7 @@ class Journal:
         """
         values = plain(record)
         self._write(values)
-        self.records.append(values)
+        self._keep(values)
 
     def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Put these records in place of all others, at once: the old ones stand until then.
@@ -91,7 +102,7 @@ class Journal:
                 os.unlink(partial)
         self.close()
         self._open()
-        self.records = values
+        self.records[:] = values
 
     def close(self) -> None:
         """Close the file; the second time nothing happens."""
@@ -121,29 +132,30 @@ class Journal:
 
     def _begin(self, header: dict[str, Any]) -> None:
         with open(self.path, "rb") as file:
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        line = _line(header)
-        if not whole:
-            # A header that was torn is the beginning of one; whatever else this is, it is not ours.
-            start = b'{"lvspec"'
-            if content[: len(start)] != start[: len(content)]:
-                raise ValueError(f"{self.path}: expected a file of lvspec, got another")
-            os.ftruncate(self._file, 0)
-            self._write(header)
-            return
-        first, *rest = whole[:-1].split(b"\n")
-        if first + b"\n" != line:
-            self._compare(_parsed(first), header)
-        for number, each in enumerate(rest, 2):
-            record = _parsed(each)
-            if record is None:
-                raise ValueError(
-                    f"{self.path}, line {number}: expected a record, got a damaged line (remove "
-                    "it, and what it was about is done again)"
-                )
-            self.records.append(record)
-        os.ftruncate(self._file, len(whole))  # a torn line, once it is known that the file is ours
+            first = file.readline()
+            if not first.endswith(b"\n"):
+                # A header that was torn is the beginning of one; whatever else it is is not ours.
+                start = b'{"lvspec"'
+                if first[: len(start)] != start[: len(first)]:
+                    raise ValueError(f"{self.path}: expected a file of lvspec, got another")
+                os.ftruncate(self._file, 0)
+                self._write(header)
+                return
+            if first != _line(header):
+                self._compare(_parsed(first), header)
+            length = len(first)
+            for number, each in enumerate(file, 2):
+                if not each.endswith(b"\n"):
+                    break
+                record = _parsed(each)
+                if record is None:
+                    raise ValueError(
+                        f"{self.path}, line {number}: expected a record, got a damaged line "
+                        "(remove it, and what it was about is done again)"
+                    )
+                self._keep(record)
+                length += len(each)
+        os.ftruncate(self._file, length)  # a torn line, once it is known that the file is ours
 
     def _compare(self, found: dict[str, Any] | None, header: dict[str, Any]) -> None:
         kind = header["lvspec"]

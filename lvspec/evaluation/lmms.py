@@ -151,7 +151,7 @@ class LVSpec(lmms):
         folders = [folder, find_checkpoint(draft, "draft")]
         pair = load_pair(*folders, dtype=dtype, device=self._device)
         self._target, self._draft, self._processor = pair.target, pair.draft, pair.processor
-        if not prepare_alike(pair, folders):
+        if not prepare_alike(pair.processors, folders):
             self._draft_processor = pair.draft_processor
 
     @property

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lvspec.checks import check_type
 
 VIDEO_SUFFIXES = frozenset(".avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv .gif".split())
 """By what the files of a folder are known for videos, in lower case."""
@@ -26,6 +31,7 @@ class Sample:
         answer: What is right: the letter or the text of a choice, or a free answer.
         category: A group of its own in summaries.
         questions: (question, answer) pairs that a judge asks of the caption.
+        duration: Of the video, in seconds, where that is known.
     """
 
     id: str
@@ -36,6 +42,7 @@ class Sample:
     answer: str | None = None
     category: str | None = None
     questions: tuple[tuple[str, str], ...] = ()
+    duration: float | None = None
 
     @property
     def expected(self) -> tuple[str, ...]:
@@ -69,7 +76,9 @@ class Samples:
     problems: tuple[Problem, ...] = ()
 
 
-def read_manifest(path: str | os.PathLike) -> Samples:
+def read_manifest(
+    path: str | os.PathLike, *, prompt: str | None = None, check_files: bool = True
+) -> Samples:
     """The samples of a `manifest.jsonl`, one JSON object a line.
 
     Keys are those of `Sample`; `video` (relative to the manifest) and `prompt` must be there, and
@@ -77,6 +86,8 @@ def read_manifest(path: str | os.PathLike) -> Samples:
 
     Args:
         path: The manifest.
+        prompt: Of lines that have none; None: each must have its own.
+        check_files: Whether a file that is missing is a problem of its line.
 
     Returns:
         The samples, and a problem for each line that is none: no JSON, a file that is missing, an
@@ -85,11 +96,14 @@ def read_manifest(path: str | os.PathLike) -> Samples:
     Raises:
         OSError: The manifest cannot be read.
     """
-    lines = Path(path).read_bytes().split(b"\n")
-    collector = Collector(Path(path).parent)
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            collector.add(f"{path}, line {number}", lambda line=line: _object(line))
+    collector = Collector(Path(path).parent, check_files=check_files)
+    given = {} if prompt is None else {"prompt": prompt}
+    with open(path, "rb") as lines:
+        for number, ended in enumerate(lines, 1):
+            line = ended.rstrip(b"\n")
+            if line.strip():
+                where = f"{path}, line {number}"
+                collector.add(where, lambda line=line: {**given, **_object(line)})
     return collector.collected()
 
 
@@ -115,15 +129,49 @@ def samples_of_folder(folder: str | os.PathLike, prompt: str) -> Samples:
     return Samples(tuple(Sample(name, os.path.join(folder, name), prompt) for name in names))
 
 
+def samples_of_pattern(pattern: str, prompt: str) -> Samples:
+    """One sample for each file that a pattern such as `clips/**/*.mp4` finds; paths are ids.
+
+    Raises:
+        ValueError: It finds no file, or the prompt is empty.
+    """
+    if not prompt.strip():
+        raise ValueError(f"prompt: expected a text, got {prompt!r}")
+    paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    if not paths:
+        raise ValueError(f"videos: expected a pattern that finds videos, got {pattern}")
+    return Samples(tuple(Sample(path, path, prompt) for path in paths))
+
+
+def samples_of(given: Samples | Iterable[Sample]) -> Samples:
+    """The same, checked.
+
+    Raises:
+        TypeError: One is no sample.
+        ValueError: Two have the same id.
+    """
+    if isinstance(given, Samples):
+        return given
+    samples = tuple(given)
+    for sample in samples:
+        check_type("samples", sample, Sample)
+    for name, count in Counter(sample.id for sample in samples).items():
+        if count > 1:
+            raise ValueError(f"samples: expected ids that differ, got {name!r} {count} times")
+    return Samples(samples)
+
+
 @dataclass
 class Collector:
     """Makes samples of objects as they stand in files, and keeps what is wrong with others.
 
     Args:
         folder: Where relative paths of videos begin.
+        check_files: Whether a file that is missing is a problem.
     """
 
     folder: Path
+    check_files: bool = True
     _samples: list[Sample] = field(default_factory=list)
     _problems: list[Problem] = field(default_factory=list)
     _places: dict[str, str] = field(default_factory=dict)
@@ -153,7 +201,7 @@ class Collector:
     def _sample(self, values: Mapping[str, Any]) -> Sample:
         video = _text(values, "video")
         file = os.fspath(self.folder / video)
-        if not os.path.isfile(file):
+        if self.check_files and not os.path.isfile(file):
             got = "a folder" if os.path.isdir(file) else "no such file"
             raise ValueError(f"video: expected a file, got {video}: {got}")
         answer, category = (_optional_text(values, name) for name in ("answer", "category"))
@@ -166,6 +214,7 @@ class Collector:
             answer=answer,
             category=category,
             questions=_pairs(values, "questions"),
+            duration=_seconds(values, "duration"),
         )
 
     def _free_id(self, video: str) -> str:
@@ -218,6 +267,15 @@ def _text(values: Mapping[str, Any], name: str) -> str:
 
 def _optional_text(values: Mapping[str, Any], name: str) -> str | None:
     return None if values.get(name) is None else _text(values, name)
+
+
+def _seconds(values: Mapping[str, Any], name: str) -> float | None:
+    found = values.get(name)
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 <= found < math.inf:
+        raise ValueError(f"{name}: expected seconds, got {found!r}")
+    return float(found)
 
 
 def _texts(values: Mapping[str, Any], name: str) -> tuple[str, ...]:

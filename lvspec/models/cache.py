@@ -6,6 +6,8 @@ rows behind it are scratch, so taking back a draft is a smaller `kv_len` and not
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -20,10 +22,23 @@ HEADROOM = 2.0
 is larger still becomes the largest. As the type is a float, room above costs hardly anything."""
 
 
+class Beginning(NamedTuple):
+    """The tokens with which two prompts begin, all that replace pixels among them.
+
+    Attributes:
+        place: Of the other prompt, which was read before.
+        length: Tokens; fewer than either prompt has.
+    """
+
+    place: int
+    length: int
+
+
 class SlotCache(Cache):
     """Keys, values, positions and the video mask of `batch_size` sequences.
 
-    A pass has at most `num_slots` slots.
+    A pass has at most `num_slots` slots. `heads` are those of queries and of keys that this process
+    has; None: all of the model's.
 
     Attributes:
         k, v: `[L, B, Hkv, N, D]`, the model's dtype or float8_e4m3fn. Zero at first: a row that no
@@ -52,11 +67,13 @@ class SlotCache(Cache):
         dtype: torch.dtype,
         device: torch.device,
         position_rows: int = 3,
+        heads: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(layers=[])
-        heads = text_config.num_attention_heads
-        head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
-        kv_heads = text_config.num_key_value_heads
+        head_dim = head_dim_of(text_config)
+        if heads is None:
+            heads = text_config.num_attention_heads, text_config.num_key_value_heads
+        num_q_heads, kv_heads = heads
         shape = (text_config.num_hidden_layers, batch_size, kv_heads, capacity, head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
@@ -74,7 +91,7 @@ class SlotCache(Cache):
         self._prompt_len = [0] * batch_size
         self._num_written = 0
         self._written: Tensor | None = None
-        self._sizes = (num_slots, heads, text_config.vocab_size)
+        self._sizes = (num_slots, num_q_heads, text_config.vocab_size)
         self._make_workspace()
 
     def _make_workspace(self) -> None:
@@ -165,17 +182,15 @@ class SlotCache(Cache):
         write_float8(keys, values, *scales, self.k, self.v, layer, self.kv_len)
 
     def write_prompt(self, layer: int, sequence: int, keys: Tensor, values: Tensor) -> None:
-        """A whole prompt's rows `[Hkv, T, D]` of one layer into its place."""
+        """A whole prompt's rows `[Hkv, T, D]` of one layer into its place in a float8 cache."""
         length = keys.shape[1]
         for stored, rows, scale in (
             (self.k, keys, self.k_scale),
             (self.v, values, self.v_scale),
         ):
-            if scale is not None:
-                found = float8_scale(rows, (1, 2), HEADROOM)
-                scale[layer, sequence] = found
-                rows = narrow_to_float8(rows, found[:, None, None])
-            stored[layer, sequence, :, :length] = rows
+            found = float8_scale(rows, (1, 2), HEADROOM)
+            scale[layer, sequence] = found
+            stored[layer, sequence, :, :length] = narrow_to_float8(rows, found[:, None, None])
 
     def scales(self, places: slice = slice(None)) -> tuple[Tensor, Tensor] | None:
         """(keys', values') factors of some places, `[L, n, Hkv]`; None without."""
@@ -183,9 +198,23 @@ class SlotCache(Cache):
             return None
         return self.k_scale[:, places], self.v_scale[:, places]
 
-    def prefill_view(self, sequence: int) -> PrefillView:
-        """A cache for HF's own prefill forward of one sequence, which fills its place."""
-        return PrefillView(self, sequence)
+    def prefill_view(self, sequence: int, begun: int = 0) -> PrefillView:
+        """A cache for HF's own prefill forward of one sequence, which fills its place.
+
+        Args:
+            sequence: The place.
+            begun: Rows that are there already: the forward is over what follows.
+        """
+        return PrefillView(self, sequence, begun)
+
+    def begin_as(self, sequence: int, beginning: Beginning) -> None:
+        """Copy the rows of what another place has read of this prompt already.
+
+        (Not those of a float8 cache: a prompt is read with its keys and values as they were.)
+        """
+        for rows in (self.k, self.v):
+            copied = rows[:, beginning.place, :, : beginning.length]
+            rows[:, sequence, :, : beginning.length] = copied
 
     def finish_prefill(self, sequence: int, positions: Tensor, visual: Tensor) -> None:
         """Take a prompt for prefilled.
@@ -260,6 +289,12 @@ class SlotCache(Cache):
         self.plan = None if self._without_plan else self._tables
 
 
+def head_dim_of(text_config: PretrainedConfig) -> int:
+    """Numbers in a head."""
+    heads = text_config.num_attention_heads
+    return getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+
+
 def _selectable(x: Tensor) -> Tensor:
     """Its bytes, if it is float8: of that some operations are missing here and there."""
     return x.view(torch.uint8) if x.dtype == FLOAT8 else x
@@ -271,12 +306,21 @@ def _most_pieces(capacity: int, num_kv_heads: int) -> int:
 
 
 class PrefillView(Cache):
-    """What HF's forward sees while it fills one place: an empty cache that keeps what it gets."""
+    """What HF's forward sees while it fills one place: a cache that keeps what it gets.
 
-    def __init__(self, cache: SlotCache, sequence: int) -> None:
+    It is empty, but for the rows that the place has already.
+    """
+
+    def __init__(self, cache: SlotCache, sequence: int, begun: int) -> None:
         super().__init__(layers=[])
         self._cache = cache
-        self._sequence = sequence
+        self._sequence, self._begun = sequence, begun
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._begun
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._begun + query_length, 0
 
     def update(
         self,
@@ -286,8 +330,21 @@ class PrefillView(Cache):
         *args: object,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor]:
-        self._cache.write_prompt(layer_idx, self._sequence, key_states[0], value_states[0])
-        return key_states, value_states
+        place, begin = self._sequence, self._begun
+        end = begin + key_states.shape[2]
+        if self._cache.k_scale is not None:  # all of the prompt, which sees it as it is
+            self._cache.write_prompt(layer_idx, place, key_states[0], value_states[0])
+            return key_states, value_states
+        keys, values = self._cache.k[layer_idx], self._cache.v[layer_idx]
+        keys[place, :, begin:end] = key_states[0]
+        values[place, :, begin:end] = value_states[0]
+        if begin == 0:
+            return key_states, value_states
+        # A layer of a model over several devices may be on another than the cache.
+        return (
+            keys[place : place + 1, :, :end].to(key_states.device),
+            values[place : place + 1, :, :end].to(value_states.device),
+        )
 
 
 class ReadingView(Cache):

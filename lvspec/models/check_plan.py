@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lvspec.models.attention import AttentionStep, lvspec_attention_on
-from lvspec.models.cache import SlotCache
+from lvspec.models.cache import SlotCache, head_dim_of
 from lvspec.models.hf_names import CACHE
 from lvspec.models.plan import DecoderPlan
+from lvspec.models.ranks import parts_of_heads, ranks_of
 from lvspec.models.text_pass import own_layer, slot_positions
 from lvspec.tree import chain_ancestors
 
@@ -27,7 +28,7 @@ def first_difference(plan: DecoderPlan, run_layer: RunLayer | None = None) -> st
         plan: Of the text model.
         run_layer: What is compared; None: the layers of the plan.
     """
-    text = plan.text
+    text, ranks = plan.text, ranks_of(plan.text)
     eps = max(torch.finfo(text.embed_tokens.weight.dtype).eps, 2e-6)
     hidden = _random(2, _SLOTS, text.config.hidden_size, like=text.embed_tokens.weight)
     cache = _small_cache(plan)
@@ -37,9 +38,10 @@ def first_difference(plan: DecoderPlan, run_layer: RunLayer | None = None) -> st
         for index, layer in enumerate(text.layers):
             theirs = _run(_hf_layer(plan, layer, positions), index, hidden, cache)
             ours = _run(run_layer or _own_layer(plan, positions), index, hidden, cache)
-            if not _agree(ours, theirs, eps):
+            if not ranks.all(_agree(ours, theirs, eps)):
                 return f"layer {index} ({type(layer).__name__})"
-    if run_layer is None and not _agree((plan.norm(hidden),), (text.norm(hidden),), eps):
+    is_last = _agree((plan.norm(hidden),), (text.norm(hidden),), eps)
+    if run_layer is None and not ranks.all(is_last):
         return f"the last norm ({type(text.norm).__name__})"
     return None
 
@@ -78,9 +80,8 @@ def _run(
 def _small_cache(plan: DecoderPlan) -> SlotCache:
     """Two sequences of random keys and values."""
     config, like = plan.text.config, plan.text.embed_tokens.weight
-    head_dim = getattr(config, "head_dim", None)
-    head_dim = head_dim or config.hidden_size // config.num_attention_heads
-    shape = (len(plan.layers), 2, config.num_key_value_heads, _ROOM, head_dim)
+    _, kv_heads = parts_of_heads(plan.text)
+    shape = (len(plan.layers), 2, kv_heads, _ROOM, head_dim_of(config))
     kv_len = torch.tensor([0, 4], dtype=torch.int32, device=like.device)
     visual = (torch.arange(_ROOM, device=like.device) % 2).to(torch.uint8).repeat(2, 1)
     rows = plan.angles.num_rows

@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lvspec import ops
 from lvspec.models.cache import SlotCache
@@ -15,9 +16,13 @@ from lvspec.models.compact import CompactWeights
 from lvspec.models.head import DraftHead
 from lvspec.models.plan import DecoderPlan, LayerPlan, Product
 from lvspec.ops.cpp_backend import instruction_set
+from lvspec.tree import chain_ancestors
 
 MAX_ROWS = {"avx512": 128, "avx2": 40, "portable": 4}
 """Rows up to which its products were seen to be faster than torch's, by instruction set."""
+
+_MOST_SLOTS = 64
+"""Of a pass."""
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """As `Type` of csrc/kernels.h has them."""
@@ -64,15 +69,67 @@ class CpuPass:
         head: nn.Module,
     ) -> Passed:
         """As `Model.step`, given `takes`."""
-        linear = _linear(head)
-        outputs = head.size if type(head) is DraftHead else linear.weight.shape[0]
-        is_compact = linear is self._head and self._compact_head is not None
-        weight = self._compact_head if is_compact else linear.weight
+        outputs = head.size if type(head) is DraftHead else head.weight.shape[0]
+        weight = self._head_weight(head)
         given = (depths.long(), ancestors, *cache.tensors(), 0, len(self._plan.layers))
         found = torch.ops.lvspec.text_pass(
             self._table, tokens, None, *given, weight, outputs, scores
         )
         return found if scores else (found[0], None, None)
+
+    def chain(
+        self,
+        tokens: Tensor,
+        depths: Tensor,
+        ancestors: Tensor,
+        moved: Tensor,
+        cache: SlotCache,
+        count: int,
+        head: DraftHead,
+    ) -> Tensor:
+        """Passes of a greedy chain, given `takes`: ids int64 `[B, count]`.
+
+        Args:
+            tokens, depths, ancestors: Of the first pass; its last row chooses the first id.
+            moved: int32 `[B]`, by which `cache.kv_len` moves on behind it. (It moves on by one
+                before every other.)
+            cache: The model's.
+            count: Passes.
+            head: Makes the logits.
+        """
+        given = (depths.long(), ancestors, moved, *cache.tensors(), count)
+        outputs = self._head_weight(head), head.size, head.vocabulary
+        return torch.ops.lvspec.text_chain(self._table, tokens, *given, *outputs)
+
+    def read(
+        self, embeds: Tensor, positions: Tensor, cache: SlotCache, sequence: int, begun: int
+    ) -> Tensor:
+        """Run all layers but the last over rows of a prompt.
+
+        Args:
+            embeds: `[1, T, H]`.
+            positions: int64 `[R, 1, T]`.
+            cache: Takes keys and values.
+            sequence: Its place in there.
+            begun: Rows that the place has already, behind which these are.
+
+        Returns:
+            What the last layer gets, `[T, H]`.
+        """
+        place = slice(sequence, sequence + 1)
+        k, v, visual = cache.k[:, place], cache.v[:, place], cache.visual[place]
+        known = functional.pad(positions, (begun, k.shape[3] - begun - positions.shape[2]))
+        pieces = []
+        for piece in embeds.split(_MOST_SLOTS, dim=1):
+            count, start = piece.shape[1], begun + sum(done.shape[1] for done in pieces)
+            given = (torch.arange(count), chain_ancestors(count, batch_size=1), k, v)
+            given += (torch.tensor([start], dtype=torch.int32), visual, known)
+            layers = (0, len(self._plan.layers) - 1)
+            result, _, _ = torch.ops.lvspec.text_pass(
+                self._table, None, piece, *given, *layers, None, 0, False
+            )
+            pieces.append(result)
+        return torch.cat(pieces, dim=1)[0]
 
     def run_layer(
         self, index: int, hidden: Tensor, depths: Tensor, ancestors: Tensor, cache: SlotCache
@@ -80,6 +137,11 @@ class CpuPass:
         """What one layer makes of `hidden` `[B, S, H]`, with its masses and peaks."""
         given = (depths, ancestors, *cache.tensors(), index, 1)
         return torch.ops.lvspec.text_pass(self._table, None, hidden, *given, None, 0, True)
+
+    def _head_weight(self, head: nn.Module) -> Tensor:
+        linear = _linear(head)
+        is_compact = linear is self._head and self._compact_head is not None
+        return self._compact_head if is_compact else linear.weight
 
     def _columns(self) -> Iterator[int]:
         """The table that `csrc/binding_text.cpp` reads."""

@@ -27,6 +27,7 @@ class Family:
         position_inputs: Names of the inputs that HF's `get_rope_index` takes, for families with
             rotary positions in time, height and width. Empty: positions count the tokens.
         text_attribute: Where the text model is in `model.model`.
+        tower_attribute: Where the vision tower is, likewise: what is called with pixels.
         has_static_pass: Whether a pass of the text model does the same whatever the numbers are, so
             that a CUDA graph can hold it (no experts that are chosen in Python, for instance).
         patches_frames: Whether `lvspec.video.patches` makes its pixels, so that HF's processor is
@@ -39,6 +40,7 @@ class Family:
     placeholders: tuple[str, ...] = ("image_token_id", "video_token_id")
     position_inputs: tuple[str, ...] = ()
     text_attribute: str = "language_model"
+    tower_attribute: str = "vision_tower"
     has_static_pass: bool = True
     patches_frames: bool = False
 
@@ -49,6 +51,9 @@ class Family:
 
     def text_model(self, model: PreTrainedModel) -> PreTrainedModel:
         return getattr(model.model, self.text_attribute)
+
+    def tower(self, model: PreTrainedModel) -> PreTrainedModel:
+        return getattr(model.model, self.tower_attribute)
 
     def visual_ids(self, model: PreTrainedModel) -> tuple[int, ...]:
         """Ids of the placeholders that image and video features replace."""
@@ -70,23 +75,27 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family(
         name="Qwen2-VL",
         text_types=("qwen2_vl_text",),
+        tower_attribute="visual",
         position_inputs=_GRIDS,
         patches_frames=True,
     ),
     "qwen2_5_vl": Family(
         name="Qwen2.5-VL",
         text_types=("qwen2_5_vl_text",),
+        tower_attribute="visual",
         position_inputs=(*_GRIDS, "second_per_grid_ts"),
         patches_frames=True,
     ),
     "qwen3_vl": Family(
         name="Qwen3-VL",
         text_types=("qwen3_vl_text",),
+        tower_attribute="visual",
         position_inputs=_GRIDS,
     ),
     "qwen3_vl_moe": Family(
         name="Qwen3-VL-MoE",
         text_types=("qwen3_vl_moe_text",),
+        tower_attribute="visual",
         position_inputs=_GRIDS,
         has_static_pass=False,
     ),
@@ -104,6 +113,7 @@ FAMILIES: dict[str, Family] = {
         visual_inputs=("pixel_values",),
         placeholders=("image_token_id",),
         text_attribute="text_model",
+        tower_attribute="vision_model",
     ),
 }
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -27,21 +24,6 @@ def _cache_name() -> str:
 
 CACHE: str = _cache_name()
 """The one of them that the installed version has, in arguments of forwards and of `generate`."""
-
-
-@contextmanager
-def looked_at_quietly() -> Iterator[None]:
-    """Within this context HF's models do not complain that their properties are looked at.
-
-    `torch.jit.trace` looks at all of them, that of a loss function which nobody wants included.
-    """
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def caches_in(prepared: dict[str, Any]) -> dict[str, Cache]:

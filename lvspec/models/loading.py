@@ -11,15 +11,19 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed import DistributedConfig
 
 from lvspec.checkpoint import check_files, find_checkpoint, names_of
 from lvspec.models.families import Family, check_family
 from lvspec.models.quantize import Weights, quantize
+from lvspec.models.ranks import ALONE, Ranks, join
+from lvspec.models.shards import check_can_be_spread, take_shards
 from lvspec.video.config import VideoProcessorConfig
 from lvspec.video.processor import HFProcessor, Processor
 
@@ -36,6 +40,11 @@ class Pair:
     processor: Processor | HFProcessor
     draft_processor: Processor | HFProcessor
 
+    @property
+    def processors(self) -> tuple[Processor | HFProcessor, Processor | HFProcessor]:
+        """The target's and the draft's."""
+        return self.processor, self.draft_processor
+
 
 def load_pair(
     target: str | os.PathLike,
@@ -46,6 +55,7 @@ def load_pair(
     device_map: DeviceMap | None = None,
     draft_weights: Weights | None = None,
     target_weights: Weights | None = None,
+    tensor_parallel: bool = False,
 ) -> Pair:
     """Load two checkpoints of a supported family, from folders or the hub's cache.
 
@@ -63,10 +73,14 @@ def load_pair(
             eagerly, which `stats.loop` says.
         draft_weights: "int8", "int4" or "fp8": the draft is quantised, see `lvspec.quantize`. None:
             as it is.
-        target_weights: The same of the target, whose head stays as it is; excludes `device_map`.
-            Its weights are read from the files as they are quantised, one layer after the other:
-            neither the device nor the host has room for all of them as they were. What it says is
-            then its own, not what the target says without.
+        target_weights: The same of the target, whose head stays as it is; excludes `device_map` and
+            `tensor_parallel`. Its weights are read from the files as they are quantised, one layer
+            after the other: neither the device nor the host has room for all of them as they were.
+            What it says is then its own, not what the target says without.
+        tensor_parallel: Whether this process is one of those that torchrun has started to share the
+            target: each loads its part by transformers' `tp_plan`, on the GPU of its number or the
+            CPU, and the whole draft. All of them then make the same calls, and have the same
+            results. Excludes `device` and `device_map`.
 
     Warns:
         UserWarning: A checkpoint has tensors that its model does not use; names them.
@@ -77,35 +91,39 @@ def load_pair(
         OSError: There is no checkpoint, or not all of it: no safetensors, shards that are missing,
             pointers of git-lfs.
         ValueError: An unsupported family; no chat template; the tokenizers differ; tensors are
-            missing or have other shapes than the model's, by name; a model cannot be quantised so.
+            missing or have other shapes than the model's, by name; a model cannot be quantised so;
+            the processes are not torchrun's, or their number does not divide the target's heads.
     """
-    if device is not None and device_map is not None:
-        raise ValueError(
-            f"device, device_map: expected one of them, got device={device!r} and "
-            f"device_map={device_map!r}"
-        )
-    if target_weights is not None and device_map is not None:
-        raise ValueError(
-            "target_weights, device_map: expected one of them, got target_weights="
-            f"{target_weights!r} and device_map={device_map!r}"
-        )
+    places = {"device": device, "device_map": device_map, "tensor_parallel": tensor_parallel}
+    given = {name: x for name, x in places.items() if x is not None and x is not False}
+    if target_weights is not None:
+        given = {"target_weights": target_weights, **given}
+        given.pop("device", None)
+    if len(given) > 1:
+        shown = " and ".join(f"{name}={place!r}" for name, place in given.items())
+        raise ValueError(f"{', '.join(given)}: expected one of them, got {shown}")
     target, draft = find_checkpoint(target, "target"), find_checkpoint(draft, "draft")
     for role, folder in (("target", target), ("draft", draft)):
         check_checkpoint(folder, role)
         check_files(folder, role)
     processor, draft_processor = load_processor(target, "target"), load_processor(draft, "draft")
     check_same_tokenizer(processor.tokenizer, draft_processor.tokenizer)
-    if device_map is not None:
-        target_model = load_model(target, "target", dtype=dtype, device_map=device_map)
-        device = target_model.device
-    elif device is None:
-        device = default_device()
-    # Before the target is read: what cannot be done is said soon.
-    draft_model = load_model(draft, "draft", dtype=dtype, device=device, weights=draft_weights)
-    if device_map is None:
-        target_model = load_model(
-            target, "target", dtype=dtype, device=device, weights=target_weights
-        )
+    ranks = join() if tensor_parallel else ALONE
+    with ranks.telling():
+        if tensor_parallel:
+            target_model = load_part(target, ranks, dtype=dtype)
+            device = target_model.device
+        elif device_map is not None:
+            target_model = load_model(target, "target", dtype=dtype, device_map=device_map)
+            device = target_model.device
+        elif device is None:
+            device = default_device()
+        # Before the target is read: what cannot be done is said soon.
+        draft_model = load_model(draft, "draft", dtype=dtype, device=device, weights=draft_weights)
+        if device_map is None and not tensor_parallel:
+            target_model = load_model(
+                target, "target", dtype=dtype, device=device, weights=target_weights
+            )
     processors = (replace(each, device=device) for each in (processor, draft_processor))
     return Pair(target_model, draft_model, *processors)
 
@@ -140,9 +158,8 @@ def device_called(name: str | None, argument: str = "device") -> torch.device:
     return device
 
 
-def prepare_alike(pair: Pair, folders: Sequence[Path]) -> bool:
-    """Whether both models of a pair, loaded from these two folders, take the same inputs."""
-    processors = (pair.processor, pair.draft_processor)
+def prepare_alike(processors: Sequence[Processor | HFProcessor], folders: Sequence[Path]) -> bool:
+    """Whether both processors, loaded from these two folders, make the same inputs."""
     if any(isinstance(processor, HFProcessor) for processor in processors):
         kinds = [type(getattr(processor, "hf", processor)) for processor in processors]
         return kinds[0] is kinds[1] and processors[0].hf.to_dict() == processors[1].hf.to_dict()
@@ -185,6 +202,7 @@ def load_model(
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
     weights: Weights | None = None,
+    parts: int = 1,
 ) -> PreTrainedModel:
     """One model, ready to run: safetensors only, no remote code, every weight from the checkpoint.
 
@@ -193,16 +211,19 @@ def load_model(
         role: "target" or "draft", for messages.
         dtype, device, device_map: As for `load_pair`.
         weights: Its `draft_weights` or `target_weights`.
+        parts: Processes, all of this run, over which transformers spreads it.
 
     Raises:
         ImportError: `device_map` or `weights` needs something that is not installed.
         ValueError: Tensors are missing or have other shapes, by name; or `device_map` offloads the
             modules that the model begins with; or it cannot be quantised so.
     """
+    spread = {"distributed_config": DistributedConfig(tp_size=parts)} if parts > 1 else {}
     model, found = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype,
         device_map=device_map,
+        **spread,
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
@@ -230,6 +251,8 @@ def load_model(
             f"use: {names_of(unexpected)}",
             stacklevel=2,
         )
+    if parts > 1:
+        return model.eval()  # transformers has put it where it belongs
     if device_map is None:
         device = default_device() if device is None else device
         if weights is None:
@@ -241,6 +264,24 @@ def load_model(
             f"device_map: expected the first modules of the {role} on a device, got them offloaded"
         )
     return model.eval()
+
+
+def load_part(folder: Path, ranks: Ranks, *, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """This process's part of a target, see `load_pair(tensor_parallel=True)`.
+
+    Args:
+        folder, dtype: As for `load_model`.
+        ranks: Of `join`.
+
+    Raises:
+        ValueError: As `load_pair`.
+    """
+    check_can_be_spread(AutoConfig.from_pretrained(folder), ranks.size)
+    if ranks.size == 1:
+        return load_model(folder, "target", dtype=dtype, device=ranks.device)
+    model = load_model(folder, "target", dtype=dtype, parts=ranks.size)
+    take_shards(model, ranks)
+    return model
 
 
 def check_same_tokenizer(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> None:

@@ -7,8 +7,9 @@ step is that pass over a few slots with explicit positions and a `SlotCache`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +18,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lvspec.config import CacheDtype, Fuse
 from lvspec.models.attention import AttentionStep, lvspec_attention_on
-from lvspec.models.cache import SlotCache
+from lvspec.models.cache import Beginning, SlotCache
+from lvspec.models.cpu_pass import max_rows
 from lvspec.models.families import check_family
 from lvspec.models.head import DraftHead
 from lvspec.models.hf_names import CACHE, CACHE_NAMES
 from lvspec.models.own_passes import Made, OwnPasses
+from lvspec.models.patch_embedding import patches_multiplied
 from lvspec.models.plan import as_hf_takes_them
+from lvspec.models.ranks import parts_of_heads, ranks_of
 from lvspec.models.text_pass import (
     StepOutput,
     hf_pass,
@@ -36,6 +40,9 @@ from lvspec.reference.float8 import FLOAT8
 
 MADE_HERE = ("position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 """Inputs of HF's forward that nobody else may give."""
+
+RunChain = Callable[..., Tensor]
+"""`CpuPass.chain`."""
 
 _STATE_OF_PROMPTS = ("rope_deltas",)
 
@@ -51,14 +58,18 @@ class Model:
 
     Raises:
         TypeError: `model` is not an HF model.
-        ValueError: The family or its text model is not supported, or it uses sliding-window
-            attention in some layers.
+        ValueError: The family or its text model is not supported, it uses sliding-window attention
+            in some layers, or it is a part of a model that somebody else has spread over processes.
 
     Attributes:
+        ranks: The processes that share the model.
         is_static: Whether a pass computes the same whatever the length of the sequence.
         length_limit: Positions up to which its rotary embedding computes the same for all rows,
             where that follows the length of the sequence; else None.
+        seeing: A context for reading a prompt, see `lvspec.models.tower`.
     """
+
+    seeing: Callable[[], AbstractContextManager] = nullcontext
 
     def __init__(
         self,
@@ -93,6 +104,12 @@ class Model:
         # Rotary embeddings that follow the length of the sequence decide in Python what to compute.
         self.length_limit = _length_limit(self.text.config)
         self.is_static = self.family.has_static_pass and self.length_limit is None
+        self.ranks = ranks_of(self.text)
+        if self.ranks.size == 1 and (model.tp_size or 1) > 1:
+            raise ValueError(
+                f"{role}: expected a whole model, or a target that load_pair(tensor_parallel=True) "
+                f"has spread over processes, got one that transformers has ({model.tp_size} parts)"
+            )
         self.watch = watch_of(self.text)
         obstacle = None if self.family.has_static_pass else "experts are chosen by value"
         self._own = OwnPasses(self.text, model, fuse, self.watch, role, obstacle)
@@ -166,6 +183,7 @@ class Model:
             num_slots=num_slots,
             dtype=FLOAT8 if is_float8 else self.text.dtype,
             device=self.device,
+            heads=parts_of_heads(self.text),
         )
 
     def check_length(self, count: int) -> None:
@@ -220,10 +238,27 @@ class Model:
     def made(self) -> Made:
         """The plan that passes follow, or why they are HF's."""
         with self.held():
-            return self._own.made
+            return self._made_now()
+
+    def _made_now(self) -> Made:
+        """The same while the model is held."""
+        made = self._own.made
+        if made.cpu is None or self.cache_dtype == "auto":
+            return made
+        self.watch.say(
+            f"passes of the {self.role} are many operations, slower: there is none in C++ over a "
+            f'cache of another type (cache_dtype="{self.cache_dtype}")'
+        )
+        return replace(made, cpu=None)
 
     def prefill(
-        self, inputs: Mapping[str, Any], cache: SlotCache, sequence: int, *, following: int = 0
+        self,
+        inputs: Mapping[str, Any],
+        cache: SlotCache,
+        sequence: int,
+        *,
+        following: int = 0,
+        beginning: Beginning | None = None,
     ) -> Tensor:
         """HF's own forward over the prompt of one sequence, into its place in the cache.
 
@@ -232,6 +267,8 @@ class Model:
             cache: This model's cache.
             sequence: Its place.
             following: Positions that may be taken behind the prompt.
+            beginning: What another place has read of this prompt already, pixels and all: it is
+                copied, and the forward is over the tokens behind it.
 
         Returns:
             logits of the last prompt token, `[1, V]`.
@@ -248,11 +285,21 @@ class Model:
         if self.length_limit is not None:
             last = max(int(positions.max()), int(positions[..., -1].max()) + following)
             self.check_length(last + 1)
-        with self._reading(cache, sequence):
+        begun, given = 0, {n: value for n, value in inputs.items() if n not in not_passed}
+        if beginning is not None and cache.k_scale is not None:
+            self.watch.say(
+                f"prompts about one clip are read one after the other by the {self.role}, slower: "
+                'with cache_dtype="fp8" what they share is not kept as it was'
+            )
+        elif beginning is not None:
+            begun, given = beginning.length, {"input_ids": ids[:, beginning.length :]}
+            cache.begin_as(sequence, beginning)
+        num_rows = ids.shape[1] - begun
+        with self._reading(cache, sequence, begun, num_rows), self.seeing():
             output = self.hf(
-                **{name: value for name, value in inputs.items() if name not in not_passed},
-                position_ids=as_hf_takes_them(positions),
-                **{CACHE: cache.prefill_view(sequence)},
+                **given,
+                position_ids=as_hf_takes_them(positions[..., begun:]),
+                **{CACHE: cache.prefill_view(sequence, begun)},
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -260,10 +307,12 @@ class Model:
         for token in self.visual_ids:
             visual |= ids[0] == token
         cache.finish_prefill(sequence, positions[:, 0], visual)
-        return output.logits[:, -1]
+        return self.ranks.first(output.logits[:, -1])[0]
 
     @contextmanager
-    def _reading(self, cache: SlotCache, sequence: int) -> Iterator[None]:
+    def _reading(
+        self, cache: SlotCache, sequence: int, begun: int, num_rows: int
+    ) -> Iterator[None]:
         """A context for HF's forward over a prompt, which leaves nothing behind on the model."""
         state = vars(self.hf.model)
         # What HF's own loop would go on with, be it from a call of the user's before this one.
@@ -276,15 +325,28 @@ class Model:
                         "than its class: they see prompts, but not the passes behind them, which "
                         "are of the text model and the head"
                     )
-            plan = self._own.made.plan
+            made = self._made_now()
             try:
-                if plan is None:
+                if made.plan is None:
                     yield
                 else:
-                    with prompts_read_by(plan, cache, sequence):
+                    is_short = made.cpu is not None and num_rows <= max_rows()
+                    read = made.cpu.read if is_short else None
+                    reading = prompts_read_by(made.plan, cache, sequence, begun, read)
+                    with patches_multiplied(self.hf), reading:
                         yield
             finally:
                 state.update(kept)
+
+    def chain(self, rows: int, head: DraftHead) -> RunChain | None:
+        """All passes of a greedy chain as one operation, where there is one for this model.
+
+        Args:
+            rows: Of the first pass.
+            head: Makes the logits.
+        """
+        cpu = (self._made_now() if self.watch.is_held else self.made).cpu
+        return cpu.chain if cpu is not None and cpu.takes(rows, head) else None
 
     def step(
         self,
@@ -306,10 +368,9 @@ class Model:
             scores: Whether attention leaves masses and peaks.
             head: Makes the logits; None: the model's own.
         """
-        made = self._own.made if self.watch.is_held else self.made
+        made = self._made_now() if self.watch.is_held else self.made
         head = self.hf.lm_head if head is None else head
-        is_float8 = cache.k_scale is not None
-        if made.cpu is not None and not is_float8 and made.cpu.takes(tokens.numel(), head):
+        if made.cpu is not None and made.cpu.takes(tokens.numel(), head):
             return StepOutput(*made.cpu.run(tokens, depths, ancestors, cache, scores, head))
         positions = slot_positions(cache, depths, tokens.shape)
         step = AttentionStep(
@@ -330,29 +391,8 @@ class Model:
         logits = head(hidden).to(tokens.device)
         if not scores:
             return StepOutput(logits, None, None)
-        return StepOutput(logits, torch.stack(step.masses), torch.stack(step.peaks))
-
-
-@contextmanager
-def held(models: Iterable[Model]) -> Iterator[None]:
-    """`Model.held` of several models, for decoding with them.
-
-    Raises:
-        ValueError: torch.autocast is on: HF's forward would compute in other types than the caches
-            have, and lvspec's pass would not.
-    """
-    with ExitStack() as stack:
-        # Always in the same order, or two threads could wait for each other.
-        for model in sorted(models, key=lambda model: model.watch.number):
-            device_type = model.device.type
-            if torch.is_autocast_enabled(device_type):
-                raise ValueError(
-                    f"torch.autocast: expected it to be off for {device_type} while lvspec "
-                    "decodes, got on; convert the models (model.to(torch.bfloat16)), or decode "
-                    f'within torch.autocast("{device_type}", enabled=False)'
-                )
-            stack.enter_context(model.held())
-        yield
+        scores = torch.stack(step.masses), torch.stack(step.peaks)
+        return StepOutput(logits, *self.ranks.mean_of_heads(*scores))
 
 
 def stored_bytes(tensor: Tensor) -> int:

@@ -28,6 +28,9 @@ from lvspec.models.plan import DecoderPlan, LayerPlan, as_hf_takes_them
 Attend = Callable[[Tensor], Tensor]
 """Attention of turned queries, `[B, Hq, S, D]` both."""
 
+ReadPrompt = Callable[[Tensor, Tensor, SlotCache, int, int], Tensor]
+"""What the last layer gets, `[T, H]`; the arguments are those of `prompt_pass` behind the plan."""
+
 _OF_PROMPTS = frozenset({"use_cache", "attention_mask", "cache_position", "return_dict"})
 """What HF hands to a text model that reads a prompt and that is no part of what is computed."""
 
@@ -38,7 +41,8 @@ class StepOutput:
 
     Attributes:
         logits: `[B, S, V]`, the model's dtype.
-        masses, peaks: float32 `[L, B, Hq, S]`, one entry for every layer; None without scores.
+        masses, peaks: float32 `[L, B, Hq, S]`, one entry for every layer; None without scores. Of a
+            model that several processes share `[L, B, 1, S]`, the mean of all heads.
     """
 
     logits: Tensor
@@ -96,7 +100,13 @@ def own_layer(
 
 
 def prompt_pass(
-    plan: DecoderPlan, embeds: Tensor, positions: Tensor, cache: SlotCache, sequence: int
+    plan: DecoderPlan,
+    embeds: Tensor,
+    positions: Tensor,
+    cache: SlotCache,
+    sequence: int,
+    begun: int = 0,
+    read: ReadPrompt | None = None,
 ) -> Tensor:
     """The text model over the prompt of one sequence, into its place: `[1, 1, H]`, the last row.
 
@@ -108,28 +118,36 @@ def prompt_pass(
         positions: int64 `[R, 1, T]`.
         cache: Takes its keys and values.
         sequence: The place.
+        begun: Rows of the prompt that the place has already; those of `embeds` are behind them.
+        read: Runs all layers but the last; None: as operations.
     """
-    length, last = embeds.shape[1], len(plan.layers) - 1
+    count, last = embeds.shape[1], len(plan.layers) - 1
     k, v = (x[:, sequence : sequence + 1] for x in (cache.k, cache.v))
     is_float8 = cache.k_scale is not None
     if is_float8:  # a prompt sees its keys and values as they are, a layer at a time
-        k, v = (embeds.new_empty((1, *x.shape[1:3], length, x.shape[4])) for x in (k, v))
-    start = torch.zeros(1, dtype=torch.int32, device=embeds.device)
+        k, v = (embeds.new_empty((1, *x.shape[1:3], count, x.shape[4])) for x in (k, v))
+    start = torch.full((1,), begun, dtype=torch.int32, device=embeds.device)
+    sees = None  # which is quicker where it says no more than `is_causal`
+    if begun > 0:
+        sees = torch.ones(count, begun + count, dtype=torch.bool, device=embeds.device).tril(begun)
 
     def attend(index: int, scaling: float, query: Tensor) -> Tensor:
         if is_float8:
             cache.write_prompt(index, sequence, k[0, 0], v[0, 0])
         if index == last:
             query = query[:, :, -1:]
-        seen = (x[0 if is_float8 else index, :, :, :length] for x in (k, v))
-        is_causal = query.shape[2] > 1
-        return scaled_dot_product_attention(
-            query, *seen, is_causal=is_causal, scale=scaling, enable_gqa=True
-        )
+        seen = (x[0 if is_float8 else index, :, :, : begun + count] for x in (k, v))
+        is_one = query.shape[2] == 1  # which sees all
+        mask = {"attn_mask": None if is_one else sees, "is_causal": not is_one and sees is None}
+        return scaled_dot_product_attention(query, *seen, **mask, scale=scaling, enable_gqa=True)
 
     angles = plan.angles(positions, embeds)
-    rows = embeds[0].clone()
-    for index, layer in enumerate(plan.layers):
+    if read is None or last == 0:
+        done, rows = 0, embeds[0].clone()
+    else:
+        done, rows = last, read(embeds, positions, cache, sequence, begun)
+    for index in range(done, last + 1):
+        layer = plan.layers[index]
         seeing = partial(attend, index, layer.scaling)
         row = 0 if is_float8 else index
         attended = _attention(layer, row, rows, angles, k, v, start, seeing)
@@ -196,7 +214,13 @@ def hf_pass(
 
 
 @contextmanager
-def prompts_read_by(plan: DecoderPlan, cache: SlotCache, sequence: int) -> Iterator[None]:
+def prompts_read_by(
+    plan: DecoderPlan,
+    cache: SlotCache,
+    sequence: int,
+    begun: int = 0,
+    read: ReadPrompt | None = None,
+) -> Iterator[None]:
     """A context in which HF's forward of the whole model has its prompt read by `prompt_pass`.
 
     The text model is called with embeddings, features in their places: that is the boundary. What
@@ -219,7 +243,7 @@ def prompts_read_by(plan: DecoderPlan, cache: SlotCache, sequence: int) -> Itera
             )
         embeds = plan.embed(input_ids) if inputs_embeds is None else inputs_embeds
         positions = position_ids[None] if position_ids.dim() == 2 else position_ids
-        last = prompt_pass(plan, embeds, positions, cache, sequence)
+        last = prompt_pass(plan, embeds, positions, cache, sequence, begun, read)
         return BaseModelOutputWithPast(last_hidden_state=last)
 
     vars(text)["forward"] = forward

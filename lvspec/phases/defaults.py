@@ -1,4 +1,4 @@
-"""What the target's generation config does to its logits, as HF's `generate` has it."""
+"""What holds where nothing is said: what the target's generation config does to its logits."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from lvspec.policy import AcceptancePolicy
 
 # Sampling is DecodeConfig's to say; what it has no name for is not applied.
 _NOT_APPLIED = ("top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+def usual_policy(draft: object) -> AcceptancePolicy:
+    """Where none is said: `lvspec()`, but `strict()` for the draft "ngram"."""
+    is_ngram = isinstance(draft, str) and draft == "ngram"
+    return AcceptancePolicy.strict() if is_ngram else AcceptancePolicy.lvspec()
 
 
 def eos_ids_of(target: Model, policy: AcceptancePolicy, config: DecodeConfig) -> tuple[int, ...]:

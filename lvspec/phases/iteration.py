@@ -11,6 +11,7 @@ from torch import Tensor
 from lvspec.models.cache import SlotCache
 from lvspec.models.model import Model
 from lvspec.phases.accept import Judgement, accept, regrets
+from lvspec.phases.agreement import first_draft, first_judgement
 from lvspec.phases.commit import commit
 from lvspec.phases.draft import Drafter
 from lvspec.phases.logits import LogitsProcessors
@@ -62,12 +63,13 @@ class Iteration:
         with phase("draft"):
             if state.sampler is not None:
                 state.sampler.advance()
-            draft = self.drafter.propose(state, cache.kv_len)
+            draft = first_draft(self.drafter.propose(state, cache.kv_len), self.target.ranks)
         with phase("verify"):
             verification = verify(self.target, cache, draft, self.scorer)
         with phase("accept"):
             verification = self._processed(verification, draft, committed)
-            acceptance, stats, thresholds = self.accept(verification, draft, cache)
+            judgement = self.accept(verification, draft, cache)
+            acceptance, stats, thresholds = first_judgement(judgement, self.target.ranks)
             costs = None
             if self.needs.loose:
                 costs = regrets(verification.logits, draft, stats, acceptance)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,17 +27,26 @@ def frame_resize(video_processor: BaseVideoProcessor) -> Resize:
     processor is set not to resize, they stay as they are.
     """
 
-    @lru_cache(maxsize=1)
-    def method(num_frames: int, height: int, width: int) -> Callable[[Tensor], Tensor]:
-        return _method(video_processor, num_frames, height, width)
+    return _FrameResize(video_processor)
 
-    def resize(frames: Tensor, num_frames: int) -> Tensor:
-        apply = method(num_frames, *frames.shape[1:3])
+
+class _FrameResize:
+    """See `frame_resize`; other processes may be given it."""
+
+    def __init__(self, video_processor: BaseVideoProcessor) -> None:
+        self._processor = video_processor
+        self._known: tuple[tuple[int, ...], Callable[[Tensor], Tensor]] | None = None
+
+    def __reduce__(self) -> tuple[type[_FrameResize], tuple[BaseVideoProcessor]]:
+        return _FrameResize, (self._processor,)
+
+    def __call__(self, frames: Tensor, num_frames: int) -> Tensor:
+        size, known = (num_frames, *frames.shape[1:3]), self._known
+        if known is None or known[0] != size:
+            known = self._known = size, _method(self._processor, *size)
         channels_first = frames.permute(0, 3, 1, 2)[None]
-        resized = [apply(frame)[0] for frame in channels_first.split(1, dim=1)]
+        resized = [known[1](frame)[0] for frame in channels_first.split(1, dim=1)]
         return torch.cat(resized).permute(0, 2, 3, 1)
-
-    return resize
 
 
 class _Asked(Exception):

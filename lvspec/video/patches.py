@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from lvspec.video.frames import as_frames, check_frames
 from lvspec.video.hf_resizing import frame_resize
 from lvspec.video.resizing import resize_frames
 from lvspec.video.streams import FALLBACK_FPS
+
+if TYPE_CHECKING:
+    from transformers import BaseVideoProcessor
 
 
 class VideoInputs(NamedTuple):
@@ -44,7 +47,7 @@ class VideoInputs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class VideoProcessor:
-    """Frames to model inputs; made by `load_video_processor`.
+    """Frames to model inputs; made by `load_video_processor`. Other processes may be given it.
 
     Attributes:
         backend: "hf" or "torch", whichever computes.
@@ -141,9 +144,7 @@ def load_video_processor(
         "torch",
         config.temporal_patch_size,
         partial(resize_frames, config=config),
-        lambda frames, resized: (
-            _cut(frames, config) if resized else preprocess_video(frames, config)
-        ),
+        partial(_prepare, config=config),
     )
 
 
@@ -168,6 +169,10 @@ def preprocess_video(frames: Tensor, config: VideoProcessorConfig) -> tuple[Tens
     """
     check_frames(frames)
     return _cut(resize_frames(frames, len(frames), config), config)
+
+
+def _prepare(frames: Tensor, resized: bool, config: VideoProcessorConfig) -> tuple[Tensor, Tensor]:
+    return _cut(frames, config) if resized else preprocess_video(frames, config)
 
 
 def _cut(frames: Tensor, config: VideoProcessorConfig) -> tuple[Tensor, Tensor]:
@@ -224,17 +229,22 @@ def _huggingface_processor(source: str | os.PathLike | VideoProcessorConfig) -> 
     if getattr(processor, "cap_pixels_per_frame", False) is None:
         # Not set means no cap, with a warning that this will change. Results here shall not.
         processor.cap_pixels_per_frame = False
-
-    def patches(frames: Tensor, resized: bool) -> tuple[Tensor, Tensor | None]:
-        inputs = processor(
-            [frames.permute(0, 3, 1, 2)],
-            do_sample_frames=False,
-            **({"do_resize": False} if resized else {}),
-            input_data_format="channels_first",
-            return_tensors="pt",
-        )
-        return inputs["pixel_values_videos"], inputs.get("video_grid_thw")
-
     return VideoProcessor(
-        "hf", getattr(processor, "temporal_patch_size", 1), frame_resize(processor), patches
+        "hf",
+        getattr(processor, "temporal_patch_size", 1),
+        frame_resize(processor),
+        partial(_prepare_by, processor),
     )
+
+
+def _prepare_by(
+    processor: BaseVideoProcessor, frames: Tensor, resized: bool
+) -> tuple[Tensor, Tensor | None]:
+    inputs = processor(
+        [frames.permute(0, 3, 1, 2)],
+        do_sample_frames=False,
+        **({"do_resize": False} if resized else {}),
+        input_data_format="channels_first",
+        return_tensors="pt",
+    )
+    return inputs["pixel_values_videos"], inputs.get("video_grid_thw")

@@ -74,12 +74,12 @@ class Processor:
     def __call__(
         self,
         video: str | os.PathLike | Video | Tensor | np.ndarray | Sequence[Any],
-        prompt: str,
+        prompt: str | Sequence[str],
         *,
         num_frames: int | None = None,
         fps: float | None = None,
         device: torch.device | str | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Inputs for `lvspec.generate` and for HF's `generate`.
 
         Args:
@@ -88,6 +88,7 @@ class Processor:
                 list of T frames `[H, W, 3]` (tensors, arrays, PIL images).
             prompt: What the user says. If it has the video placeholder in it, it is taken as the
                 whole prompt, chat markup included; otherwise the chat template is put around it.
+                Several prompts, a list, are about one video, which is read once.
             num_frames: Frames to sample from a file, at least 2. Excludes `fps`; neither goes with
                 a `Video`.
             fps: Frames per second to sample from a file; `DEFAULT_FPS` if neither is given. With
@@ -96,7 +97,8 @@ class Processor:
 
         Returns:
             input_ids, attention_mask, mm_token_type_ids int64 `[1, T]`; pixel_values_videos,
-            video_grid_thw and second_per_grid_ts as `VideoProcessor.process` returns them.
+            video_grid_thw and second_per_grid_ts as `VideoProcessor.process` returns them. Of
+            several prompts a list of these, which share what is the video's.
 
         Raises:
             FileNotFoundError, ImportError, ValueError: From `read_video`; or frames are to be
@@ -106,18 +108,28 @@ class Processor:
         """
         sampled, resized = _sampled(video, num_frames, fps, self.video_processor.resize)
         features = self.video_processor.process(sampled, resized=resized)
+        device = self.device if device is None else device
+        shared = {name: value.to(device) for name, value in features._asdict().items()}
+        count = int(features.video_grid_thw.prod()) // self.merge_size**2
+        found = [
+            {**self._of_text(each, count, device), **shared}
+            for each in ([prompt] if isinstance(prompt, str) else prompt)
+        ]
+        return found[0] if isinstance(prompt, str) else found
+
+    def _of_text(
+        self, prompt: str, count: int, device: torch.device | str | None
+    ) -> dict[str, Tensor]:
+        """Of a prompt what has a number for each token, `count` of them the video's."""
         placeholder = self.tokenizer.convert_ids_to_tokens(self.video_token_id)
         text = _chat_prompt(self.tokenizer, prompt, placeholder)
-        count = int(features.video_grid_thw.prod()) // self.merge_size**2
         text = text.replace(placeholder, placeholder * count)
         ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
         inputs = {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
             "mm_token_type_ids": 2 * (ids == self.video_token_id).long(),
-            **features._asdict(),
         }
-        device = self.device if device is None else device
         return {name: value.to(device) for name, value in inputs.items()}
 
     @property
@@ -166,22 +178,29 @@ class HFProcessor:
     def __call__(
         self,
         video: str | os.PathLike | Video | Tensor | np.ndarray | Sequence[Any],
-        prompt: str,
+        prompt: str | Sequence[str],
         *,
         num_frames: int | None = None,
         fps: float | None = None,
         device: torch.device | str | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Inputs for `lvspec.generate` and for HF's `generate`; the arguments are `Processor`'s.
 
         Returns:
-            The tensors that HF's processor returns.
+            The tensors that HF's processor returns; of several prompts a list.
 
         Raises:
             FileNotFoundError, ImportError, TypeError, ValueError: As `Processor`.
         """
         resize = frame_resize(self.hf.video_processor)
         sampled, resized = _sampled(video, num_frames, fps, resize)
+        if not isinstance(prompt, str):
+            return [self._of_text(each, sampled, resized, device) for each in prompt]
+        return self._of_text(prompt, sampled, resized, device)
+
+    def _of_text(
+        self, prompt: str, sampled: Video, resized: bool, device: torch.device | str | None
+    ) -> dict[str, Tensor]:
         text = _chat_prompt(self.hf, prompt, self.hf.video_token)
         bos = self.tokenizer.bos_token
         inputs = self.hf(

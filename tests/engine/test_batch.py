@@ -138,6 +138,33 @@ def test_prompts_are_taken_one_at_a_time(pair, prompts):
     assert len(list(results)) == 6
 
 
+def test_a_prompt_that_comes_late_keeps_nobody_waiting(pair, prompts, alone):
+    """None: the others go on, an iteration at a time, and it is asked for again."""
+    config = _config()
+    ended, asked = [], 0
+
+    def arriving():
+        nonlocal asked
+        yield prompts[0]
+        while not ended:  # that of the first prompt, for the second is not there before
+            asked += 1
+            yield None
+        yield prompts[1]
+        yield None  # behind the last: the end alone is the end
+        yield prompts[2]
+
+    results = {}
+    policy = POLICIES["strict"]
+    for result in generate_many(
+        *pair, arriving(), batch_size=2, policy=policy, config=config, ordered=False
+    ):
+        ended.append(result.index)
+        results[result.index] = result
+    assert sorted(results) == [0, 1, 2] and asked > 1
+    for index, expected in enumerate(alone("strict", config)[:3]):
+        _same(results[index], expected)
+
+
 def test_models_are_theirs_between_results(pair, prompts, hf_greedy):
     before = hf_greedy(pair[0], prompts[0], 8)
     for _ in generate_many(*pair, prompts[:3], batch_size=2, config=_config()):

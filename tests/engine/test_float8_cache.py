@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many, quantize
+from lvspec import AcceptancePolicy, DecodeConfig, generate, generate_many, ops, quantize
 from lvspec.models.cache import HEADROOM
 from lvspec.models.hf_names import CACHE
 from lvspec.models.inputs import check_inputs
@@ -132,6 +132,21 @@ def test_a_sequence_by_itself(pair, make_prompt, prompt, wanted):
 def test_with_fp8_weights(pair, prompt):
     target = quantize(copy.deepcopy(pair[0]), "fp8")
     found = generate(target, pair[1], prompt, policy=STRICT, config=config())
+    assert found.tokens[0].tolist() == by_hf(target, prompt)
+
+
+@pytest.mark.skipif(ops.active_backend("cpu") != "cpp", reason="needs the C++ extension")
+def test_no_operation_of_cpp_over_it(pair, make_prompt):
+    """Its passes have caches of their own type; that others go through many operations is said."""
+    target, draft = (copy.deepcopy(model).float() for model in pair)
+    prompt = make_prompt(3, ("video", 2, 6, 4), 5, seed=3)
+    usual = generate(target, draft, prompt, policy=STRICT, config=config(cache_dtype="auto"))
+    with pytest.warns(RuntimeWarning, match="many operations, slower: .*cache_dtype=.fp8.") as said:
+        found = generate(target, draft, prompt, policy=STRICT, config=config())
+    assert [role for role in ("target", "draft") if role in str(said[0].message)] == ["target"]
+    assert len(said) == 2
+    assert set(usual.stats.passes.values()) == {"own: one operation"}
+    assert found.stats.passes == {"target": "own", "draft": "own"}
     assert found.tokens[0].tolist() == by_hf(target, prompt)
 
 

@@ -34,6 +34,15 @@ def test_it_goes_on(path):
     assert [record["id"] for record in rest] == ["a", "b"]
 
 
+def test_a_reader_gets_what_is_not_kept(path):
+    with journal(path) as one:
+        one.add({"id": "a"})
+    found = []
+    with Journal(path, "evaluation", SETTINGS, reader=found.append) as other:
+        other.add({"id": "b"})
+        assert found == [{"id": "a"}, {"id": "b"}] and other.records == []
+
+
 def test_torn_at_every_byte(path):
     """Whatever was cut off, what stands whole before it is read and the next record follows it."""
     with journal(path, {}) as one:

@@ -4,7 +4,12 @@ import json
 
 import pytest
 
-from lvspec.evaluation.samples import Sample, read_manifest, samples_of_folder
+from lvspec.evaluation.samples import (
+    Sample,
+    read_manifest,
+    samples_of_folder,
+    samples_of_pattern,
+)
 
 
 @pytest.fixture
@@ -136,3 +141,33 @@ def test_no_folder_of_videos(tmp_path):
         samples_of_folder(tmp_path / "nowhere", "What?")
     with pytest.raises(ValueError, match=r"^prompt: expected a text"):
         samples_of_folder(tmp_path, " ")
+
+
+def test_a_pattern(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    for name in ("b.mp4", "a.mkv", "deep/b.mp4"):
+        (tmp_path / name).touch()
+    found = samples_of_pattern("**/b.*", "What?").samples
+    assert [(s.id, s.video, s.prompt) for s in found] == [
+        ("b.mp4", "b.mp4", "What?"),
+        ("deep/b.mp4", "deep/b.mp4", "What?"),
+    ]
+    with pytest.raises(ValueError, match="^videos: expected a pattern that finds videos, got x*"):
+        samples_of_pattern("x*", "What?")
+    with pytest.raises(ValueError, match="^prompt: expected a text"):
+        samples_of_pattern("**/b.*", " ")
+
+
+def test_what_lines_may_leave_out(manifest):
+    lines = [{"video": "a.mp4"}, {"id": "gone", "video": "gone.mp4", "prompt": "Who?"}]
+    path = manifest(*lines)
+    assert len(read_manifest(path).problems) == 2
+    found = read_manifest(path, prompt="What?", check_files=False)
+    assert [(s.id, s.prompt) for s in found.samples] == [("a.mp4", "What?"), ("gone", "Who?")]
+
+
+def test_durations(manifest):
+    found = read_manifest(manifest({**GOOD, "duration": 3}, {**GOOD, "id": "x", "duration": "3"}))
+    assert found.samples[0].duration == 3.0
+    assert "duration: expected seconds, got '3'" in str(found.problems[0])

@@ -1,5 +1,7 @@
 """The attention implementation "lvspec": without a step it is SDPA, padded batches included."""
 
+import copy
+
 import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -7,6 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from lvspec import AcceptancePolicy, DecodeConfig, generate
 from lvspec.models import attention
 from lvspec.models.attention import NAME, lvspec_attention_on
+from lvspec.models.model import Model
 
 
 @pytest.fixture
@@ -88,7 +91,12 @@ def test_set_back_after_an_error(text, error):
     [(AcceptancePolicy.strict(), {False}), (AcceptancePolicy.lvspec(), {False, True})],
 )
 def test_scores_where_relevance_is_needed(random_pair, make_prompt, monkeypatch, policy, wanted):
-    """The draft's passes never need them, the target's do if the policy looks at relevance."""
+    """The draft's passes never need them, the target's do if the policy looks at relevance.
+
+    In float64, where attention is an operation of its own on every machine.
+    """
+    random_pair = [copy.deepcopy(model).double() for model in random_pair]
+    assert all(Model(model, "model").made.plan for model in random_pair), "checked with scores"
     seen, verify_attention = set(), attention.ops.verify_attention
 
     def recorded(*args, scores, **kwargs):

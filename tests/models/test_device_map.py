@@ -1,11 +1,12 @@
 """A target over several devices, or partly on disk: `load_pair(device_map=...)`."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
-from lvspec import AcceptancePolicy, DecodeConfig, generate
+from lvspec import AcceptancePolicy, DecodeConfig, DynamicTree, generate
 from lvspec.models import loading
 from lvspec.models.loading import load_pair
 
@@ -15,7 +16,7 @@ OPTIONS = {
     "config": DecodeConfig(gamma=4, max_new_tokens=12, eos_ids=()),
 }
 
-pytest.importorskip("accelerate", reason="needs accelerate")
+hooks = pytest.importorskip("accelerate.hooks", reason="needs accelerate")
 
 
 @pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, "auto"])
@@ -78,3 +79,32 @@ def test_no_tensors_of_two_devices_meet(fake_cuda, random_pair_folders):
     done = fake_cuda(*random_pair_folders, script=SCRIPT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "eager: the weights of the target are on several devices\n"
+
+
+GATED = AcceptancePolicy(anchor_threshold=0.14, top_k=5, shift_window=2)
+WAYS = {
+    "chain": ("model", AcceptancePolicy.strict(), {"gamma": 4}),
+    "tree, loose": ("model", GATED, {"tree": DynamicTree(2, 3)}),
+    "self, loose": ("self", GATED, {"gamma": 3, "draft_keep": 0.5}),
+    "n-grams": ("ngram", AcceptancePolicy.strict(), {"gamma": 4}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_hooks_that_take_inputs_along(pair, make_prompt, way):
+    """What accelerate leaves on a model over several GPUs; here all of them are the CPU."""
+    dispatched = copy.deepcopy(pair[0])
+    text = dispatched.model.language_model
+    for module in (*text.layers, text.norm, dispatched.lm_head):
+        hooks.add_hook_to_module(module, hooks.AlignDevicesHook("cpu", io_same_device=True))
+    who, policy, options = WAYS[way]
+    config = DecodeConfig(max_new_tokens=12, eos_ids=(), **options)
+    inputs = [make_prompt(3, ("video", 2, 6, 6), 5), make_prompt(9, ("video", 2, 4, 4), 2)]
+    draft = pair[1] if who == "model" else who
+    wanted = generate(pair[0], draft, inputs, policy=policy, config=config)
+    with pytest.warns(RuntimeWarning, match="passes of the target are HF's own, slower: .*forward"):
+        found = generate(dispatched, draft, inputs, policy=policy, config=config)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.tokens.equal(theirs.tokens) and ours.kinds.equal(theirs.kinds)
+        assert ours.stats.passes["target"].startswith("HF's: ")
+        assert ours.stats.loop.startswith("eager: ")

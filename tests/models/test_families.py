@@ -4,10 +4,12 @@ In float64, so that no two logits are equal but for rounding.
 """
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import ranks as support
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -355,6 +357,26 @@ def test_strict_is_hf_greedy(checkpoints, hf_greedy, family, kind):
     assert generation.stats.tau > 1.5
 
 
+@pytest.mark.parametrize("fuse", ["kernels", pytest.param("none", marks=pytest.mark.slow)])
+@every_family
+def test_questions_behind_one_clip(checkpoints, hf_greedy, family, fuse):
+    """Each has the tokens that HF gives it alone."""
+    target, _, near = checkpoints(family)
+    inputs = make_inputs(family, "clip")
+    ids = inputs["input_ids"]
+    prompts = [ids, torch.cat([ids, ids[:, -2:]], dim=1)]  # the clip ends before its last words
+    config = DecodeConfig(gamma=4, max_new_tokens=8, eos_ids=(), fuse=fuse)
+    options = {"policy": AcceptancePolicy.strict(), "config": config}
+    found = generate(target, near, inputs, prompts=prompts, **options)
+    for one, prompt in zip(found, prompts, strict=True):
+        types = (prompt > -1).long()
+        given = {**inputs, "input_ids": prompt, "attention_mask": types}
+        if "mm_token_type_ids" in inputs:
+            kinds = inputs["mm_token_type_ids"]
+            given["mm_token_type_ids"] = torch.cat([kinds, types[:, ids.shape[1] :] * 0], dim=1)
+        assert one.tokens[0].tolist() == hf_greedy(target, given, 8)
+
+
 @pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("kind", ["clip", "mixed"])
@@ -376,6 +398,41 @@ def test_other_ways_to_draft(checkpoints, hf_greedy, family, kind):
         if (draft, options) == ("self", {}):
             whole = generation.stats.num_accepted[:-1]  # the last pass is cut at what was asked for
             assert set(whole) == {4}, "it sees what the target sees"
+
+
+SPREAD = {
+    "qwen2_vl": None,
+    "llava_onevision": None,
+    "llava_next_video": None,
+    "internvl": {"model_type": "qwen3", "head_dim": 16},
+    "smolvlm": None,
+}
+"""Families whose text layers transformers spreads over processes, with another text model."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+def test_two_processes(together, tmp_path):
+    """They give what one gives; a head that is not tied may be in parts or whole."""
+    folders, alone = [], {}
+    for family, text in SPREAD.items():
+        inputs = make_inputs(family, "clip")
+        frames = 6 if "video_grid_thw" in inputs else 3
+        folder = tmp_path / f"{family}-{frames}"
+        target = build(family, text=text)
+        target.save_pretrained(folder)
+        torch.save(inputs, folder / "inputs.pt")
+        folders.append(folder)
+        alone[folder.name] = support.run_family(target, folder)
+    for number, process in enumerate(together("families", folders, tmp_path)):
+        process.join(900)
+        assert process.exitcode == 0, (tmp_path / f"families{number}.txt").read_text()[-3000:]
+        found = json.loads((tmp_path / f"{number}.json").read_text())
+        for name, wanted in alone.items():
+            assert found[name]["tokens"] == wanted["tokens"], name
+            assert found[name]["passes"] == f"own, part {number + 1} of 2"
+            mass = torch.tensor(found[name]["mass"])
+            torch.testing.assert_close(mass, torch.tensor(wanted["mass"]), rtol=1e-5, atol=1e-7)
 
 
 @every_family
@@ -405,6 +462,44 @@ def test_pixels_matter(checkpoints, hf_greedy, family):
                 inputs[name] = inputs[name] + seed
         captions.add(tuple(hf_greedy(target, inputs, 20)))
     assert len(captions) == 2
+
+
+@every_family
+def test_a_pruned_draft_is_not_shown_what_the_target_saw(checkpoints, family, monkeypatch):
+    """It has the target's tower, weights and all; with one weight that is another it looks."""
+    target, draft = checkpoints(family)[0], copy.deepcopy(checkpoints(family)[0])
+    text = FAMILIES[family].text_model(draft)
+    text.layers = text.layers[:1]
+    text.config.num_hidden_layers = 1
+    if getattr(text.config, "layer_types", None):
+        text.config.layer_types = text.config.layer_types[:1]
+    towers = [FAMILIES[family].tower(model) for model in (target, draft)]
+    kind, seen = type(towers[0]), []
+    look = kind.forward
+    monkeypatch.setattr(
+        kind,
+        "forward",
+        lambda self, *args, **kwargs: seen.append(self) or look(self, *args, **kwargs),
+    )
+
+    def found():
+        seen.clear()
+        generation = strict(target, draft, make_inputs(family, "mixed"), max_new_tokens=8)
+        return generation, [sum(tower is each for each in seen) for tower in towers]
+
+    spared, (of_target, of_draft) = found()
+    assert of_target > 0 and of_draft == 0 and spared.stats.draft_vision == "the target's"
+    with monkeypatch.context() as patch:  # the same weights, and nobody who knows
+        patch.setattr("lvspec.models.tower._other_values", lambda *weights: "not compared")
+        own, calls = found()
+    assert calls == [of_target, of_target] and own.stats.draft_vision == "its own: not compared"
+    assert torch.equal(spared.tokens, own.tokens)
+    assert spared.stats.num_accepted == own.stats.num_accepted
+    with torch.no_grad():
+        next(towers[1].parameters()).view(-1)[0] += 1
+    other, calls = found()
+    assert calls == [of_target, of_target] and "weights are others" in other.stats.draft_vision
+    assert torch.equal(other.tokens, own.tokens)
 
 
 @every_family

@@ -55,6 +55,9 @@ def scale_norm(hf):
     text_of(hf).layers[1].input_layernorm.weight.mul_(3)
 
 
+# Activations thrice as large have errors thrice as large.
+ATOL = 6e-5
+
 CHANGES = (
     double_in_place,
     double_data,
@@ -75,7 +78,7 @@ def test_weights_that_change_are_used(target, make_prompt, change, is_representa
     prompt = clip(make_prompt)
     before = step(target, prompt)
     change(target)
-    check(target, prompt)
+    check(target, prompt, ATOL)
     assert (step(target, prompt)[0].logits - before[0].logits).abs().max() > 0.01
 
 
@@ -84,7 +87,7 @@ def test_weights_that_change_are_used_as_on_a_gpu(target, make_prompt, as_on_a_g
     prompt = clip(make_prompt)
     before = step(target, prompt)
     change(target)
-    check(target, prompt)
+    check(target, prompt, ATOL)
     assert (step(target, prompt)[0].logits - before[0].logits).abs().max() > 0.01
 
 
@@ -172,7 +175,8 @@ def test_nothing_stays_on_the_model(target, make_prompt, monkeypatch):
     monkeypatch.setattr("lvspec.models.text_pass.ops.rotate_and_write", fails)
     with pytest.raises(KeyError):
         step(target, clip(make_prompt))
-    assert seen == [text_of(target)] and not replaced()
+    assert text_of(target) in seen and not replaced()
+    assert {type(module) for module in seen} <= {type(text_of(target)), nn.Conv3d}
 
 
 def test_a_plan_goes_with_the_model(random_pair, make_prompt):

@@ -7,8 +7,10 @@ from lvspec import ops, tree
 from lvspec.phases.accept import root_alone
 from lvspec.policy import AcceptancePolicy
 
+PRESETS = ["strict", "lvspec", "fly", "typical", "relaxed", "random_relaxation"]
 
-@pytest.mark.parametrize("preset", ["strict", "lvspec", "fly", "typical", "relaxed", "random_relaxation"])
+
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -float("inf")])
 def test_a_root_alone_is_what_the_operation_makes_of_it(preset, bad):
     """Autoregression does without `ops.accept`, whatever its policy; also where logits are bad."""

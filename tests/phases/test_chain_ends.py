@@ -7,6 +7,7 @@ import torch
 from ways import WAYS
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
+from lvspec.models.cpu_pass import CpuPass
 from lvspec.models.model import Model
 from lvspec.phases.draft.model_cache import CachedDrafter
 from lvspec.phases.slots import DraftShape, tokens_up_to_end
@@ -82,13 +83,18 @@ def test_strict_says_the_same(setting, way):
 @pytest.mark.parametrize("way", ["chain", "sampling", "n-grams for the draft"])
 def test_passes_behind_all_ends_are_left_out(setting, way, monkeypatch):
     """On a CPU; where there is none to look all are run, and the draft is the same."""
-    passes, step = [], Model.step
+    passes, step, chain = [], Model.step, CpuPass.chain
 
     def counted(self, *args, **kwargs):
         passes.append(self.role)
         return step(self, *args, **kwargs)
 
+    def counted_at_once(self, tokens, depths, ancestors, moved, cache, count, head):
+        passes.extend(["draft"] * count)
+        return chain(self, tokens, depths, ancestors, moved, cache, count, head)
+
     monkeypatch.setattr(Model, "step", counted)
+    monkeypatch.setattr(CpuPass, "chain", counted_at_once)
     plain = _run(setting, way, eos_ids=())
     firsts = {g.tokens[0, 0].item() for g in plain}
     ends = tuple({g.trace.steps()[0].drafted[2] for g in plain} - firsts)

@@ -43,7 +43,7 @@ def test_every_draft_continues_the_output_greedily(
 
 def test_draft_starts_with_two_rows(random_pair, inputs):
     """Two rows, then one at a time; where the last draft stood, the next is written."""
-    draft = Model(random_pair[1], "draft")
+    draft = Model(random_pair[1], "draft", fuse="none")  # pass by pass, not at once
     drafter = ModelDrafter(DraftSource(draft, 256), gamma=3)
     drafter.allocate(batch_size=1, capacity=120)
     prompt = inputs["input_ids"]

@@ -13,7 +13,7 @@ from transformers import (
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from lvspec import AcceptancePolicy, DecodeConfig, generate
-from lvspec.models.loading import Pair, load_processor, prepare_alike
+from lvspec.models.loading import load_processor, prepare_alike
 from lvspec.video import Video, read_video, write_video
 from lvspec.video.processor import HFProcessor, Processor
 
@@ -127,6 +127,14 @@ def test_what_hf_is_called_with(double, clip, hf_resize):
     assert given["do_sample_frames"] is False and given["return_tensors"] == "pt"
 
 
+def test_several_prompts_about_one_video(double, clip, hf_resize):
+    """The file is read once; HF's processor is asked for each."""
+    several = double(clip, ["describe the video", "the video"], num_frames=4)
+    assert len(hf_resize) == 4 and len(several) == 2
+    for prompt, inputs in zip(["describe the video", "the video"], several, strict=True):
+        assert inputs["input_ids"].equal(double(clip, prompt, num_frames=4)["input_ids"])
+
+
 @pytest.mark.parametrize("prompt, added", [("describe", False), ("the <video> describe", True)])
 def test_special_tokens_are_added_unless_the_prompt_begins_with_one(double, clip, prompt, added):
     double(clip, prompt, num_frames=4)
@@ -201,9 +209,9 @@ def test_whose_inputs_the_draft_takes(random_pair_folders, tokenizer):
     ours = Processor.from_pretrained(random_pair_folders[0])
     small, same, large = (HFProcessor(Double(tokenizer, size)) for size in (16, 16, 32))
     for draft, alike in ((same, True), (large, False), (ours, False)):
-        assert prepare_alike(Pair(None, None, small, draft), random_pair_folders) == alike
-        assert prepare_alike(Pair(None, None, draft, small), random_pair_folders) == alike
-    assert prepare_alike(Pair(None, None, ours, ours), random_pair_folders)
+        assert prepare_alike((small, draft), random_pair_folders) == alike
+        assert prepare_alike((draft, small), random_pair_folders) == alike
+    assert prepare_alike((ours, ours), random_pair_folders)
 
 
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="HF's processors need torchvision")

@@ -1,5 +1,6 @@
 """Processor: a video and a prompt become the inputs that HF's processor would return."""
 
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -52,6 +53,23 @@ def test_placeholder_becomes_one_per_video_token(processor, clip, words, frames,
     assert inputs["mm_token_type_ids"].tolist() == [[2 * (token == VIDEO) for token in ids]]
     for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
         assert inputs[name].dtype == torch.int64
+
+
+def test_several_prompts_about_one_video(processor, clip):
+    """Each as by itself; what is the video's is one tensor."""
+    prompts = ["describe the video", "the video"]
+    several = processor(clip, prompts, num_frames=4)
+    for prompt, inputs in zip(prompts, several, strict=True):
+        alone = processor(clip, prompt, num_frames=4)
+        assert list(inputs) == list(alone)
+        assert all(value.equal(alone[name]) for name, value in inputs.items())
+    assert several[0]["pixel_values_videos"] is several[1]["pixel_values_videos"]
+    assert processor(clip, [], num_frames=4) == []
+
+
+def test_another_process_may_have_it(processor, clip):
+    ours, theirs = processor(clip, "what?"), pickle.loads(pickle.dumps(processor))(clip, "what?")
+    assert ours.keys() == theirs.keys() and all(x.equal(theirs[name]) for name, x in ours.items())
 
 
 def test_pixels_are_those_of_the_video_processor(processor, clip):
@@ -165,7 +183,7 @@ def test_a_draft_with_a_processor_of_its_own_reads_the_file_too(processor, clip,
         ),
     )
     with pytest.warns(UserWarning, match=r"frame\(s\) are lost") as caught:
-        inputs, draft_inputs = _Captioner._inputs(captioner, str(tmp_path / "cut.mp4"))
+        inputs, draft_inputs = _Captioner._read(captioner, str(tmp_path / "cut.mp4"), "cpu")
     assert len(caught) == 1
     assert inputs["video_grid_thw"].tolist() == [[2, 6, 6]]
     assert draft_inputs["video_grid_thw"].tolist() == [[2, 2, 2]]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lvspec import ops
-from lvspec.models.cache import SlotCache
+from lvspec.models.cache import Beginning, SlotCache
 from lvspec.phases.slots import Draft, DraftShape
 from lvspec.phases.state import DecodeState
 
@@ -60,6 +60,7 @@ class Drafter(ABC):
         *,
         prompt: Tensor,
         target_cache: SlotCache,
+        beginning: Beginning | None = None,
     ) -> None:
         """Read the prompt of one sequence, which the target has read before.
 
@@ -69,6 +70,7 @@ class Drafter(ABC):
             sequence: Its place in the batch.
             prompt: int64 `[1, T]`, the target's prompt.
             target_cache: Holds what the target read, in the same place.
+            beginning: What another place has read of this prompt already, with the same pixels.
         """
 
     @abstractmethod
@@ -104,6 +106,7 @@ class NoDrafter(Drafter):
         *,
         prompt: Tensor,
         target_cache: SlotCache,
+        beginning: Beginning | None = None,
     ) -> None:
         pass
 

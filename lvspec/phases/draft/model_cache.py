@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lvspec import ops
-from lvspec.models.cache import SlotCache
+from lvspec.models.cache import Beginning, SlotCache
 from lvspec.models.head import draft_head
 from lvspec.models.model import Model
 from lvspec.phases.draft.base import Drafter
@@ -122,13 +122,16 @@ class CachedDrafter(Drafter):
         *,
         prompt: Tensor,
         target_cache: SlotCache,
+        beginning: Beginning | None = None,
     ) -> None:
         """HF's own forward over the whole prompt; what is kept of it moves together."""
-        source = target_cache
+        source, pruning = target_cache, self._source.reading.pruning
         if not self._source.reading.is_target:
             source = self.cache
-            self.model.prefill(inputs, source, sequence)
-        length, pruning = prompt.shape[1], self._source.reading.pruning
+            # Of a video that is kept in part every prompt has other rows.
+            begun = beginning if pruning is None else None
+            self.model.prefill(inputs, source, sequence, beginning=begun)
+        length = prompt.shape[1]
         if pruning is None:
             rows = torch.arange(length, device=prompt.device)
         else:

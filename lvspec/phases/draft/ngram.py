@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lvspec import ops
-from lvspec.models.cache import SlotCache
+from lvspec.models.cache import Beginning, SlotCache
 from lvspec.phases.draft.base import Drafter
 from lvspec.phases.slots import Draft, DraftShape
 from lvspec.phases.state import DecodeState
@@ -63,6 +63,7 @@ class NGramDrafter(Drafter):
         *,
         prompt: Tensor,
         target_cache: SlotCache,
+        beginning: Beginning | None = None,
     ) -> None:
         self._history.begin(sequence, prompt)
         self._least[sequence] = self._first

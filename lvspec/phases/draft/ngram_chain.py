@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvspec.models.cache import SlotCache
+from lvspec.models.cache import Beginning, SlotCache
 from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
 from lvspec.phases.draft.ngram import History
 from lvspec.phases.draft.passes import first_slots
@@ -63,8 +63,10 @@ class NGramChainDrafter(CachedDrafter):
         *,
         prompt: Tensor,
         target_cache: SlotCache,
+        beginning: Beginning | None = None,
     ) -> None:
-        super().prefill(inputs, sequence, prompt=prompt, target_cache=target_cache)
+        kept = {"prompt": prompt, "target_cache": target_cache, "beginning": beginning}
+        super().prefill(inputs, sequence, **kept)
         self._history.begin(sequence, prompt)
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:

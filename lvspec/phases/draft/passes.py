@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lvspec.models.cache import SlotCache
 from lvspec.models.head import DraftHead
-from lvspec.models.model import Model
+from lvspec.models.model import Model, RunChain
 from lvspec.models.text_pass import StepOutput
 from lvspec.tree import chain_ancestors
 
@@ -84,41 +84,67 @@ def following_passes(step: Step, cache: SlotCache, tokens: list[Tensor]) -> Iter
         yield step(tokens[-1], depths, ancestors)
 
 
-class GreedyChain(DraftPhase):
-    """int64 `[B, count]`: each token is the best of the row of the one before."""
+class Chain(DraftPhase):
+    """int64 `[B, count]`: each token is the best of the row of the one before.
 
-    def __init__(self, head: DraftHead, count: int) -> None:
-        super().__init__(head)
-        self.count = count
-
-    def run(self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
-        tokens: list[Tensor] = []
-        for output in chain_passes(step, last_two, own_length, cache, tokens):
-            tokens.append(self.head.ids(output.logits[:, -1:].argmax(-1)))
-            if len(tokens) == self.count:
-                break
-        return torch.cat(tokens, dim=1)
-
-
-class GoneOnChain(DraftPhase):
-    """int64 `[B, count]`: a chain goes on behind its last token, with which `run` begins.
-
-    The draft's cache is as the passes before have left it.
+    Attributes:
+        count: Passes.
     """
 
     def __init__(self, head: DraftHead, count: int) -> None:
         super().__init__(head)
         self.count = count
 
-    def run(self, step: Step, last: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
-        tokens = [last]
+    @abstractmethod
+    def begin(
+        self, last_two: Tensor, own_length: Tensor, cache: SlotCache
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens, depths and ancestors of the first pass, which is behind `cache.kv_len` then, and
+        int32 `[B]`: by how much that moves on behind it. Arguments are those of `run`."""
+
+    def run(self, step: Step, last_two: Tensor, own_length: Tensor, cache: SlotCache) -> Tensor:
+        *first, moved = self.begin(last_two, own_length, cache)
+        tokens = [self._best(step(*first))]
+        cache.kv_len.add_(moved)
+        following = following_passes(step, cache, tokens)
+        while len(tokens) < self.count:
+            tokens.append(self._best(next(following)))
+        return torch.cat(tokens, dim=1)
+
+    def run_at_once(
+        self, chain: RunChain, last_two: Tensor, own_length: Tensor, cache: SlotCache
+    ) -> Tensor:
+        """The same by one operation."""
+        first = self.begin(last_two, own_length, cache)
+        return chain(*first, cache, self.count, self.head)
+
+    def _best(self, output: StepOutput) -> Tensor:
+        return self.head.ids(output.logits[:, -1:].argmax(-1))
+
+
+class GreedyChain(Chain):
+    """Behind the last two committed tokens, see `read_last_two`."""
+
+    def begin(
+        self, last_two: Tensor, own_length: Tensor, cache: SlotCache
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        *first, is_first = first_slots(last_two, own_length, cache)
+        return *first, (~is_first).int()
+
+
+class GoneOnChain(Chain):
+    """Behind the last token of a chain, `[B, 1]`, with which `run` begins.
+
+    The draft's cache is as the passes before have left it.
+    """
+
+    def begin(
+        self, last: Tensor, own_length: Tensor, cache: SlotCache
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        cache.kv_len.add_(1)
         depths = torch.zeros(1, dtype=torch.int64, device=last.device)
         ancestors = chain_ancestors(1, batch_size=len(last), device=last.device)
-        for _ in range(self.count):
-            cache.kv_len.add_(1)
-            row = step(tokens[-1], depths, ancestors).logits
-            tokens.append(self.head.ids(row.argmax(-1)))
-        return torch.cat(tokens[1:], dim=1)
+        return last, depths, ancestors, torch.zeros_like(cache.kv_len)
 
 
 def first_slots(
@@ -160,7 +186,7 @@ def first_slots(
 def run_phase(
     phase: DraftPhase, model: Model, cache: SlotCache, last_two: Tensor, own_length: Tensor
 ) -> Tensor | tuple[Tensor, ...]:
-    """Run a phase, pass by pass.
+    """Run a phase: pass by pass, or a greedy chain at once where one operation does that.
 
     Args:
         phase: What is drafted, and how.
@@ -168,5 +194,10 @@ def run_phase(
         cache: The draft's cache.
         last_two, own_length: As for `DraftPhase.run`, but ids of the target.
     """
+    last_two = last_two.clamp(max=model.vocab_size - 1)
+    if isinstance(phase, Chain):
+        chain = model.chain(last_two.numel(), phase.head)
+        if chain is not None:
+            return phase.run_at_once(chain, last_two, own_length, cache)
     step = partial(model.step, cache=cache, scores=phase.scores, head=phase.head)
-    return phase.run(step, last_two.clamp(max=model.vocab_size - 1), own_length, cache)
+    return phase.run(step, last_two, own_length, cache)

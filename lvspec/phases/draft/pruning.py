@@ -115,7 +115,7 @@ def prompt_importance(model: Model, prompt: Tensor, cache: SlotCache, sequence: 
             cache.reading_view(sequence),
             step,
         )
-    return step.importance[0, :length]
+    return model.ranks.sum(step.importance)[0, :length]
 
 
 def rows_to_keep(visual: Tensor, share: float, importance: Tensor | None = None) -> Tensor:

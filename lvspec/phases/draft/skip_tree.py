@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lvspec import ops
-from lvspec.models.cache import SlotCache
+from lvspec.models.cache import Beginning, SlotCache
 from lvspec.models.head import DraftHead
 from lvspec.phases.draft.model_cache import CachedDrafter, DraftSource
 from lvspec.phases.draft.passes import DraftPhase, Step, following_passes
@@ -70,8 +70,10 @@ class SkipTreeDrafter(CachedDrafter):
         *,
         prompt: Tensor,
         target_cache: SlotCache,
+        beginning: Beginning | None = None,
     ) -> None:
-        super().prefill(inputs, sequence, prompt=prompt, target_cache=target_cache)
+        kept = {"prompt": prompt, "target_cache": target_cache, "beginning": beginning}
+        super().prefill(inputs, sequence, **kept)
         self._unread[sequence], self._num_left[sequence] = 1, 0
 
     def propose(self, state: DecodeState, target_kv_len: Tensor) -> Draft:

@@ -1,0 +1,94 @@
+# The steps of `gpu.sh first` and `gpu.sh second`, which source this: NAME, the seconds it may take on
+# a GPU, and its command; beside the calls the seconds of their rehearsal (DEVICE=cpu, Python 3.12, torch 2.11,
+# triton 3.6, transformers 5.17, one thread of a core that others shared).
+# A step that has ended well is not run again by the same call in the same $OUT, and e2e.py goes on
+# method by method. Triton's cache is begun with $CACHE (default triton-cache), as precompile.py
+# makes it, if that fits, and is in $OUT as triton-cache.tar.gz afterwards: eight files in all.
+
+call=$1
+done_steps=$OUT/$DEVICE-$call.done
+touch "$done_steps"
+context=16384
+cpu=()
+if [[ $DEVICE != cuda ]]; then
+    context=300
+    cpu=(--iterations 3)
+fi
+
+# pair NAME: on a CPU a tiny one stands for it.
+pair() { if [[ $DEVICE == cuda ]]; then echo "$1"; else echo tiny; fi; }
+
+# do_step NAME SECONDS COMMAND...: unless it has been done.
+do_step() {
+    if grep -qx "$1" "$done_steps"; then
+        echo "$1: done before"
+    else
+        step "$@" && echo "$1" >>"$done_steps"
+    fi
+}
+
+py() { do_step "$1" "$2" "$PYTHON" "bench/$3" --device "$DEVICE" "${@:4}"; }
+
+begin_cache() {
+    export TRITON_CACHE_DIR
+    TRITON_CACHE_DIR=$(mktemp -d)
+    local from=${CACHE:-triton-cache}
+    [[ -d $from ]] || { echo "cache: none in $from"; return; }
+    if "$PYTHON" bench/precompile.py --check --cache "$from"; then
+        cp -r "$from/." "$TRITON_CACHE_DIR"
+    else
+        failed=1
+    fi
+}
+
+end_cache() {
+    tar czf "$OUT/triton-cache.tar.gz" -C "$TRITON_CACHE_DIR" . && rm -rf "$TRITON_CACHE_DIR"
+}
+
+tests() { # NAME SECONDS WORDS...
+    local parallel=()
+    ! "$PYTHON" -c 'import xdist' 2>/dev/null || [[ $DEVICE != cuda ]] || parallel=(-n 8)
+    local backend=()
+    [[ $DEVICE != cuda ]] || backend=(LVSPEC_BACKEND=triton)
+    do_step "$1" "$2" env "PYTHONPATH=bench${PYTHONPATH:+:$PYTHONPATH}" "${backend[@]}" \
+        LVSPEC_TEST_DEVICE="$DEVICE" "$PYTHON" "$pytest" -q --tb=short "${parallel[@]}" "${@:3}"
+}
+
+micro() { # NAME SECONDS FILES AND WORDS...
+    do_step "$1" "$2" "$PYTHON" "$pytest" -q --tb=short "${@:3}" --bench-device "$DEVICE" \
+        --benchmark-json "$(json micro)"
+}
+
+first() { # in the rehearsal 17, 32, 39, 45, 49 and 21 s
+    py facts 20 facts.py --json "$(json facts)"
+    py correctness 45 correctness.py --set small --json "$(json correctness)" \
+        --operations verify_attention logit_stats accept commit_kv
+    tests chains 55 -m gpu tests/engine/test_gpu.py -k chain
+    py "e2e, 7B <- 3B" 80 e2e.py pairs --pair "$(pair qwen-7b-3b)" --context $context --batch 1 \
+        --no-peers --budget 60 "${cpu[@]}" --json "$(json e2e)"
+    py "profile, 7B <- 3B" 60 profile_step.py --pair "$(pair qwen-7b-3b)" --context $context \
+        --json "$(json profile)"
+    micro verify_attention 40 bench/ops/bench_verify_attention.py --no-peers
+}
+
+second() { # 62, 57, 211 (one process) and 87 s; its profile was not rehearsed to its end
+    py "e2e, 32B <- 3B" 80 e2e.py pairs --pair "$(pair qwen-32b-3b)" --context $context --batch 1 \
+        --no-peers --budget 65 "${cpu[@]}" --json "$(json e2e)"
+    py "e2e, 7B <- 3B, peers" 80 e2e.py pairs --pair "$(pair qwen-7b-3b)" --context $context \
+        --batch 1 --budget 60 "${cpu[@]}" --json "$(json e2e)"
+    tests operations 60 -p ops.default_device --maxfail=30 tests/ops/test_commit.py \
+        tests/ops/test_verify_attention.py tests/ops/test_accept.py tests/ops/test_model_parts.py
+    micro "verify_attention, scaled_linear" 50 bench/ops/bench_verify_attention.py \
+        bench/ops/bench_scaled_linear.py
+    py "profile, 32B <- 3B" 60 profile_step.py --pair "$(pair qwen-32b-3b)" --context $context \
+        --json "$(json profile)"
+    py "profile, 7B <- 3B, launched early" 45 profile_step.py --pair "$(pair qwen-7b-3b)" \
+        --context $context --early --json "$(json profile-early)"
+}
+
+begin_cache
+trap end_cache EXIT
+"$call"
+for found in "$OUT/$DEVICE"-*"$LABEL.json"; do [[ ! -s $found ]] || files+=("$found"); done
+"$PYTHON" bench/report.py "${files[@]}" | tee -a "$log"
+exit $failed

@@ -1,0 +1,1 @@
+"""Captions by the hundred thousand: decoded ahead, batched, written behind, resumed."""
