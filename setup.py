@@ -163,6 +163,7 @@ setup(
             "ruff>=0.9",
             # What users' models may bring along.
             "accelerate>=1",
+            "compressed-tensors>=0.20; python_version >= '3.11'",
             "gguf>=0.17",
             "peft>=0.17",
             # What evaluation counts with, as in its own extra.
