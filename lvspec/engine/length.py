@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -55,7 +55,8 @@ class GammaChoice:
         gamma: Draft tokens of a chain.
         by: Where its costs are from: "measured"; "cost_ratio", that of the config; or "bytes", of
             the weights, where there was nothing to measure or the target samples.
-        cost_ratio: A step of the draft in passes of the target over one row.
+        cost_ratio: A step of the draft in passes of the target over one row; beside such a pass
+            stands what else an iteration takes, where runs on a CPU have shown that.
         row_ratio: What a further row of the target adds, in the same; 0 where it is not known.
         acceptance: Chance that a drafted token is accepted.
         acceptance_by: "config", "policy" (a guess) or "generations", those before this one.
@@ -87,12 +88,14 @@ class _Known:
 
     Attributes:
         paces: Of passes.
+        rests: Seconds of accepting and committing, of an iteration of those that had least.
         seen: Tokens accepted and tokens tested.
         lengths: Tokens of the last texts.
         chosen: Lengths of chains.
     """
 
     paces: dict[Hashable, Pace | None] = field(default_factory=dict)
+    rests: dict[Hashable, float] = field(default_factory=dict)
     seen: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
     lengths: dict[Hashable, deque[int]] = field(default_factory=dict)
     chosen: dict[Hashable, GammaChoice] = field(default_factory=dict)
@@ -157,6 +160,11 @@ class ChainLength:
         if stats.num_emitted:
             lengths = self._known.lengths.setdefault(self._key, deque(maxlen=TEXTS))
             lengths.append(stats.num_emitted)
+        # (On a GPU this is little of a graph, and to look at the clock is to wait for the device.)
+        if self._target.device.type == "cpu" and stats.num_iterations:
+            seconds, rests = stats.seconds, self._known.rests
+            rest = (seconds["accept"] + seconds["commit"]) / stats.num_iterations
+            rests[self._pace_key] = min(rest, rests.get(self._pace_key, rest))
 
     def _best(self, most: int) -> GammaChoice:
         acceptance, said_by = self._acceptance()
@@ -170,6 +178,8 @@ class ChainLength:
             ratio = cost_ratio_of_bytes(self._target, source)
             gamma = best_gamma(acceptance, ratio, most)
             return GammaChoice(gamma, "bytes", ratio, 0.0, acceptance, said_by)
+        if said_by == "generations":
+            pace = replace(pace, rest=self._known.rests.get(self._pace_key, 0.0))
         ratios = pace.cost_ratio, pace.row_ratio
         known = self._known.lengths.get(self._key) if said_by == "generations" else None
         texts = tuple(known or ())  # another thread may learn meanwhile

@@ -36,26 +36,28 @@ _Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of passes for one batch.
+    """Seconds of an iteration for one batch.
 
     Attributes:
         step: Of a step of the draft over one row of each sequence.
         base, row: Of a pass of the target over n rows of each: `base + n * row`.
+        rest: Of what every iteration has besides, be its chain long or short.
     """
 
     step: float
     base: float
     row: float
+    rest: float = 0.0
 
     @property
     def cost_ratio(self) -> float:
-        """A step of the draft in passes of the target over one row."""
-        return self.step / (self.base + self.row)
+        """A step of the draft in iterations that verify one row and draft nothing."""
+        return self.step / (self.base + self.row + self.rest)
 
     @property
     def row_ratio(self) -> float:
         """What a further row of the target adds, in the same."""
-        return self.row / (self.base + self.row)
+        return self.row / (self.base + self.row + self.rest)
 
 
 @warming_up()

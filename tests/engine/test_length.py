@@ -15,7 +15,7 @@ from lvspec import AcceptancePolicy, AnchorTree, DecodeConfig, Decoder, generate
 from lvspec.engine import length, pace
 from lvspec.engine.length import ENOUGH, LENGTHS, ChainLength
 from lvspec.engine.pace import ROWS, Pace, measure_pace
-from lvspec.engine.stats import DecodeStats
+from lvspec.engine.stats import DecodeStats, Moment
 from lvspec.models.model import Model
 from lvspec.phases.draft.chain import PIECE
 from lvspec.phases.draft.cost import best_gamma
@@ -237,6 +237,25 @@ def test_texts_that_end(random_pair, measured):
     assert (found.acceptance_by, found.text_length) == ("generations", 41)
     assert found.gamma == best_of_texts(320.5 / 321, 0.1, 0.05, [41] * 8)
     assert found.gamma < best(320.5 / 321, 0.1, 0.05) == 63, "the rows behind the end are not free"
+
+
+def test_what_an_iteration_has_besides(random_pair, measured):
+    """Of the run that had least, a second an iteration: as much as a pass over one row."""
+    chosen = chain_length(random_pair, LOOSE)
+    assert chosen.choose().cost_ratio == pytest.approx(0.1)
+    for accept in (3.0, 1.2, 7.0):
+        text = DecodeStats(torch.device("cpu"), 63)
+        for _ in range(2):
+            text.add(60, 64, 0.0)
+            for phase, seconds in (("draft", 50), ("accept", accept / 2), ("commit", 0.4)):
+                text.timer.add(phase, Moment(9.0, 0.0), Moment(9.0 + seconds, 0.0))
+        chosen.learn(text)
+    found = chosen.choose()
+    assert found.acceptance_by == "generations"
+    assert (found.cost_ratio, found.row_ratio) == pytest.approx((0.05, 0.025))
+    chance = (360 + 0.5) / (366 + 1)
+    assert found.gamma == best_of_texts(chance, 0.05, 0.025, [122] * 3)
+    assert found.gamma != best_of_texts(chance, 0.1, 0.05, [122] * 3)
 
 
 def test_what_is_decoded_strictly_says_nothing_of_a_loose_policy(random_pair, measured):
