@@ -153,20 +153,22 @@ def _check(arguments: argparse.Namespace) -> Shard:
 
 def _settings(arguments: argparse.Namespace) -> tuple[AcceptancePolicy, DecodeConfig]:
     from lvspec.config import DecodeConfig
+    from lvspec.phases.defaults import usual_policy
 
-    names = ("max_new_tokens", "gamma", "draft_keep")
+    names = ("max_new_tokens", "gamma", "draft_keep", "cache_dtype")
     given: dict[str, Any] = {n: v for n in names if (v := getattr(arguments, n)) is not None}
     if arguments.profile is not None:
         found = Profile.read(arguments.profile)
-        for name in ("gamma", "draft_keep"):
+        for name in ("gamma", "draft_keep", "cache_dtype"):
             if name in given:
                 raise ValueError(
                     f"{name}: expected none beside --profile, which holds all settings of what "
                     f"was calibrated, got {given[name]}"
                 )
         return AcceptancePolicy.from_dict(found.policy), DecodeConfig(**{**given, **found.config})
-    preset = arguments.policy or ("strict" if arguments.draft == "ngram" else "lvspec")
-    return AcceptancePolicy.preset(preset), DecodeConfig(**given)
+    if arguments.policy is None:
+        return usual_policy(arguments.draft), DecodeConfig(**given)
+    return AcceptancePolicy.preset(arguments.policy), DecodeConfig(**given)
 
 
 def _caption(

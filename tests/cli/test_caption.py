@@ -71,6 +71,27 @@ def test_captions_of_a_folder(videos, options, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (["--cache-dtype", "fp8"], "config.cache_dtype: expected 'auto', with which"),
+        (["--target-weights", "fp8"], "target.weights_hash: expected "),
+        (["--draft-weights", "fp8"], "draft.weights_hash: expected "),
+    ],
+)
+def test_what_is_in_fewer_bytes_is_another_setting(
+    videos, options, tmp_path, capsys, wanted, message
+):
+    given = ["caption", "--videos", f"{videos}/0*", "--prompt", "describe.", *options]
+    assert main(given) == 0
+    assert main([*given, *wanted]) == 2
+    assert message in capsys.readouterr().err
+    other = [*given, *wanted, "--out", str(tmp_path / "other")]
+    assert main(other) == 0
+    assert main(other) == 0
+    assert "0 captions | 0 failed | 1 were there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (["--shard", "0/4"], "--shard: expected I/N with I from 1 to N, got 0/4"),

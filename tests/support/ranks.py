@@ -40,6 +40,7 @@ WAYS = {
     "sampling": ("model", LOOSE, {"gamma": 4, "temperature": 0.8, "seed": 1}),
     "sampling, tree": ("model", LOOSE, {"tree": "specvlm", "temperature": 0.8, "seed": 1}),
     "by HF's forward": ("model", LOOSE, {"gamma": 4, "fuse": "none"}),
+    "float8 caches": ("model", LOOSE, {"gamma": 4, "cache_dtype": "fp8"}),
 }
 
 
