@@ -144,7 +144,6 @@ def attend_kernel(
     plan_start,
     plan_end,
     k_scale,
-    v_scale,
     partial_out,
     partial_max,
     partial_sum,
@@ -181,7 +180,6 @@ def attend_kernel(
     PIECE: tl.constexpr,  # length of a piece, 0: read the plan
     VIDEO_MASK: tl.constexpr,
     K_SCALED: tl.constexpr,
-    V_SCALED: tl.constexpr,
     DOT_IN_FLOAT32: tl.constexpr,
     BLOCK_K: tl.constexpr,  # dimensions of a product of q and K at a time
     BLOCK_M: tl.constexpr,
@@ -194,6 +192,8 @@ def attend_kernel(
     kv_head = (tl.program_id(2) % NUM_KV_HEADS).to(tl.int64)
 
     length = tl.minimum(tl.load(kv_len + sequence), capacity)
+    if K_SCALED:
+        scale = scale * tl.load(k_scale + tl.program_id(2))
     if piece == 0:
         begin = length
         stop = tl.minimum(length + num_slots, capacity)
@@ -228,8 +228,6 @@ def attend_kernel(
 
     # Natural logarithms are made in the end: exp2 is one instruction, exp two.
     scale = scale * 1.4426950408889634
-    if K_SCALED:
-        scale = scale * tl.load(k_scale + tl.program_id(2))
     k_head = k_cache + kv_head * stride_k_head
     v_head = v_cache + kv_head * stride_v_head
     if PAGE_SIZE == 0:
@@ -292,8 +290,6 @@ def attend_kernel(
                 DOT_IN_FLOAT32=DOT_IN_FLOAT32,
             )
 
-    if V_SCALED:
-        accumulator = accumulator * tl.load(v_scale + tl.program_id(2))
     first_row = (sequence * NUM_KV_HEADS + kv_head) * (GROUP * num_slots)
     offset = (first_row + row) * (num_pieces + 1) + piece
     tl.store(partial_max + offset, running_max, mask=is_row)

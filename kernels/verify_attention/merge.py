@@ -9,7 +9,7 @@ from lvspec.kernels.launch import wait_for_kernels_ahead
 from lvspec.kernels.verify_attention.attend import LOWEST
 
 
-@triton.jit(do_not_specialize=["rows_per_sequence", "num_pieces", "capacity"])
+@triton.jit(do_not_specialize=["rows_per_sequence", "rows_per_head", "num_pieces", "capacity"])
 def merge_kernel(
     partial_out,
     partial_max,
@@ -20,11 +20,13 @@ def merge_kernel(
     plan_start,
     plan_end,
     plan_kind,
+    v_scale,
     out,
     lse,
     visual_mass,
     visual_peak,
     rows_per_sequence,
+    rows_per_head,  # of keys and values
     num_pieces,
     capacity,
     stride_plan_sequence,
@@ -32,6 +34,7 @@ def merge_kernel(
     BLOCK_D: tl.constexpr,
     PIECE: tl.constexpr,
     SCORES: tl.constexpr,
+    V_SCALED: tl.constexpr,
     DEPENDENT: tl.constexpr,
     BLOCK_P: tl.constexpr,  # pieces that are added at once
     LISTED: tl.constexpr,  # entries of the plan that are looked at at once
@@ -103,6 +106,8 @@ def merge_kernel(
     # A row that attends to nothing: total 0, and -inf, 0, 0 and 0 come out.
     inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
     result = accumulator * inverse
+    if V_SCALED:
+        result *= tl.load(v_scale + row // rows_per_head)
     tl.store(out + row * HEAD_DIM + dim, result.to(out.dtype.element_ty), mask=dim < HEAD_DIM)
     tl.store(lse + row, (highest + tl.math.log2(total)) * 0.6931471805599453)
     if SCORES:
