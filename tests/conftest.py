@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench_modules import modules_of_bench
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 import lvspec.engine.decoder
@@ -48,14 +49,8 @@ def _seeded():
 @pytest.fixture(scope="module")
 def bench():
     """`bench("limits")`: a module of bench/, which finds its neighbours as a script does."""
-    folder = str(Path(__file__).resolve().parents[1] / "bench")
-    before = set(sys.modules)
-    sys.path.insert(0, folder)
-    yield importlib.import_module
-    sys.path.remove(folder)
-    for name in set(sys.modules) - before:
-        if folder in (getattr(sys.modules[name], "__file__", None) or ""):
-            del sys.modules[name]
+    with modules_of_bench() as find:
+        yield find
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ from lvspec.models.own_passes import Made, OwnPasses
 from lvspec.models.patch_embedding import patches_multiplied
 from lvspec.models.plan import as_hf_takes_them
 from lvspec.models.ranks import parts_of_heads, ranks_of
+from lvspec.models.stored import bytes_of_pass
 from lvspec.models.text_pass import (
     StepOutput,
     hf_pass,
@@ -150,12 +151,7 @@ class Model:
 
     def step_bytes_with(self, head: nn.Module) -> int:
         """The same with another head."""
-        weights = {*self.text.parameters()} - {self.text.get_input_embeddings().weight}
-        weights |= {*head.parameters()}  # may be the embeddings
-        # Some that are quantised are buffers; those of one dimension are angles and ids.
-        buffers = (*self.text.buffers(), *head.buffers())
-        weights |= {buffer for buffer in buffers if buffer.dim() > 1}
-        return sum(stored_bytes(weight) for weight in weights)
+        return bytes_of_pass(self.text, head)
 
     def new_cache(self, *, batch_size: int, capacity: int, num_slots: int) -> SlotCache:
         """An empty cache for this model.
@@ -393,14 +389,6 @@ class Model:
             return StepOutput(logits, None, None)
         scores = torch.stack(step.masses), torch.stack(step.peaks)
         return StepOutput(logits, *self.ranks.mean_of_heads(*scores))
-
-
-def stored_bytes(tensor: Tensor) -> int:
-    """Bytes that a tensor holds: of a subclass made of tensors, those of its parts."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        return sum(stored_bytes(getattr(tensor, name)) for name in names)
-    return tensor.numel() * tensor.element_size()
 
 
 def _length_limit(text_config: PretrainedConfig) -> int | None:

@@ -58,9 +58,9 @@ def test_the_draft_follows(random_pair_folders, monkeypatch):
     devices = []
     load_model = loading.load_model
 
-    def load(folder, role, *, dtype, device=None, device_map=None):
+    def load(folder, role, *, device=None, device_map=None, **options):
         devices.append((role, device, device_map))
-        return load_model(folder, role, dtype=dtype, device=device, device_map=device_map)
+        return load_model(folder, role, device=device, device_map=device_map, **options)
 
     monkeypatch.setattr(loading, "load_model", load)
     pair = load_pair(*random_pair_folders, device_map={"": "cpu"})

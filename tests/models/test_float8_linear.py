@@ -15,7 +15,8 @@ from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair, quantize
 from lvspec.models import float8_linear
 from lvspec.models.float8_linear import Float8Linear
 from lvspec.models.head import draft_head
-from lvspec.models.model import Model, stored_bytes
+from lvspec.models.model import Model
+from lvspec.models.stored import stored_bytes
 from lvspec.ops.scaled_linear import MAX_ROWS, converts_from_float8
 from lvspec.reference.float8 import FLOAT8, float8_scale, narrow_to_float8
 

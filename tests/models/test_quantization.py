@@ -18,7 +18,8 @@ from lvspec import AcceptancePolicy, DecodeConfig, generate, load_pair, quantize
 from lvspec.models.byte_linear import ByteLinear
 from lvspec.models.float8_linear import Float8Linear
 from lvspec.models.head import draft_head
-from lvspec.models.model import Model, stored_bytes
+from lvspec.models.model import Model
+from lvspec.models.stored import stored_bytes
 from lvspec.phases.draft.factory import cost_ratio_of_bytes, draft_source
 
 STRICT = AcceptancePolicy.strict()
