@@ -34,11 +34,8 @@ begin_cache() {
     TRITON_CACHE_DIR=$(mktemp -d)
     local from=${CACHE:-triton-cache}
     [[ -d $from ]] || { echo "cache: none in $from"; return; }
-    if "$PYTHON" bench/precompile.py --check --cache "$from"; then
-        cp -r "$from/." "$TRITON_CACHE_DIR"
-    else
-        failed=1
-    fi
+    cp -r "$from/." "$TRITON_CACHE_DIR"
+    "$PYTHON" bench/precompile.py --use --cache "$TRITON_CACHE_DIR" || failed=1
 }
 
 end_cache() {
