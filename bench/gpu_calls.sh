@@ -24,8 +24,12 @@ do_step() {
         echo "$1: done before"
     else
         step "$@" && echo "$1" >>"$done_steps"
+        sweep
     fi
 }
+
+# What a process that was killed was writing is no result.
+sweep() { rm -f "$OUT"/.*.part; }
 
 py() { do_step "$1" "$2" "$PYTHON" "bench/$3" --device "$DEVICE" "${@:4}"; }
 
@@ -83,8 +87,9 @@ second() { # 62, 57, 211 (one process) and 87 s; its profile was not rehearsed t
         --context $context --early --json "$(json profile-early)"
 }
 
+sweep
 begin_cache
-trap end_cache EXIT
+trap 'end_cache; rm -rf "$links"' EXIT
 "$call"
 for found in "$OUT/$DEVICE"-*"$LABEL.json"; do [[ ! -s $found ]] || files+=("$found"); done
 "$PYTHON" bench/report.py "${files[@]}" | tee -a "$log"

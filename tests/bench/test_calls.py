@@ -98,6 +98,52 @@ echo "WORDS $*"
     assert again.stdout.count("exit code") == 1
 
 
+def test_what_a_kill_leaves_half_written_does_not_travel(tmp_path):
+    """Killed in the middle of writing: of an earlier call, and in this one."""
+    python, out = tmp_path / "python", tmp_path / "out"
+    out.mkdir()
+    (out / ".0123.part").write_text("earlier")
+    python.write_text(
+        """#!/bin/sh
+case "$*" in
+    *facts*) ls -A "$OUT" | grep part ;;
+    *e2e.py*) echo half >"$OUT/.4567.part"; kill -KILL $$ ;;
+    *profile_step*) ls -A "$OUT" | grep part ;;
+esac
+exit 0
+"""
+    )
+    python.chmod(0o755)
+    done = call("first", out, python, DEVICE="cuda", CACHE=str(tmp_path / "none"))
+    assert done.returncode == 1 and "e2e, 7B <- 3B: exit code 137" in done.stdout
+    assert not list(out.glob(".*")) and len(list(out.iterdir())) <= 8
+    assert ".part" not in (out / "cuda-gpu-first.log").read_text()
+
+
+def test_nothing_needs_to_be_installed(tmp_path):
+    """The sources are found, kernels/ in its place, and nothing is left of what links to them."""
+    python, found = tmp_path / "python", tmp_path / "found"
+    python.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    *find_spec*) exit 1 ;;
+    *facts.py*) cd /; exec {sys.executable} {tmp_path / "look.py"} ;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    (tmp_path / "look.py").write_text(
+        "import lvspec\nimport lvspec.kernels\n"
+        f"with open({str(found)!r}, 'w') as file:\n"
+        "    print(lvspec.__file__, lvspec.kernels.__file__, file=file)\n"
+    )
+    done = call("first", tmp_path / "out", python, DEVICE="cuda", CACHE=str(tmp_path / "none"))
+    assert "not installed" in done.stdout and "facts: exit code 0" in done.stdout, done.stdout
+    package, kernels = map(Path, found.read_text().split())
+    assert not package.is_relative_to(ROOT) and kernels.is_relative_to(package.parent)
+    assert not package.parent.exists()
+
+
 def test_a_cache_that_does_not_fit_is_said_at_once(tmp_path):
     python = tmp_path / "python"
     python.write_text(
