@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from lvspec import ops
 
@@ -298,6 +299,33 @@ def test_predictions_that_are_committed(bench):
     assert seven["kernels"] <= 4300
 
 
+def test_a_profile_stands_before_its_steps_are_timed(bench, tmp_path, monkeypatch):
+    profile_step, path = bench("profile_step"), tmp_path / "profile.json"
+
+    def fails(engine):
+        raise TypeError("a version of HF's")
+
+    monkeypatch.setattr(profile_step, "step_times", fails)
+    words = ["--device", "cpu", "--pair", "tiny", "--context", "60", "--gamma", "2"]
+    monkeypatch.setattr(sys, "argv", ["profile_step.py", *words, "--json", str(path)])
+    with pytest.raises(TypeError):
+        profile_step.main()
+    found = json.loads(path.read_text())
+    assert found["kind"] == "profile" and found["gaps"]["replays"] == 0 and found["steps"] == {}
+
+
+def test_a_profile_without_kernels_says_so(bench, capsys):
+    """Where a device's profiler sees nothing."""
+    gaps = bench("measuring.gaps").describe({"traceEvents": []})
+    value = {"label": "a pair", "context": 1, "batch": 1, "loop": "graph", "steps": {}}
+    value |= {"gaps": gaps, "kernels_a_layer": {}, "expected_kernels": 70, "layer_passes": 7}
+    device = torch.device("cuda")
+    bench("profile_step").show({**value, "iterations": 3}, device, torch.bfloat16)
+    said = capsys.readouterr().out
+    assert "0.00 kernels a layer" in said and "70 expected, 10.00 a layer" in said
+    assert "not measured of an iteration, not measured of all 3" in said
+
+
 def pretending(folder, *words):
     """pytest in a process of its own, whose tensors say that they are on a device."""
     dropped = ("TRITON_INTERPRET", "PYTEST_ADDOPTS")
@@ -323,6 +351,7 @@ def test_what_runs_on_a_device_meets_no_other():
 
 MET = """
 import pytest
+import torch
 import torch
 
 
