@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvspec import ops
-
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {"target": {"layers": 28, "called": 0}, "draft": {"layers": 36, "called": 0}}
 
@@ -314,6 +312,29 @@ def test_a_profile_stands_before_its_steps_are_timed(bench, tmp_path, monkeypatc
     assert found["kind"] == "profile" and found["gaps"]["replays"] == 0 and found["steps"] == {}
 
 
+def test_checks_that_were_made_stand(bench, tmp_path, monkeypatch):
+    """What a limit interrupts has the rows that it got to, and says how many are missing."""
+    correctness, path = bench("correctness"), tmp_path / "correctness.json"
+    plain, done = correctness.run_task, []
+
+    def interrupted(task):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(plain(task))
+        return done[-1]
+
+    monkeypatch.setattr(correctness, "run_task", interrupted)
+    words = ["--device", "cpu", "--operations", "gate", "accept", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["correctness.py", *words])
+    with pytest.raises(KeyboardInterrupt):
+        correctness.main()
+    document = json.loads(path.read_text())
+    assert document["rows"] == sum(done, []) != []
+    said = bench("measuring.text_tables").correctness(document)
+    missing = document["num_checks"] - len(document["rows"])
+    assert said[-1] == f"interrupted: {missing} checks were not reached" and missing > 0
+
+
 def test_a_profile_without_kernels_says_so(bench, capsys):
     """Where a device's profiler sees nothing."""
     gaps = bench("measuring.gaps").describe({"traceEvents": []})
@@ -324,57 +345,3 @@ def test_a_profile_without_kernels_says_so(bench, capsys):
     said = capsys.readouterr().out
     assert "0.00 kernels a layer" in said and "70 expected, 10.00 a layer" in said
     assert "not measured of an iteration, not measured of all 3" in said
-
-
-def pretending(folder, *words):
-    """pytest in a process of its own, whose tensors say that they are on a device."""
-    dropped = ("TRITON_INTERPRET", "PYTEST_ADDOPTS")
-    environment = {key: value for key, value in os.environ.items() if key not in dropped}
-    environment |= {"LVSPEC_BACKEND": "cpp", "OMP_NUM_THREADS": "1"}
-    environment |= {"PYTHONPATH": str(ROOT / "tests" / "support")}
-    main = Path(pytest.__file__).with_name("__main__.py")
-    command = [sys.executable, main, "-q", "-p", "pretend_cuda", "--tb=short", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not ops.backends()["cpp"], reason="needs the C++ operations")
-def test_what_runs_on_a_device_meets_no_other():
-    """The tests of operations that `second` runs there make no tensors on the host."""
-    names = ("commit", "verify_attention", "accept", "model_parts")
-    files = [f"tests/ops/test_{name}.py" for name in names]
-    calls = (ROOT / "bench" / "gpu_calls.sh").read_text()
-    assert all(file in calls for file in files)
-    done = pretending(ROOT, "-m", "not slow", *files)
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
-MET = """
-import pytest
-import torch
-import torch
-
-
-def test_both_there():
-    x = torch.ones(3)
-    y = x + torch.zeros(3, device=x.device) * torch.ones(3).cpu().to(x.device)
-    assert y.is_cuda and x[torch.tensor([1], device="cpu")].is_cuda
-
-
-@pytest.mark.parametrize("here", ["cpu", torch.device("cpu")])
-def test_one_here(here):
-    torch.ones(3) + torch.ones(3, device=here)
-
-
-def test_one_moved():
-    x = torch.ones(2, 3).to("cpu")
-    torch.cat([x.view(3, 2), torch.ones(1, 2)])
-"""
-
-
-@pytest.mark.skipif(not ops.backends()["cpp"], reason="needs the C++ operations")
-def test_two_devices_that_meet_are_seen(tmp_path):
-    (tmp_path / "test_met.py").write_text(MET)
-    done = pretending(tmp_path, "test_met.py")
-    assert "3 failed, 1 passed" in done.stdout, done.stdout
-    assert "tensors on [('device', (3,)), ('host', (3,))]" in done.stdout
