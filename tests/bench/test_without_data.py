@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = ("--context", "300")
+SAFE = ("-P",) if sys.version_info >= (3, 11) else ()
 
 
 def run(*command, root=ROOT, **variables):
@@ -51,7 +52,7 @@ def counted(tmp_path_factory):
     pytest.importorskip("triton")
     script = tmp_path_factory.mktemp("counted") / "counted.py"
     script.write_text(COUNTED)
-    done = run("-P" if sys.version_info >= (3, 11) else "-s", script)
+    done = run(*SAFE, script)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -143,3 +144,25 @@ def test_triton_finds_what_a_cache_has_wherever_it_is(bench, tmp_path, monkeypat
     found = cache_of(key).get_group("a_kernel.json")
     assert found.keys() == files.keys()
     assert all(Path(path).read_text() == name for name, path in found.items())
+
+
+@pytest.mark.slow
+def test_what_rows_launch_has_been_compiled(tmp_path):
+    """Every launch of e2e.py's methods is one of those without data, in all that decides a key."""
+    pytest.importorskip("triton")
+    script, found = ROOT / "tests" / "support" / "launches_seen.py", {}
+    interpreted = {"LVSPEC_BACKEND": "triton", "TRITON_INTERPRET": "1"}
+    for way, variables in (("rows", interpreted), ("without-data", {})):
+        done = run(*SAFE, script, way, tmp_path / way, **variables)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        found[way] = json.loads((tmp_path / way).read_text())
+
+    def is_compiled(kernel, kinds):
+        return any(
+            kernel == other and all(of_other[name] in (kind, "any") for name, kind in kinds.items())
+            for other, of_other in found["without-data"]
+        )
+
+    assert {kernel for kernel, _ in found["rows"]} > {"attend_kernel", "merge_kernel"}
+    assert any(kinds.get("PIECE") == 0 for _, kinds in found["rows"]), "there is a split plan"
+    assert [launch for launch in found["rows"] if not is_compiled(*launch)] == []
