@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measuring import timing
 from ops.cases import Case, cases
 from ops.linear_cases import LinearCase, linear_cases
-from ops.peers import Peer
+from ops.peers import COMPILED_PEERS, Peer
 from ops.reasons import DoesNotFit, Unavailable
 
 from lvspec import ops
@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bench-device", help="default: cuda where there is one, else cpu")
     group.addoption("--max-piece", type=int, help="of verify_attention's plans")
     group.addoption("--no-peers", action="store_true", help="measure lvspec's operations only")
+    group.addoption("--compile", action="store_true", help="compiled peers too, a minute or two")
 
 
 def _device(config: pytest.Config) -> torch.device:
@@ -135,8 +136,12 @@ def report(benchmark, request: pytest.FixtureRequest, device: torch.device, dtyp
         if device.type == "cuda":
             info["calls_ms"] = timing.measure(call, device, how="calls").median_ms
         with_peers = {} if request.config.getoption("--no-peers") else peers
+        compiles = request.config.getoption("--compile")
         info["peers"] = {
-            name: _measured(peer, case, arguments, device) for name, peer in with_peers.items()
+            name: _measured(peer, case, arguments, device)
+            if compiles or peer not in COMPILED_PEERS
+            else {"unavailable": "compiled: measured with --compile"}
+            for name, peer in with_peers.items()
         }
 
         def once() -> None:

@@ -123,6 +123,18 @@ def tasks(operations: list[str], sets: list[str], device: torch.device) -> Itera
                 yield operation, mine, device, dtype
 
 
+def run_tasks(light: list[Task], heavy: list[Task], processes: int) -> Iterator[list[dict]]:
+    """Rows of each task: the light ones in several processes, and the heavy ones behind them, one
+    after the other: each may need much of the device's memory."""
+    if processes > 1 and light:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+            yield from pool.map(run_task, light)
+    else:
+        yield from map(run_task, light)
+    yield from map(run_task, heavy)
+
+
 def summary(rows: list[dict[str, Any]]) -> Table:
     table = Table("operation", "dtype", "ok", "wrong", "error", "left out")
     for operation in RUNS:
@@ -148,17 +160,12 @@ def main() -> int:
     processes = arguments.processes or (min(12, os.cpu_count() or 1) if on_cuda else 1)
     start, rows = time.perf_counter(), []
     light = list(tasks(arguments.operations, [name for name in sets if name != "usual"], device))
-    if processes > 1 and light:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-            for found in pool.map(run_task, light):
-                rows += found
-    else:
-        for task in light:
-            rows += run_task(task)
-    # One after the other: each may need much of the device's memory.
-    for task in tasks(arguments.operations, [name for name in sets if name == "usual"], device):
-        rows += run_task(task)
+    heavy = list(tasks(arguments.operations, [name for name in sets if name == "usual"], device))
+    num_checks = sum(len(chosen) for _, chosen, _, _ in (*light, *heavy))
+    facts = {"backend": ops.active_backend(device.type), "num_checks": num_checks}
+    for found in run_tasks(light, heavy, processes):
+        rows += found
+        script.finish(arguments, {"rows": rows, **facts}, device)  # a kill leaves what there is
 
     console = Console()
     for row in rows:
@@ -167,8 +174,6 @@ def main() -> int:
             console.print(" ".join(words), row["reason"], sep=": ", soft_wrap=True, markup=False)
     console.print(summary(rows))
     console.print(f"{len(rows)} checks in {time.perf_counter() - start:.0f} s")
-    facts = {"backend": ops.active_backend(device.type)}
-    script.finish(arguments, {"rows": rows, **facts}, device)
     return 1 if any(row["result"] in ("wrong", "error") for row in rows) else 0
 
 

@@ -1,6 +1,8 @@
-# The steps of `gpu.sh first` and `gpu.sh second`, which source this: NAME, the seconds it may take on
-# a GPU, and its command; beside the calls the seconds of their rehearsal (DEVICE=cpu, Python 3.12, torch 2.11,
-# triton 3.6, transformers 5.17, one thread of a core that others shared).
+# The steps of `gpu.sh first` and `gpu.sh second`, which source this: NAME, the seconds it may take
+# on a GPU, and its command; behind it the seconds of its rehearsal (DEVICE=cpu, small sizes) with
+# Python 3.12, torch 2.11, triton 3.6 and transformers 5.17, and with Python 3.11, torch 2.13,
+# triton 3.9 and transformers 5.24: one thread of a two-core Xeon that others shared. The calls took
+# 51 and 78 seconds, and 52 and 128.
 # A step that has ended well is not run again by the same call in the same $OUT, and e2e.py goes on
 # method by method. Triton's cache is begun with $CACHE (default triton-cache), as precompile.py
 # makes it, if that fits, and is in $OUT as triton-cache.tar.gz afterwards: eight files in all.
@@ -24,8 +26,12 @@ do_step() {
         echo "$1: done before"
     else
         step "$@" && echo "$1" >>"$done_steps"
+        sweep
     fi
 }
+
+# What a process that was killed was writing is no result.
+sweep() { rm -f "$OUT"/.*.part; }
 
 py() { do_step "$1" "$2" "$PYTHON" "bench/$3" --device "$DEVICE" "${@:4}"; }
 
@@ -34,11 +40,8 @@ begin_cache() {
     TRITON_CACHE_DIR=$(mktemp -d)
     local from=${CACHE:-triton-cache}
     [[ -d $from ]] || { echo "cache: none in $from"; return; }
-    if "$PYTHON" bench/precompile.py --check --cache "$from"; then
-        cp -r "$from/." "$TRITON_CACHE_DIR"
-    else
-        failed=1
-    fi
+    cp -r "$from/." "$TRITON_CACHE_DIR"
+    "$PYTHON" bench/precompile.py --use --cache "$TRITON_CACHE_DIR" || failed=1
 }
 
 end_cache() {
@@ -59,35 +62,37 @@ micro() { # NAME SECONDS FILES AND WORDS...
         --benchmark-json "$(json micro)"
 }
 
-first() { # in the rehearsal 17, 32, 39, 45, 49 and 21 s
-    py facts 20 facts.py --json "$(json facts)"
+first() {
+    py facts 20 facts.py --json "$(json facts)" # 4, 5
     py correctness 45 correctness.py --set small --json "$(json correctness)" \
-        --operations verify_attention logit_stats accept commit_kv
-    tests chains 55 -m gpu tests/engine/test_gpu.py -k chain
+        --operations verify_attention logit_stats accept commit_kv # 3, 3
+    tests chains 55 -m gpu tests/engine/test_gpu.py -k chain # 7, 12: found, and skipped
     py "e2e, 7B <- 3B" 80 e2e.py pairs --pair "$(pair qwen-7b-3b)" --context $context --batch 1 \
-        --no-peers --budget 60 "${cpu[@]}" --json "$(json e2e)"
+        --no-peers --budget 60 "${cpu[@]}" --json "$(json e2e)" # 9, 9
     py "profile, 7B <- 3B" 60 profile_step.py --pair "$(pair qwen-7b-3b)" --context $context \
-        --json "$(json profile)"
-    micro verify_attention 40 bench/ops/bench_verify_attention.py --no-peers
+        --json "$(json profile)" # 10, 8
+    micro verify_attention 40 bench/ops/bench_verify_attention.py --no-peers # 5, 6
 }
 
-second() { # 62, 57, 211 (one process) and 87 s; its profile was not rehearsed to its end
+second() {
     py "e2e, 32B <- 3B" 80 e2e.py pairs --pair "$(pair qwen-32b-3b)" --context $context --batch 1 \
-        --no-peers --budget 65 "${cpu[@]}" --json "$(json e2e)"
+        --no-peers --budget 65 "${cpu[@]}" --json "$(json e2e)" # 8, 20
     py "e2e, 7B <- 3B, peers" 80 e2e.py pairs --pair "$(pair qwen-7b-3b)" --context $context \
-        --batch 1 --budget 60 "${cpu[@]}" --json "$(json e2e)"
+        --batch 1 --budget 60 "${cpu[@]}" --json "$(json e2e)" # 7, 15
     tests operations 60 -p ops.default_device --maxfail=30 tests/ops/test_commit.py \
-        tests/ops/test_verify_attention.py tests/ops/test_accept.py tests/ops/test_model_parts.py
+        tests/ops/test_verify_attention.py tests/ops/test_accept.py \
+        tests/ops/test_model_parts.py # 27, 42
     micro "verify_attention, scaled_linear" 50 bench/ops/bench_verify_attention.py \
-        bench/ops/bench_scaled_linear.py
+        bench/ops/bench_scaled_linear.py # 5, 9
     py "profile, 32B <- 3B" 60 profile_step.py --pair "$(pair qwen-32b-3b)" --context $context \
-        --json "$(json profile)"
+        --json "$(json profile)" # 6, 15
     py "profile, 7B <- 3B, launched early" 45 profile_step.py --pair "$(pair qwen-7b-3b)" \
-        --context $context --early --json "$(json profile-early)"
+        --context $context --early --json "$(json profile-early)" # 8, 16
 }
 
+sweep
 begin_cache
-trap end_cache EXIT
+trap 'end_cache; rm -rf "$links"' EXIT
 "$call"
 for found in "$OUT/$DEVICE"-*"$LABEL.json"; do [[ ! -s $found ]] || files+=("$found"); done
 "$PYTHON" bench/report.py "${files[@]}" | tee -a "$log"

@@ -2,12 +2,15 @@
 
     python bench/precompile.py qwen-32b-3b qwen-7b-3b [--context 16384] [--gamma 12] [--batch 1]
         [--arch sm90 sm100] [--cache triton-cache] [--json FILE]
-    python bench/precompile.py --check [--cache triton-cache]     exit code 1: it does not fit here
+    python bench/precompile.py --use [--cache triton-cache]       exit code 1: it does not fit here
 
 Iterations of pairs of real shapes run on tensors without data: with a chain, with SpecVLM's tree
-and without a draft, as `e2e.py` measures them. Their launches go through Triton's own compiler with
-a driver that has no device, launchers in C included. Nothing in the cache depends on a folder: any
-checkout of these sources uses it with TRITON_CACHE_DIR, with the same triton and Python.
+and without a draft, as `e2e.py` measures them, and with the early launches of `profile_step.py`.
+Their launches go through Triton's own compiler with a driver that has no device, launchers in C
+included. Any checkout of these sources uses it with TRITON_CACHE_DIR, with the same triton, ptxas
+and Python. Triton keeps the paths of its files in it: wherever a copy is, `--use` comes first, or
+all is compiled again. (From triton 3.7 on its one module in C depends on where triton and libcuda
+are: where they are elsewhere that is built anew there, with a C compiler, in about a second.)
 """
 
 from __future__ import annotations
@@ -27,10 +30,12 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as gpu.sh sets it: par
 
 import triton
 from measuring import script
+from ops.early import launch_early
 from ops.no_driver import Compiled, compile_launch, compiling_for
 from pairs.pairs import PAIRS, Pair
 from pairs.without_data import run_iteration
 from triton._C.libtriton import get_cache_invalidating_env_vars
+from triton.backends.nvidia.compiler import get_ptxas_version
 
 CAPABILITY = {"sm80": 80, "sm90": 90, "sm100": 100}
 FILE = "lvspec.json"
@@ -44,6 +49,7 @@ def made_with() -> dict[str, Any]:
     return {
         "libtriton": hashlib.sha256(file.read_bytes()).hexdigest(),
         "triton": triton.__version__,
+        "ptxas": get_ptxas_version(),
         "python": sysconfig.get_config_var("EXT_SUFFIX"),
         "machine": platform.machine(),
         "environment": dict(sorted(get_cache_invalidating_env_vars().items())),
@@ -63,6 +69,15 @@ def misfits(cache: Path) -> list[str]:
     ]
 
 
+def settle(cache: Path) -> None:
+    """Have Triton find what a cache has: which files belong together it keeps by their paths."""
+    for group in cache.glob("*/__grp__*.json"):
+        found = json.loads(group.read_text())
+        names = found["child_paths"]
+        found["child_paths"] = {name: str(group.parent.resolve() / name) for name in names}
+        group.write_text(json.dumps(found))
+
+
 def compile_pair(pair: Pair, device_class: str, **options: Any) -> None:
     """What iterations of a pair launch, within `compiling_for`."""
     launches = {"launched": compile_launch, "before": compile_launch}
@@ -70,6 +85,13 @@ def compile_pair(pair: Pair, device_class: str, **options: Any) -> None:
     run_iteration(pair, **common)
     run_iteration(pair, **common, tree="specvlm")
     run_iteration(pair, **common, drafts=False)
+    if device_class == "sm80":  # which has none
+        return
+    launch_early(True)
+    try:
+        run_iteration(pair, **common)
+    finally:
+        launch_early(False)
 
 
 def describe(found: Compiled, seconds: float) -> str:
@@ -87,10 +109,12 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--arch", nargs="+", choices=CAPABILITY, default=["sm90"])
     parser.add_argument("--cache", type=Path, default=Path("triton-cache"), metavar="FOLDER")
-    parser.add_argument("--check", action="store_true", help="whether that folder fits here")
+    parser.add_argument("--use", action="store_true", help="have Triton find it here, if it fits")
     arguments = script.begin(parser)
-    if arguments.check:
+    if arguments.use:
         reasons = misfits(arguments.cache)
+        if not reasons:
+            settle(arguments.cache)
         print("\n".join(reasons) or f"{arguments.cache}: fits")
         return int(bool(reasons))
     for name in arguments.pairs:
@@ -100,6 +124,7 @@ def main() -> int:
         parser.error("PAIR: expected at least one name")
     cache = arguments.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
+    settle(cache)
     rows = []
     for device_class in arguments.arch:
         for name in arguments.pairs:

@@ -122,6 +122,44 @@ def huggingface_step(engine: Engine, tokens: torch.Tensor) -> Callable[[], Any]:
     return call
 
 
+def show(value: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+    """Print what was found, which is in the file by then."""
+    console = Console()
+    console.print(
+        f"{value['label']}, context {value['context']}, batch {value['batch']}, {device}, "
+        f"{dtype}, {value['loop']}",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = Table("step", "ms, calls", "ms, graph")
+    for name, each in value["steps"].items():
+        table.add_row(name, *("-" if ms is None else f"{ms:.3f}" for ms in each.values()))
+    console.print(table)
+    if device.type != "cuda":
+        return
+    found, a_layer, expected = value["gaps"], value["kernels_a_layer"], value["expected_kernels"]
+    said = "not predicted"
+    if expected is not None:
+        said = f"{expected} expected, {expected / value['layer_passes']:.2f} a layer"
+    console.print(
+        f"{sum(a_layer.values()):.2f} kernels a layer and pass, those beside layers included "
+        f"({said}):",
+        soft_wrap=True,
+    )
+    for name, count in a_layer.items():
+        if count >= 0.1:
+            console.print(f"  {count:6.2f} {name[:90]}", markup=False, soft_wrap=True)
+    within, of_all = (
+        "not measured" if found[share] is None else f"{found[share]:.1%}"
+        for share in ("share_within", "share_of_all")
+    )
+    console.print(
+        f"gaps between kernels: {within} of an iteration, {of_all} of all "
+        f"{value['iterations']}; {found['kernels_of_a_replay']} kernels a replay",
+        soft_wrap=True,
+    )
+
+
 def main() -> int:
     parser = script.parser_of(__doc__)
     default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -164,38 +202,6 @@ def main() -> int:
     a_layer = kernels_a_layer(kernels, arguments.iterations, layer_passes)
     expected = prediction(pair.name, config.gamma)
     expected_kernels = None if expected is None else expected["kernels"]
-    steps = step_times(engine)
-
-    console = Console()
-    console.print(
-        f"{label}, context {size.context}, batch {size.batch_size}, {device}, {dtype}, {loop}",
-        markup=False,
-        soft_wrap=True,
-    )
-    table = Table("step", "ms, calls", "ms, graph")
-    for name, each in steps.items():
-        table.add_row(name, *("-" if ms is None else f"{ms:.3f}" for ms in each.values()))
-    console.print(table)
-    order = "self_cpu_time_total"
-    if device.type == "cuda":
-        order = "self_cuda_time_total"
-        share = found["share_within"]
-        said = "not predicted"
-        if expected_kernels is not None:
-            said = f"{expected_kernels} expected, {expected_kernels / layer_passes:.2f} a layer"
-        console.print(
-            f"{sum(a_layer.values()):.2f} kernels a layer and pass, those beside layers included "
-            f"({said}):"
-        )
-        for name, count in a_layer.items():
-            if count >= 0.1:
-                console.print(f"  {count:6.2f} {name[:90]}", markup=False, soft_wrap=True)
-        within = "not measured: no replays" if share is None else f"{share:.1%}"
-        console.print(
-            f"gaps between kernels: {within} of an iteration, {found['share_of_all']:.1%} of all "
-            f"{arguments.iterations}; {found['kernels_of_a_replay']} kernels a replay"
-        )
-    print(averages.table(sort_by=order, row_limit=arguments.rows, max_name_column_width=60))
     if arguments.trace:
         arguments.trace.write_text(json.dumps(chrome))
     value = {
@@ -207,7 +213,7 @@ def main() -> int:
         "gamma": config.gamma,
         "loop": loop,
         "parts": engine.parts,
-        "steps": steps,
+        "steps": {},
         "gaps": found,
         "kernels": kernels[: arguments.rows],
         "kernels_a_layer": a_layer,
@@ -217,7 +223,12 @@ def main() -> int:
         "backend": ops.active_backend(device.type),
         "limits": timing.device_facts(device),
     }
+    script.finish(arguments, value, device)  # which stands, whatever becomes of the rest
+    value["steps"] = step_times(engine)
     script.finish(arguments, value, device)
+    show(value, device, dtype)
+    order = "self_cpu_time_total" if device.type != "cuda" else "self_cuda_time_total"
+    print(averages.table(sort_by=order, row_limit=arguments.rows, max_name_column_width=60))
     return 0
 
 

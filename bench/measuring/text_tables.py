@@ -63,6 +63,9 @@ def correctness(document: dict[str, Any]) -> list[str]:
     for row in bad[:20]:
         words = (row["operation"], row["case"], row["dtype"], row["result"], row["reason"])
         lines.append(" ".join(map(str, words)))
+    missing = document.get("num_checks", len(rows)) - len(rows)
+    if missing:
+        lines.append(f"interrupted: {missing} checks were not reached")
     return lines
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
@@ -97,12 +99,13 @@ def compiling_for(capability: int, cache: Path) -> Iterator[Compiled]:
         if not cache_hit:
             found.compiled.append(metadata["name"])
 
-    _use_stub()
+    stub = _stub()
     flags = sys.getdlopenflags()
     # What was built in C is loaded, too; its symbols are looked up when they are called.
     sys.setdlopenflags(os.RTLD_LAZY)
-    kept = os.environ.get("TRITON_CACHE_DIR")
-    os.environ["TRITON_CACHE_DIR"] = str(cache)
+    variables = {"TRITON_CACHE_DIR": str(cache), "LIBRARY_PATH": stub}
+    kept = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     build._build, knobs.compilation.listener = noted_build, noted
     try:
         driver.set_active(_NoDriver(capability))
@@ -111,25 +114,28 @@ def compiling_for(capability: int, cache: Path) -> Iterator[Compiled]:
         sys.setdlopenflags(flags)
         build._build = builds
         driver._active, knobs.compilation.listener = before
-        if kept is None:
-            del os.environ["TRITON_CACHE_DIR"]
-        else:
-            os.environ["TRITON_CACHE_DIR"] = kept
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-_STUBS: list[Any] = []
+LIBCUDA = "/lib/x86_64-linux-gnu"
+"""Where libcuda is on most machines that have one: from triton 3.7 on it is part of a key."""
 
 
-def _use_stub() -> None:
-    """What is built in C names libcuda, which is not here: an empty library of its name is."""
-    if _STUBS:
-        return
+@functools.cache
+def _stub() -> str:
+    """The folder of an empty library in place of libcuda, which what is built in C names."""
     compiler = shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise RuntimeError("a C compiler is needed to build Triton's launchers")
-    folder = tempfile.TemporaryDirectory()
-    library = Path(folder.name, "libcuda.so.1")
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = Path(folder, "libcuda.so.1")
     command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-x", "c", "/dev/null"]
     subprocess.run([*command, "-o", str(library)], check=True)
-    knobs.nvidia.libcuda_path = folder.name
-    _STUBS.extend((folder, ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)))
+    knobs.nvidia.libcuda_path = LIBCUDA
+    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    return folder

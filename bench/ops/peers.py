@@ -347,4 +347,6 @@ SAMPLED: dict[str, Peer] = {"torch": torch_sampled}
 COMMIT: dict[str, Peer] = {"index_copy": index_copy}
 IMPORTANCE: dict[str, Peer] = {"eager, weights": weights_importance}
 EXPAND: dict[str, Peer] = {"torch": torch_expand}
+COMPILED_PEERS = (flex_attention, compiled_logit_stats)
+"""Those that torch.compile makes: seconds for every size."""
 LINEAR: dict[str, Peer] = {"not quantised": plain_linear, "torchao": torchao_linear}

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lvspec.kernels
+from lvspec import ops
 from lvspec.config import DecodeConfig
 from lvspec.engine.engine import Engine
 from lvspec.engine.roles import Roles
@@ -31,8 +32,9 @@ from lvspec.engine.sequence import Request, Sequence
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
 from lvspec.kernels import launch
+from lvspec.models.cache import SlotCache, _most_pieces
 from lvspec.models.model import Model
-from lvspec.phases.draft import make_drafter
+from lvspec.phases.draft import CachedDrafter, make_drafter
 from lvspec.policy import AcceptancePolicy
 from lvspec.tree_shapes import NAMED_TREES, StaticTree
 
@@ -225,6 +227,13 @@ def run_iteration(
             return engine.parts
 
 
+def _plan(cache: SlotCache) -> None:
+    """The split plan that a prompt leaves in a cache; which kernels attention launches follows."""
+    _, batch_size, kv_heads, capacity, _ = cache.k.shape
+    shape = (3, batch_size, _most_pieces(capacity, kv_heads))
+    cache.plan = ops.SplitPlan(*torch.zeros(shape, dtype=torch.int32, device=cache.k.device))
+
+
 def _engine(
     pair: Pair, config: DecodeConfig, context: int, batch_size: int, drafts: bool
 ) -> Engine:
@@ -238,6 +247,9 @@ def _engine(
     policy = AcceptancePolicy.lvspec()
     engine = Engine(target, drafter, policy, config, batch_size=batch_size)
     engine.reserve(context)
+    caches = [engine.cache, *([drafter.cache] if isinstance(drafter, CachedDrafter) else [])]
+    for cache in caches:
+        _plan(cache)
     prompt = torch.zeros(1, context, dtype=torch.int64, device=CUDA)
     for place in range(batch_size):
         request, stats = Request({"input_ids": prompt}), DecodeStats(CUDA, drafter.gamma)

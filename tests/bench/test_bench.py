@@ -90,6 +90,24 @@ def test_peers_run(results):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "reason"), [((), "measured with --compile"), (("--compile",), "for CUDA only")]
+)
+def test_what_takes_long_to_compile_is_measured_if_asked_for(tmp_path, options, reason):
+    path = tmp_path / "micro.json"
+    files = [BENCH / "ops" / f"bench_{name}.py" for name in ("verify_attention", "logit_stats")]
+    options = ("-k", "s1-b1-chain", *options, f"--benchmark-json={path}")
+    done = run(*PYTEST, "-q", "--bench-device=cpu", *files, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    peers = {}
+    for benchmark in json.loads(path.read_text())["benchmarks"]:
+        peers |= benchmark["extra_info"]["peers"]
+    for name in ("flex_attention", "torch.compile"):
+        assert reason in peers[name]["unavailable"]
+    assert "median_ms" in peers["sdpa"] and "median_ms" in peers["torch"]
+
+
+@pytest.mark.slow
 def test_text_tables(results, tmp_path):
     path = tmp_path / "correctness.json"
     script = (BENCH / "correctness.py", "--device", "cpu", "--operations", "commit_kv")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {"target": {"layers": 28, "called": 0}, "draft": {"layers": 36, "called": 0}}
@@ -96,6 +97,52 @@ echo "WORDS $*"
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("done before") == len(steps)
     assert again.stdout.count("exit code") == 1
+
+
+def test_what_a_kill_leaves_half_written_does_not_travel(tmp_path):
+    """Killed in the middle of writing: of an earlier call, and in this one."""
+    python, out = tmp_path / "python", tmp_path / "out"
+    out.mkdir()
+    (out / ".0123.part").write_text("earlier")
+    python.write_text(
+        """#!/bin/sh
+case "$*" in
+    *facts*) ls -A "$OUT" | grep part ;;
+    *e2e.py*) echo half >"$OUT/.4567.part"; kill -KILL $$ ;;
+    *profile_step*) ls -A "$OUT" | grep part ;;
+esac
+exit 0
+"""
+    )
+    python.chmod(0o755)
+    done = call("first", out, python, DEVICE="cuda", CACHE=str(tmp_path / "none"))
+    assert done.returncode == 1 and "e2e, 7B <- 3B: exit code 137" in done.stdout
+    assert not list(out.glob(".*")) and len(list(out.iterdir())) <= 8
+    assert ".part" not in (out / "cuda-gpu-first.log").read_text()
+
+
+def test_nothing_needs_to_be_installed(tmp_path):
+    """The sources are found, kernels/ in its place, and nothing is left of what links to them."""
+    python, found = tmp_path / "python", tmp_path / "found"
+    python.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    *find_spec*) exit 1 ;;
+    *facts.py*) cd /; exec {sys.executable} {tmp_path / "look.py"} ;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    (tmp_path / "look.py").write_text(
+        "import lvspec\nimport lvspec.kernels\n"
+        f"with open({str(found)!r}, 'w') as file:\n"
+        "    print(lvspec.__file__, lvspec.kernels.__file__, file=file)\n"
+    )
+    done = call("first", tmp_path / "out", python, DEVICE="cuda", CACHE=str(tmp_path / "none"))
+    assert "not installed" in done.stdout and "facts: exit code 0" in done.stdout, done.stdout
+    package, kernels = map(Path, found.read_text().split())
+    assert not package.is_relative_to(ROOT) and kernels.is_relative_to(package.parent)
+    assert not package.parent.exists()
 
 
 def test_a_cache_that_does_not_fit_is_said_at_once(tmp_path):
@@ -250,3 +297,51 @@ def test_predictions_that_are_committed(bench):
     assert seven["kernels"] <= 4300
 
 
+def test_a_profile_stands_before_its_steps_are_timed(bench, tmp_path, monkeypatch):
+    profile_step, path = bench("profile_step"), tmp_path / "profile.json"
+
+    def fails(engine):
+        raise TypeError("a version of HF's")
+
+    monkeypatch.setattr(profile_step, "step_times", fails)
+    words = ["--device", "cpu", "--pair", "tiny", "--context", "60", "--gamma", "2"]
+    monkeypatch.setattr(sys, "argv", ["profile_step.py", *words, "--json", str(path)])
+    with pytest.raises(TypeError):
+        profile_step.main()
+    found = json.loads(path.read_text())
+    assert found["kind"] == "profile" and found["gaps"]["replays"] == 0 and found["steps"] == {}
+
+
+def test_checks_that_were_made_stand(bench, tmp_path, monkeypatch):
+    """What a limit interrupts has the rows that it got to, and says how many are missing."""
+    correctness, path = bench("correctness"), tmp_path / "correctness.json"
+    plain, done = correctness.run_task, []
+
+    def interrupted(task):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(plain(task))
+        return done[-1]
+
+    monkeypatch.setattr(correctness, "run_task", interrupted)
+    words = ["--device", "cpu", "--operations", "gate", "accept", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["correctness.py", *words])
+    with pytest.raises(KeyboardInterrupt):
+        correctness.main()
+    document = json.loads(path.read_text())
+    assert document["rows"] == sum(done, []) != []
+    said = bench("measuring.text_tables").correctness(document)
+    missing = document["num_checks"] - len(document["rows"])
+    assert said[-1] == f"interrupted: {missing} checks were not reached" and missing > 0
+
+
+def test_a_profile_without_kernels_says_so(bench, capsys):
+    """Where a device's profiler sees nothing."""
+    gaps = bench("measuring.gaps").describe({"traceEvents": []})
+    value = {"label": "a pair", "context": 1, "batch": 1, "loop": "graph", "steps": {}}
+    value |= {"gaps": gaps, "kernels_a_layer": {}, "expected_kernels": 70, "layer_passes": 7}
+    device = torch.device("cuda")
+    bench("profile_step").show({**value, "iterations": 3}, device, torch.bfloat16)
+    said = capsys.readouterr().out
+    assert "0.00 kernels a layer" in said and "70 expected, 10.00 a layer" in said
+    assert "not measured of an iteration, not measured of all 3" in said

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = ("--context", "300")
+SAFE = ("-P",) if sys.version_info >= (3, 11) else ()
 
 
 def run(*command, root=ROOT, **variables):
@@ -51,7 +52,7 @@ def counted(tmp_path_factory):
     pytest.importorskip("triton")
     script = tmp_path_factory.mktemp("counted") / "counted.py"
     script.write_text(COUNTED)
-    done = run("-P" if sys.version_info >= (3, 11) else "-s", script)
+    done = run(*SAFE, script)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -79,12 +80,13 @@ def test_kernels_of_7b_with_3b(counted):
 @pytest.mark.slow
 def test_a_cache_is_used_in_another_folder(tmp_path):
     """Nothing is compiled or built a second time, by a copy of the sources elsewhere."""
-    triton = pytest.importorskip("triton")
+    pytest.importorskip("triton")
     if shutil.which("gcc") is None and shutil.which("clang") is None:
         pytest.skip("a C compiler is needed")
-    cache, first, second = tmp_path / "cache", tmp_path / "first.json", tmp_path / "second.json"
-    made = ("bench/precompile.py", "tiny", *CONTEXT, "--gamma", "1", "--cache", cache)
-    done = run(*made, "--json", first)
+    cache, carried = tmp_path / "cache", tmp_path / "carried"
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    made = ("bench/precompile.py", "tiny", *CONTEXT, "--gamma", "1", "--cache")
+    done = run(*made, cache, "--json", first)
     assert done.returncode == 0, done.stderr[-3000:]
     (row,) = json.loads(first.read_text())["rows"]
     assert row["kernels"] > 15 and len(row["compiled"]) == row["kernels"] and row["built"]
@@ -96,13 +98,12 @@ def test_a_cache_is_used_in_another_folder(tmp_path):
             other / to,
             ignore=shutil.ignore_patterns("__pycache__", "*.mp4", "results"),
         )
-    done = run(*made, "--json", second, root=other, PYTHONPATH=str(other))
+    cache.rename(carried)
+    done = run(*made, carried, "--json", second, root=other, PYTHONPATH=str(other))
     assert done.returncode == 0, done.stderr[-3000:]
     (again,) = json.loads(second.read_text())["rows"]
     assert again["compiled"] == [] and again["kernels"] == row["kernels"]
-    # From triton 3.7 on no launcher is built, and the driver's module anew where libcuda moves.
-    built = again["built"]
-    assert built == [] or (built == ["cuda_utils"] and not triton.__version__.startswith("3.6"))
+    assert again["built"] == []
 
 
 def test_a_cache_of_another_triton_is_refused_at_once(bench, tmp_path, monkeypatch, capsys):
@@ -110,7 +111,7 @@ def test_a_cache_of_another_triton_is_refused_at_once(bench, tmp_path, monkeypat
     precompile = bench("precompile")
 
     def check():
-        monkeypatch.setattr(sys, "argv", ["precompile.py", "--check", "--cache", str(tmp_path)])
+        monkeypatch.setattr(sys, "argv", ["precompile.py", "--use", "--cache", str(tmp_path)])
         return precompile.main(), capsys.readouterr().out
 
     code, said = check()
@@ -122,3 +123,46 @@ def test_a_cache_of_another_triton_is_refused_at_once(bench, tmp_path, monkeypat
     (tmp_path / precompile.FILE).write_text(json.dumps(made))
     code, said = check()
     assert code == 1 and f"got {'0' * 64}" in said and "python: expected" in said
+
+
+def test_triton_finds_what_a_cache_has_wherever_it_is(bench, tmp_path, monkeypatch):
+    """Which files belong to a kernel Triton keeps by their paths: those where they are now."""
+    cache_of = pytest.importorskip("triton.runtime.cache").get_cache_manager
+    precompile, key = bench("precompile"), "00" * 32
+    there, here = tmp_path / "there", tmp_path / "here"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(there))
+    manager = cache_of(key)
+    files = {name: manager.put(name, name) for name in ("a_kernel.json", "a_kernel.cubin")}
+    manager.put_group("a_kernel.json", files)
+    (there / precompile.FILE).write_text(json.dumps(precompile.made_with()))
+
+    there.rename(here)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(here))
+    assert not cache_of(key).get_group("a_kernel.json")
+    monkeypatch.setattr(sys, "argv", ["precompile.py", "--use", "--cache", str(here)])
+    assert precompile.main() == 0
+    found = cache_of(key).get_group("a_kernel.json")
+    assert found.keys() == files.keys()
+    assert all(Path(path).read_text() == name for name, path in found.items())
+
+
+@pytest.mark.slow
+def test_what_rows_launch_has_been_compiled(tmp_path):
+    """Every launch of e2e.py's methods is one of those without data, in all that decides a key."""
+    pytest.importorskip("triton")
+    script, found = ROOT / "tests" / "support" / "launches_seen.py", {}
+    interpreted = {"LVSPEC_BACKEND": "triton", "TRITON_INTERPRET": "1"}
+    for way, variables in (("rows", interpreted), ("without-data", {})):
+        done = run(*SAFE, script, way, tmp_path / way, **variables)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        found[way] = json.loads((tmp_path / way).read_text())
+
+    def is_compiled(kernel, kinds):
+        return any(
+            kernel == other and all(of_other[name] in (kind, "any") for name, kind in kinds.items())
+            for other, of_other in found["without-data"]
+        )
+
+    assert {kernel for kernel, _ in found["rows"]} > {"attend_kernel", "merge_kernel"}
+    assert any(kinds.get("PIECE") == 0 for _, kinds in found["rows"]), "there is a split plan"
+    assert [launch for launch in found["rows"] if not is_compiled(*launch)] == []

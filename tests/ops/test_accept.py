@@ -507,7 +507,7 @@ def test_every_sequence_has_its_own_rule():
     sequences = [random_sequence(rng, 9, 6) for _ in policies]
     logits, tokens, parents, in_use, relevance, used = as_tensors(sequences, torch.float32)
     stats = reference.logit_stats(logits, top_k=3)
-    rules = ops.Rules.of(policies, (2, 7), torch.device("cpu"), num_strict_ids=5)
+    rules = ops.Rules.of(policies, (2, 7), torch.get_default_device(), num_strict_ids=5)
     call = (logits, tokens, parents, in_use, stats, relevance)
     got = ops.accept(*call, rules, regret_used=used)
     others = ops.accept(*call, ops.Rules(*map(scattered, rules)), regret_used=used)

@@ -116,7 +116,7 @@ def test_what_the_host_wants_to_know_of_each_token():
     logits = torch.zeros(1, 4, 6)
     logits[0, 0, [2, 3]] = torch.tensor([4.0, 3.25])
     logits[0, 2, 4], logits[0, 3, 5] = 1.0, 2.0
-    shape = DraftShape.chain(3, batch_size=1, device=torch.device("cpu"))
+    shape = DraftShape.chain(3, batch_size=1, device=torch.get_default_device())
     draft = Draft(tokens, shape)
     acceptance = ops.Acceptance(
         torch.tensor([[0, 2, 3, -1]], dtype=torch.int32),

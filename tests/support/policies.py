@@ -23,7 +23,7 @@ def gated(anchor_threshold: float, **fields: Any) -> AcceptancePolicy:
 
 def strict_rules(batch_size: int, eos_ids: list[int]) -> Rules:
     """Of sequences that accept exact matches alone."""
-    return Rules.of([STRICT] * batch_size, eos_ids, torch.device("cpu"))
+    return Rules.of([STRICT] * batch_size, eos_ids, torch.get_default_device())
 
 
 def begin(state: DecodeState, place: int, last: int, first: int) -> None:
