@@ -32,7 +32,7 @@ from lvspec.engine.sequence import Request, Sequence
 from lvspec.engine.stats import DecodeStats
 from lvspec.engine.stopping import Stopping
 from lvspec.kernels import launch
-from lvspec.models.cache import SlotCache, _most_pieces
+from lvspec.models.cache import SlotCache, most_pieces
 from lvspec.models.model import Model
 from lvspec.phases.draft import CachedDrafter, make_drafter
 from lvspec.policy import AcceptancePolicy
@@ -230,7 +230,7 @@ def run_iteration(
 def _plan(cache: SlotCache) -> None:
     """The split plan that a prompt leaves in a cache; which kernels attention launches follows."""
     _, batch_size, kv_heads, capacity, _ = cache.k.shape
-    shape = (3, batch_size, _most_pieces(capacity, kv_heads))
+    shape = (3, batch_size, most_pieces(capacity, kv_heads))
     cache.plan = ops.SplitPlan(*torch.zeros(shape, dtype=torch.int32, device=cache.k.device))
 
 

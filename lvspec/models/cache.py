@@ -106,7 +106,7 @@ class SlotCache(Cache):
             head_dim=head_dim,
             capacity=capacity,
             vocabulary=vocabulary,
-            num_pieces=_most_pieces(capacity, kv_heads),
+            num_pieces=most_pieces(capacity, kv_heads),
         )
         self.workspace = torch.empty(size, dtype=torch.uint8, device=self.k.device)
 
@@ -270,7 +270,7 @@ class SlotCache(Cache):
         if ops.active_backend(self.k.device.type) != "triton":
             return
         _, batch_size, kv_heads, capacity, _ = self.k.shape
-        width = _most_pieces(capacity, kv_heads)
+        width = most_pieces(capacity, kv_heads)
         if self._tables is None:
             table = torch.zeros(3, batch_size, width, dtype=torch.int32, device=self.k.device)
             self._tables = ops.SplitPlan(*table)
@@ -300,7 +300,7 @@ def _selectable(x: Tensor) -> Tensor:
     return x.view(torch.uint8) if x.dtype == FLOAT8 else x
 
 
-def _most_pieces(capacity: int, num_kv_heads: int) -> int:
+def most_pieces(capacity: int, num_kv_heads: int) -> int:
     """Pieces of a plan that is worth following: twice those of a prompt that is one run."""
     return 2 * -(-capacity // ops.piece_length(capacity, num_kv_heads)) + 16
 
