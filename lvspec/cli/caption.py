@@ -87,9 +87,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add(
         "--clip-timeout",
         type=float,
-        default=600.0,
         metavar="SECONDS",
-        help="a clip whose decoding takes longer has failed (default: %(default)g)",
+        help="a clip whose decoding takes longer has failed (default: 600; not with --ray)",
     )
     add("--max-new-tokens", type=int, metavar="N", help="tokens at most (default 256)")
     add("--gamma", type=gamma_of, metavar="N", help="draft tokens per pass, or auto (default)")
@@ -132,7 +131,13 @@ def _check(arguments: argparse.Namespace) -> Shard:
     check_pair_options(arguments)
     check_least(arguments, "batch_size", 1)
     check_least(arguments, "decode_workers", 1)
-    check_seconds("clip_timeout", arguments.clip_timeout)
+    if arguments.clip_timeout is not None:
+        check_seconds("clip_timeout", arguments.clip_timeout)
+        if arguments.ray is not None:
+            raise ValueError(
+                "--clip-timeout: expected none beside --ray, whose tasks have no such limit, got "
+                f"{arguments.clip_timeout:g}"
+            )
     check_least(arguments, "actors", 1)
     if arguments.ray is None and arguments.actors is not None:
         raise ValueError(f"--actors: expected --ray beside it, got --actors {arguments.actors}")
@@ -209,6 +214,7 @@ def _with_models(arguments: argparse.Namespace) -> Callable[..., Captioned]:
     """Captions with models that are loaded here."""
     from lvspec.captioning.preparing import Checkpoints
     from lvspec.captioning.run import caption
+    from lvspec.captioning.workers import CLIP_TIMEOUT
 
     models = load_quietly(arguments)
     if arguments.profile is not None:
@@ -223,6 +229,7 @@ def _with_models(arguments: argparse.Namespace) -> Callable[..., Captioned]:
         shard: Shard,
         **said: Any,
     ) -> Captioned:
+        limit = arguments.clip_timeout
         return caption(
             *(models.target, models.draft, samples),
             recipe=recipe,
@@ -233,7 +240,7 @@ def _with_models(arguments: argparse.Namespace) -> Callable[..., Captioned]:
             shard=shard,
             batch_size=arguments.batch_size,
             workers=arguments.decode_workers or 1,
-            clip_timeout=arguments.clip_timeout,
+            clip_timeout=CLIP_TIMEOUT if limit is None else limit,
             retry_failed=arguments.retry_failed,
             parquet=arguments.parquet,
             **said,
