@@ -5,10 +5,10 @@ from bench_modules import modules_of_bench
 
 def test_nothing_is_handed_on():
     """What the modules of one file have measured or replaced is not what those of the next find."""
-    found = []
-    for _ in range(2):
-        with modules_of_bench() as bench:
-            row, timing = bench("pairs.row"), bench("measuring.timing")
-            assert row.timing is timing
-            found.append(timing)
-    assert found[0] is not found[1]
+    with modules_of_bench() as outer:
+        mine = outer("measuring.timing")
+        for _ in range(2):
+            with modules_of_bench() as bench:
+                row, timing = bench("pairs.row"), bench("measuring.timing")
+                assert row.timing is timing is not mine
+        assert outer("pairs.row").timing is outer("measuring.timing") is mine

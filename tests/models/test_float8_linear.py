@@ -174,6 +174,7 @@ def onevision_72b():
         return LlavaOnevisionForConditionalGeneration(config).bfloat16().eval()
 
 
+@pytest.mark.slow
 def test_72b_fits_into_one_gpu():
     """72.7 GB a pass, beside the caches of eight captions at 16k, in 0.9 of 139 GiB."""
     model = onevision_72b()
