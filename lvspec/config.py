@@ -19,9 +19,9 @@ GAMMA = 12
 KEEP_BY = ("attention", "uniform")
 Fuse = Literal["kernels", "none"]
 FUSE: tuple[Fuse, ...] = get_args(Fuse)
+"""Whose code may run passes, see `DecodeConfig.fuse`."""
 CacheDtype = Literal["auto", "fp8"]
 CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
-"""Whose code may run passes, see `DecodeConfig.fuse`."""
 
 
 @dataclass(frozen=True)
