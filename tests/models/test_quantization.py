@@ -153,9 +153,9 @@ class Seen(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 torch.set_num_threads(1)
-target, draft, prompt, weights, out = sys.argv[1:]
+target, draft, prompt, weights, cache_dtype, out = sys.argv[1:]
 pair = load_pair(target, draft, draft_weights=weights)
-config = DecodeConfig(gamma=2, max_new_tokens=5, eos_ids=())
+config = DecodeConfig(gamma=2, max_new_tokens=4, eos_ids=(), cache_dtype=cache_dtype)
 with Seen():
     found = generate(
         pair.target, pair.draft, torch.load(prompt), policy=AcceptancePolicy.strict(), config=config
@@ -165,27 +165,29 @@ torch.save([found.tokens, sorted(Seen.names)], out)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("weights", KINDS)
-def test_on_the_kernels(
-    torchao, random_pair_folders, random_pair, make_prompt, hf_greedy, tmp_path, weights
-):
-    """The whole loop with a quantised draft in Triton's interpreter."""
+def test_on_the_kernels(torchao, random_pair_folders, random_pair, make_prompt, tmp_path, weights):
+    """The whole loop with a quantised draft in the interpreter; with fp8, so are the caches."""
     script, prompt, out = (tmp_path / name for name in ("script.py", "prompt.pt", "out.pt"))
     script.write_text(INTERPRETED)
     given = make_prompt(2, ("video", 2, 4, 4), 2)
     torch.save(given, prompt)
-    command = [sys.executable, script, *random_pair_folders, prompt, weights, out]
+    cache_dtype = "fp8" if weights == "fp8" else "auto"
+    command = [sys.executable, script, *random_pair_folders, prompt, weights, cache_dtype, out]
     done = subprocess.run(
         [*map(str, command)],
         env={**os.environ, "LVSPEC_BACKEND": "triton", "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     tokens, names = torch.load(out)
-    assert tokens[0].tolist() == hf_greedy(random_pair[0], given, 5)
+    config = DecodeConfig(max_new_tokens=4, eos_ids=(), cache_dtype=cache_dtype)
+    assert tokens.equal(generate(random_pair[0], None, given, config=config).tokens)
     assert {"scaled_linear", "silu_multiply", "rotate_and_write"} <= set(names)
+    assert ("write_float8" in names) == (cache_dtype == "fp8")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
