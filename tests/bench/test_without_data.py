@@ -20,7 +20,7 @@ def run(*command, root=ROOT, **variables):
     env = {key: value for key, value in os.environ.items() if key not in dropped}
     env |= {"OMP_NUM_THREADS": "1", "TRITON_DEFAULT_FP_FUSION": "1", **variables}
     command = [sys.executable, *map(str, command)]
-    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=800)
 
 
 COUNTED = """
@@ -78,6 +78,7 @@ def test_kernels_of_7b_with_3b(counted):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_cache_is_used_in_another_folder(tmp_path):
     """Nothing is compiled or built a second time, by a copy of the sources elsewhere."""
     pytest.importorskip("triton")
@@ -147,6 +148,7 @@ def test_triton_finds_what_a_cache_has_wherever_it_is(bench, tmp_path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_rows_launch_has_been_compiled(tmp_path):
     """Every launch of e2e.py's methods is one of those without data, in all that decides a key."""
     pytest.importorskip("triton")
