@@ -1,6 +1,6 @@
 """What a target loses whose weights, or whose keys and values, are fp8.
 
-    python bench/float8.py [--clips 24] [--gamma 12] [--json FILE]
+    python bench/float8.py [--pair embedded|real|FOLDER] [--clips 24] [--gamma 12] [--json FILE]
 
 Tau and fidelity of a trained pair whose target holds its weights (the head's not, or those too),
 its caches or all of them in float8, strict and loose. Captions are judged by what the clips show
@@ -26,6 +26,7 @@ AS_IT_IS = "as it is"
 
 def main() -> None:
     parser = trained.parser_of(__doc__, clips=24)
+    trained.add_pair(parser)
     parser.add_argument("--gamma", type=int, default=12)
     arguments, setup = trained.begin(parser)
     plain = setup.pair
