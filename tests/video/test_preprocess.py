@@ -16,6 +16,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lvspec.video import Video, patches, sample_indices
 from lvspec.video.config import VideoProcessorConfig
@@ -244,7 +245,7 @@ def test_frames_as_a_list_or_an_array():
     read_only = array.copy()
     read_only.flags.writeable = False
     reversed_twice = np.ascontiguousarray(array[..., ::-1])[..., ::-1]
-    pictures = [pytest.importorskip("PIL.Image").fromarray(frame) for frame in array]
+    pictures = [Image.fromarray(frame) for frame in array]
     for given in (array, read_only, reversed_twice, list(array), list(frames), pictures):
         for one, other in zip(processor.process(given), expected):
             assert one.equal(other)
@@ -300,7 +301,6 @@ def test_configuration_files_are_shared(huggingface):
 @pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(83, 121), (40, 30), (300, 17)])
 def test_resize_equals_pillow(size, resample):
-    image = pytest.importorskip("PIL.Image")
     config = VideoProcessorConfig(
         min_pixels=784, max_pixels=8000, resample=resample, do_rescale=False, do_normalize=False
     )
@@ -309,8 +309,8 @@ def test_resize_equals_pillow(size, resample):
     patches, grid = preprocess_video(frames, config)
     height, width = (14 * number for number in grid[0, 1:].tolist())
     assert (height, width) != size
-    method = {"bicubic": image.Resampling.BICUBIC, "bilinear": image.Resampling.BILINEAR}[resample]
-    picture = image.fromarray(frames[0].numpy()).resize((width, height), method)
+    method = Image.Resampling[resample.upper()]
+    picture = Image.fromarray(frames[0].numpy()).resize((width, height), method)
     resized = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     resized = resized.reshape(1, height, width, 3)
     expected, _ = preprocess_video(resized, replace(config, do_resize=False))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer
 
 from lvspec.cli.captioning import _Captioner
@@ -110,8 +111,7 @@ def test_frames_of_no_file(processor, clip):
 
 
 def test_a_picture_is_no_video(processor, tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    image.new("RGB", (84, 84)).save(tmp_path / "one.jpg")
+    Image.new("RGB", (84, 84)).save(tmp_path / "one.jpg")
     with pytest.raises(ValueError, match=r"^expected a video, got a picture \(mjpeg\).*one\.jpg"):
         processor(tmp_path / "one.jpg", "describe")
 
